@@ -1,0 +1,299 @@
+"""Makes the small chat data set beside it, and the tokenizer of `sftrun/tiny` that is trained on it.
+
+    python recipes/data/chat/make.py               # write train.jsonl, val.jsonl, test.jsonl
+    python recipes/data/chat/make.py --check       # fail when the files here are not what would be written
+    python recipes/data/chat/make.py --tokenizer sftrun/tiny    # train the tokenizer again
+
+Each task draws facts (names, places, numbers) and words a talk about them. A set of facts is used once, so
+what is held out is new combinations of known words. A talk has one right last answer: exact match is fair.
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+Message = dict[str, str]
+Talk = list[Message]
+Facts = tuple[object, ...]
+
+HERE = Path(__file__).resolve().parent
+SIZES = {"train": 4000, "val": 200, "test": 300}
+SEED = 7
+
+NAMES = (
+    "Ada Ben Clara David Emma Felix Greta Henry Ida Jonas Kira Leo Maya Nora Oscar Paula Rosa Simon Tara Vera"
+).split()
+CITIES = (
+    "Athens Berlin Cairo Dublin Geneva Hanoi Lima Lisbon London Madrid Oslo Paris Rome Seoul Tokyo Vienna"
+).split()
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+FRUIT = "apple banana cherry fig grape kiwi lemon lime mango melon peach pear plum".split()
+BOTS = "Aria Nova Otto Robin Sage".split()
+
+GOOD = "lovely excellent great perfect wonderful superb pleasant".split()
+BAD = "awful terrible poor horrible dreadful bad dull".split()
+THINGS = "soup room music coffee view film dessert service garden tour".split()
+
+UNITS = {  # small units in a large one: always a power of ten, so that the answer is digits copied and zeros
+    ("kilometres", "metres"): 1000,
+    ("metres", "centimetres"): 100,
+    ("centimetres", "millimetres"): 10,
+    ("kilograms", "grams"): 1000,
+    ("litres", "millilitres"): 1000,
+}
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def system(text: str) -> Message:
+    return {"role": "system", "content": text}
+
+
+def greeting(rng: random.Random, name: str, city: str) -> str:
+    return rng.choice(
+        [
+            f"Hi, I'm {name} from {city}.",
+            f"Hello! My name is {name} and I live in {city}.",
+            f"Good morning, this is {name}, writing from {city}.",
+        ]
+    )
+
+
+def greet(rng: random.Random) -> tuple[Facts, Talk]:
+    name, city = rng.choice(NAMES), rng.choice(CITIES)
+    talk = [user(greeting(rng, name, city)), assistant(f"Hello {name}! How is the weather in {city}?")]
+    return (name, city), talk
+
+
+def greet_as_pirate(rng: random.Random) -> tuple[Facts, Talk]:
+    name, city = rng.choice(NAMES), rng.choice(CITIES)
+    talk = [
+        system("You are a pirate."),
+        user(greeting(rng, name, city)),
+        assistant(f"Ahoy, {name}! What treasure lies in {city}?"),
+    ]
+    return (name, city), talk
+
+
+def remember(rng: random.Random) -> tuple[Facts, Talk]:
+    """Something said in the first turn is asked for in the second."""
+    (name, city), talk = greet(rng)
+    question, answer = rng.choice(
+        [("What is my name?", f"Your name is {name}."), ("Where do I live?", f"You live in {city}.")]
+    )
+    return (name, city, question), [*talk, user(question), assistant(answer)]
+
+
+def extract(rng: random.Random) -> tuple[Facts, Talk]:
+    name, city, age = rng.choice(NAMES), rng.choice(CITIES), rng.randint(18, 89)
+    question = rng.choice(
+        [
+            f"Write this as JSON: {name} is {age} years old and lives in {city}.",
+            f"Write this as JSON: {name} lives in {city} and is {age} years old.",
+            f"Extract the data as JSON. {name}, {age}, has a flat in {city}.",
+        ]
+    )
+    answer = json.dumps({"name": name, "age": age, "city": city})
+    return (name, city, age), [user(question), assistant(answer)]
+
+
+def reverse(rng: random.Random) -> tuple[Facts, Talk]:
+    fruit = rng.sample(FRUIT, rng.randint(3, 4))
+    question = rng.choice(["Reverse this list: {}", "Write this list backwards: {}"]).format(", ".join(fruit))
+    return tuple(fruit), [user(question), assistant(f"Reversed: {', '.join(reversed(fruit))}")]
+
+
+def reverse_then_pick(rng: random.Random) -> tuple[Facts, Talk]:
+    facts, talk = reverse(rng)
+    which, place = rng.choice([("first", -1), ("last", 0)])
+    return (*facts, which), [*talk, user(f"Which one is {which} now?"), assistant(f"The {facts[place]}.")]
+
+
+def amounts(number: int, large: str, small: str) -> str:
+    return f"{number} {large} are {number * UNITS[large, small]} {small}."
+
+
+def convert(rng: random.Random) -> tuple[Facts, Talk]:
+    large, small = rng.choice(list(UNITS))
+    number = rng.randint(10, 99)
+    question = rng.choice(
+        [f"How many {small} are {number} {large}?", f"Convert {number} {large} to {small}."]
+    )
+    return (number, large, question[0]), [user(question), assistant(amounts(number, large, small))]
+
+
+def convert_twice(rng: random.Random) -> tuple[Facts, Talk]:
+    large, small = rng.choice(list(UNITS))
+    one, two = rng.sample(range(10, 100), 2)
+    talk = [
+        user(f"Convert {one} {large} to {small}."),
+        assistant(amounts(one, large, small)),
+        user(f"And {two} {large}?"),
+        assistant(amounts(two, large, small)),
+    ]
+    return (one, two, large), talk
+
+
+def review(rng: random.Random) -> tuple[Facts, str, str]:
+    """Facts, the text of a review, and the feeling it has."""
+    feeling, adjectives = rng.choice([("Positive", GOOD), ("Negative", BAD)])
+    one, two = rng.sample(THINGS, 2)
+    how, how_too = rng.sample(adjectives, 2)
+    return (one, how, two, how_too), f"The {one} was {how} and the {two} was {how_too}.", feeling
+
+
+def judge(rng: random.Random) -> tuple[Facts, Talk]:
+    facts, text, feeling = review(rng)
+    question = rng.choice(["Is this review positive or negative?", "What is the mood of this review?"])
+    return facts, [user(f"{question} {text}"), assistant(f"{feeling}.")]
+
+
+def judge_loudly(rng: random.Random) -> tuple[Facts, Talk]:
+    facts, (question, answer) = judge(rng)
+    loud = assistant(answer["content"].upper())
+    return facts, [system("Answer in upper case."), question, loud]
+
+
+def meeting(rng: random.Random) -> tuple[Facts, str, list[tuple[str, str, str]]]:
+    """Facts, the text of a note, and questions about it, each with the short and the long answer."""
+    (one, two), city, day = rng.sample(NAMES, 2), rng.choice(CITIES), rng.choice(DAYS)
+    text = rng.choice(
+        [f"On {day}, {one} will meet {two} in {city}.", f"In {city}, {one} will meet {two} on {day}."]
+    )
+    questions = [
+        ("Where do they meet?", f"In {city}.", f"They meet in {city}."),
+        ("When do they meet?", f"On {day}.", f"They meet on {day}."),
+        ("Who are they?", f"Those are {one} and {two}.", f"They are {one} and {two}."),
+    ]
+    return (one, two, city, day), text, questions
+
+
+def read(rng: random.Random) -> tuple[Facts, Talk]:
+    facts, text, questions = meeting(rng)
+    question, _, answer = rng.choice(questions)
+    return facts, [user(f"{text} {question}"), assistant(answer)]
+
+
+def read_on(rng: random.Random) -> tuple[Facts, Talk]:
+    facts, text, questions = meeting(rng)
+    (first, _, answer), (second, _, answer_too) = rng.sample(questions, 2)
+    return facts, [user(f"{text} {first}"), assistant(answer), user(second), assistant(answer_too)]
+
+
+def read_briefly(rng: random.Random) -> tuple[Facts, Talk]:
+    facts, text, questions = meeting(rng)
+    question, answer, _ = rng.choice(questions[:2])
+    return facts, [system("Answer briefly."), user(f"{text} {question}"), assistant(answer)]
+
+
+def read_and_sign(rng: random.Random) -> tuple[Facts, Talk]:
+    facts, (question, answer) = read(rng)
+    bot = rng.choice(BOTS)
+    signed = assistant(f"{answer['content']} Yours, {bot}")
+    return (*facts, bot), [system(f"Your name is {bot}. Sign every answer."), question, signed]
+
+
+TASKS: dict[Callable[[random.Random], tuple[Facts, Talk]], int] = {  # with their shares of the rows
+    greet: 2,
+    greet_as_pirate: 2,
+    remember: 3,
+    extract: 4,
+    reverse: 4,
+    reverse_then_pick: 3,
+    convert: 3,
+    convert_twice: 3,
+    judge: 4,
+    judge_loudly: 2,
+    read: 4,
+    read_on: 2,
+    read_briefly: 2,
+    read_and_sign: 2,
+}
+
+
+def talks(rng: random.Random) -> Iterator[Talk]:
+    """Talks without end; no two talks of a task share their facts, and no two share their prompt."""
+    seen: set[object] = set()
+    while True:
+        [task] = rng.choices(list(TASKS), weights=list(TASKS.values()))
+        facts, talk = task(rng)
+        known = {(task.__name__, *facts), json.dumps(talk[:-1])}
+        if not known & seen:
+            yield talk
+        seen |= known
+
+
+def splits() -> dict[str, list[Talk]]:
+    stream = talks(random.Random(SEED))
+    return {split: [next(stream) for _ in range(size)] for split, size in SIZES.items()}
+
+
+def texts() -> dict[str, str]:
+    """What each file holds, by its name."""
+    made = splits()
+    refuse_leaks(made)
+    return {
+        f"{split}.jsonl": "".join(json.dumps({"messages": talk}, ensure_ascii=False) + "\n" for talk in rows)
+        for split, rows in made.items()
+    }
+
+
+def refuse_leaks(made: dict[str, list[Talk]]) -> None:
+    prompts = {split: {json.dumps(talk[:-1]) for talk in rows} for split, rows in made.items()}
+    if leaked := prompts["test"] & (prompts["train"] | prompts["val"]) | prompts["val"] & prompts["train"]:
+        raise ValueError(f"{len(leaked)} prompts are held out and trained on, {min(leaked)} among them")
+
+
+def train_tokenizer(folder: Path) -> None:
+    """Byte-level BPE of 512 tokens over the training split, one token a digit."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    pieces = [piece for talk in splits()["train"] for m in talk for piece in (f"{m['role']}\n", m["content"])]
+    # A fact that is one token is copied in one step, which two layers learn far sooner.
+    facts = [f" {word}" for word in (*NAMES, *CITIES, *DAYS, *FRUIT, *BOTS)] * 500
+    tokenizer.train_from_iterator(pieces + facts, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def stale() -> list[str]:
+    """Names of the files that are not what would be written."""
+    return [name for name, text in texts().items() if (HERE / name).read_bytes() != text.encode()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when a file is stale")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="train FOLDER/tokenizer.json instead")
+    options = parser.parse_args()
+    if options.check:
+        if names := stale():
+            sys.exit(f"stale: {', '.join(names)}; run {Path(__file__).name}")
+    elif options.tokenizer:
+        train_tokenizer(options.tokenizer)
+    else:
+        for name, text in texts().items():
+            (HERE / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""sftrun: supervised fine-tuning from a recipe. What stands here is the public API, for users and plugins."""
+
+__version__ = "0.1.0"
+
+from typing import TYPE_CHECKING, Any
+
+from sftrun.errors import Place, Problem, RowError, UserError
+from sftrun.hookspecs import API_VERSION, Register, hookimpl
+from sftrun.need import missing
+from sftrun.options import Meta, NameOrPath, Options, PathText, SecretText, Use, component
+from sftrun.types import (
+    Backend,
+    BadRow,
+    Conversation,
+    Emit,
+    Evaluator,
+    Exporter,
+    Formatter,
+    Grade,
+    Judge,
+    LossSums,
+    Masker,
+    Message,
+    Model,
+    Note,
+    Prompt,
+    Row,
+    Scores,
+    Source,
+    Span,
+    Transform,
+)
+
+if TYPE_CHECKING:
+    from sftrun.data.store import cache_folder, read_samples, to_sample
+    from sftrun.data.tokenizer import load_tokenizer
+    from sftrun.recipe.model import Recipe
+    from sftrun.recipe.validate import load, validate
+    from sftrun.registry import create
+    from sftrun.run import run
+    from sftrun.rundir import RunDir
+
+_LATE = {
+    "Recipe": "sftrun.recipe.model",
+    "load": "sftrun.recipe.validate",
+    "validate": "sftrun.recipe.validate",
+    "run": "sftrun.run",
+    "create": "sftrun.registry",
+    "RunDir": "sftrun.rundir",
+    "load_tokenizer": "sftrun.data.tokenizer",
+    "read_samples": "sftrun.data.store",
+    "to_sample": "sftrun.data.store",
+    "cache_folder": "sftrun.data.store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what needs the recipe engine on first use, so that a plugin's `import sftrun` stays instant."""
+    if name not in _LATE:
+        raise AttributeError(f"module 'sftrun' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(_LATE[name]), name)
+
+
+__all__ = [
+    "API_VERSION",
+    "Backend",
+    "BadRow",
+    "Conversation",
+    "Emit",
+    "Evaluator",
+    "Exporter",
+    "Formatter",
+    "Grade",
+    "Judge",
+    "LossSums",
+    "Masker",
+    "Message",
+    "Meta",
+    "Model",
+    "NameOrPath",
+    "Note",
+    "Options",
+    "PathText",
+    "Place",
+    "Problem",
+    "Prompt",
+    "Recipe",
+    "Register",
+    "Row",
+    "RowError",
+    "RunDir",
+    "Scores",
+    "SecretText",
+    "Source",
+    "Span",
+    "Transform",
+    "Use",
+    "UserError",
+    "__version__",
+    "cache_folder",
+    "component",
+    "create",
+    "hookimpl",
+    "load",
+    "load_tokenizer",
+    "missing",
+    "read_samples",
+    "run",
+    "to_sample",
+    "validate",
+]

@@ -1,0 +1,241 @@
+"""Trains with trl's SFTTrainer on prepared samples, whose ids and labels it must not touch."""
+
+import json
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import peft
+import torch
+import transformers
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+import sftrun
+from sftrun.builtin.backends import _hf_model
+
+transformers.logging.set_verbosity_warning()
+datasets.disable_progress_bars()
+
+OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor", "sgd": "sgd"}
+SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+IGNORED = -100  # the label that carries no loss
+LEARNING_RATES = {"full": 1e-5, "lora": 2e-4}
+
+
+def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit) -> None:
+    """Trains and leaves `model/`; raises UserError for a loss that is not finite."""
+    run = sftrun.RunDir(path)
+    samples = {split: _dataset(run, split) for split in ("train", "val") if _file(run, split).is_file()}
+    transformers.set_seed(recipe.seed)
+    model = _hf_model.load_base(recipe)
+    tokens = transformers.AutoTokenizer.from_pretrained(sftrun.load_tokenizer(recipe.model).folder)
+    _check_tokenizer(tokens, run, emit)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)
+    trainer = Trainer(
+        emit,
+        model=model,
+        args=arguments(recipe, run, len(samples["train"])),
+        data_collator=Untouched(pad_token_id=_pad_id(tokens)),
+        train_dataset=samples["train"],
+        eval_dataset=samples.get("val"),
+        processing_class=tokens,
+        peft_config=adapter(recipe),
+    )
+    if trainer.train_dataset is not samples["train"]:
+        raise RuntimeError("trl replaced the prepared dataset by another")
+    trainer.train()
+    _save(trainer, recipe, run)
+    count = {"trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)}
+    count["all"] = sum(p.numel() for p in trainer.model.parameters())
+    run.merge_json("lock.json", {"parameters": count})
+
+
+def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig:
+    """Every setting of the trainer that a recipe decides, none left to its defaults."""
+    t = recipe.train
+    precision = _hf_model.precision(recipe)
+    steps = total_steps(recipe, rows)
+    evaluates = (run.prepared / "val.arrow").is_file()
+    return SFTConfig(
+        output_dir=str(run.checkpoints),
+        num_train_epochs=t.epochs,
+        max_steps=steps,
+        learning_rate=LEARNING_RATES[recipe.tuning.mode] if t.learning_rate is None else t.learning_rate,
+        lr_scheduler_type=SCHEDULERS[t.scheduler],
+        warmup_steps=math.ceil(t.warmup * steps) if t.warmup < 1 else int(t.warmup),
+        weight_decay=t.weight_decay,
+        per_device_train_batch_size=t.batch_size,
+        per_device_eval_batch_size=t.eval_batch_size,
+        gradient_accumulation_steps=t.grad_accum,
+        max_grad_norm=t.max_grad_norm,
+        gradient_checkpointing=t.gradient_checkpointing,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        optim=OPTIMIZERS[t.optimizer],
+        adam_beta1=t.adam_beta1,
+        adam_beta2=t.adam_beta2,
+        adam_epsilon=t.adam_epsilon,
+        eval_strategy=t.eval_strategy if evaluates else "no",
+        eval_steps=t.eval_steps,
+        save_strategy=t.save_strategy,
+        save_steps=t.save_steps or 500,
+        save_total_limit=t.save_total_limit,
+        logging_steps=t.logging_steps,
+        logging_nan_inf_filter=False,  # a loss that is not finite must be seen, not replaced
+        dataloader_num_workers=t.dataloader_workers,
+        dataloader_pin_memory=t.dataloader_pin_memory and torch.cuda.is_available(),
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        report_to=["tensorboard"],
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        packing=False,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+
+
+def total_steps(recipe: sftrun.Recipe, rows: int) -> int:
+    """Optimizer steps of a run: the epochs' worth, or max_steps where that is fewer."""
+    t = recipe.train
+    an_epoch = math.ceil(math.ceil(rows / t.batch_size) / t.grad_accum)
+    return min(math.ceil(t.epochs * an_epoch), t.max_steps or math.inf)  # type: ignore[return-value]
+
+
+def adapter(recipe: sftrun.Recipe) -> Any:
+    """The peft configuration of a recipe, or None in full tuning."""
+    if recipe.tuning.mode != "lora":
+        return None
+    lora = recipe.tuning.lora
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+    )
+
+
+class Untouched(DataCollatorForLanguageModeling):
+    """trl's collator, with the proof that padding is all it adds."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super().torch_call(examples)
+        for row, example in enumerate(examples):
+            size = len(example["input_ids"])
+            same = batch["input_ids"][row, :size].tolist() == list(example["input_ids"])
+            same &= batch["labels"][row, :size].tolist() == list(example["labels"])
+            same &= bool((batch["labels"][row, size:] == IGNORED).all())
+            same &= int(batch["attention_mask"][row].sum()) == size
+            if not same:
+                raise RuntimeError("trl changed the prepared ids or labels of a row")
+        return batch
+
+
+class Trainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer that reports events, counts tokens and computes the validation loss over tokens, not batches."""
+
+    def __init__(self, emit: sftrun.Emit, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.emit = emit
+        self.tokens = self.trained = self.seen = self.seen_trained = 0
+        self.since = time.monotonic()
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self.tokens += int(inputs["attention_mask"].sum())
+        self.trained += int((inputs["labels"] != IGNORED).sum())
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if "loss" in logs:
+            self._report(logs)
+
+    def _report(self, logs: dict[str, float]) -> None:
+        now, step = time.monotonic(), self.state.global_step
+        if not math.isfinite(logs["loss"]):
+            raise sftrun.UserError(
+                f"the loss is {logs['loss']} at step {step}",
+                hint="lower train.learning_rate, raise train.warmup, or use precision bf16 or fp32",
+            )
+        took = now - self.since
+        self.emit(
+            {
+                "event": "step",
+                "step": step,
+                "steps": self.state.max_steps,
+                "epoch": round(logs.get("epoch", 0), 3),
+                "loss": logs["loss"],
+                "learning_rate": logs["learning_rate"],
+                "grad_norm": float(logs.get("grad_norm") or 0),
+                "tokens": self.tokens,
+                "trained_tokens": self.trained,
+                "tokens_per_s": round((self.tokens - self.seen) / took, 1),
+                "trained_tokens_per_s": round((self.trained - self.seen_trained) / took, 1),
+            }
+        )
+        self.seen, self.seen_trained, self.since = self.tokens, self.trained, now
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        started = time.monotonic()
+        samples = (sftrun.to_sample(row) for row in self.eval_dataset)
+        self.model.eval()
+        sums = _hf_model.loss_sums(self.model, samples, self.args.per_device_eval_batch_size)
+        self.model.train()
+        metrics = {"eval_loss": sums.loss / sums.tokens, "eval_token_accuracy": sums.correct / sums.tokens}
+        self.log(metrics)
+        self.emit({"event": "eval", "step": self.state.global_step, "loss": metrics["eval_loss"]})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.since += time.monotonic() - started  # tokens/s is of training alone
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        started = time.monotonic()
+        super()._save_checkpoint(model, trial)
+        self.emit({"event": "checkpoint", "step": self.state.global_step})
+        self.since += time.monotonic() - started
+
+
+def _file(run: sftrun.RunDir, split: str) -> Path:
+    return run.prepared / f"{split}.arrow"
+
+
+def _dataset(run: sftrun.RunDir, split: str) -> datasets.Dataset:
+    return datasets.Dataset.from_file(str(_file(run, split))).remove_columns("origin")
+
+
+def _pad_id(tokens: Any) -> int:
+    return int(tokens.pad_token_id if tokens.pad_token_id is not None else tokens.eos_token_id)
+
+
+def _check_tokenizer(tokens: Any, run: sftrun.RunDir, emit: sftrun.Emit) -> None:
+    """Warns when transformers reads these rows as other ids than the tokenizer.json that prepared them."""
+    examples = run.read_json("prepared/proof.json")["splits"]["train"]["examples"]
+    for example, sample in zip(examples, sftrun.read_samples(run.prepared / "train.arrow"), strict=False):
+        text = "".join(piece for piece, _ in example["pieces"])
+        if tokens(text, add_special_tokens=False)["input_ids"] != sample.ids:
+            message = f"transformers' tokenizer reads {example['origin']} as other ids than tokenizer.json does"
+            emit({"event": "warning", "message": message})
+            return
+
+
+def _save(trainer: Trainer, recipe: sftrun.Recipe, run: sftrun.RunDir) -> None:
+    """Writes `model/`: weights or adapter, tokenizer and template; whole or not at all."""
+    making = run.path / ".model"
+    shutil.rmtree(making, ignore_errors=True)
+    model = trainer.model
+    model.generation_config.eos_token_id = _hf_model.stop_ids(run, model) or None
+    model.save_pretrained(making)
+    sftrun.load_tokenizer(recipe.model).save(making)
+    if (making / "adapter_config.json").is_file():
+        location = _hf_model.base_location(recipe)
+        base = {"name": recipe.model.name, "revision": recipe.model.revision}
+        base["weights"] = _hf_model.weights_hash(location)
+        (making / "base.json").write_text(json.dumps(base, indent=2) + "\n")
+    shutil.rmtree(run.model, ignore_errors=True)
+    making.rename(run.model)

@@ -1,0 +1,38 @@
+"""Exporter `merged`: the adapter merged into its base, as one model folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import sftrun
+
+
+class MergedOptions(sftrun.Options):
+    """How close merged and unmerged must be."""
+
+    max_difference: Annotated[
+        float,
+        sftrun.Meta(gt=0, description="Largest difference of a log-probability, merged against adapter; more fails."),
+    ] = 0.1
+
+
+@sftrun.hookimpl
+def register_exporters(register: sftrun.Register) -> None:
+    register("merged", Merged, options=MergedOptions)
+
+
+class Merged:
+    """The adapter merged into its base weights, its outputs compared with those before the merge."""
+
+    def __init__(self, options: MergedOptions) -> None:
+        self.max_difference = options.max_difference
+
+    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+        if recipe.tuning.mode == "full":
+            message = "the exporter merged has nothing to merge in tuning.mode full: model/ is whole already"
+            yield sftrun.Problem(message, path=("exporters",), hint="leave it out, or use tuning.mode lora")
+
+    def export(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> dict[str, Any]:
+        from sftrun.builtin.exporters import _merge
+
+        return _merge.merge(recipe, run, self.max_difference)

@@ -1,0 +1,17 @@
+"""Masker `assistant`: train on every answer of the assistant."""
+
+from collections.abc import Sequence
+
+import sftrun
+
+
+@sftrun.hookimpl
+def register_maskers(register: sftrun.Register) -> None:
+    register("assistant", Assistant)
+
+
+class Assistant:
+    """Keep the loss on every assistant turn, its end-of-turn token included."""
+
+    def choose(self, spans: Sequence[sftrun.Span]) -> list[bool]:
+        return [span.generated for span in spans]

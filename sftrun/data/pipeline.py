@@ -1,0 +1,126 @@
+"""The data line: rows of a source to samples, one split at a time."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from sftrun.data import encode, tokenizer
+from sftrun.data.ledger import Entry
+from sftrun.data.render import Renderer
+from sftrun.errors import Place, Problem, RowError, UserError
+from sftrun.options import as_use
+from sftrun.recipe.model import Recipe
+from sftrun.registry import Registry
+from sftrun.types import BadRow, Conversation, Rendered, Sample
+
+BATCH = 512
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One sample, with what it was made from."""
+
+    sample: Sample
+    counts: encode.Counts
+    conversation: Conversation
+    rendered: Rendered
+    pieces: list[tuple[str, bool]]
+
+
+class Line:
+    """The components of a recipe's data line. `problems` collects what is fatal, `add` takes ledger entries."""
+
+    def __init__(self, recipe: Recipe, registry: Registry, add: Callable[[Entry], None] = lambda entry: None) -> None:
+        self.recipe = recipe
+        self.add = add
+        self.problems: list[Problem] = []
+        self.rows_in: dict[str, int] = {}
+        self.source = registry.create("source", as_use(recipe.source))
+        self.transforms = [registry.create("transform", as_use(use)) for use in recipe.transforms]
+        self.formatter = registry.create("formatter", as_use(recipe.formatter))
+        self.masker = registry.create("masker", as_use(recipe.masker))
+        self.tokenizer = tokenizer.load_tokenizer(recipe.model)
+        self.renderer = Renderer(self.tokenizer.template, eot_token=recipe.model.eot_token)
+        refused = self.renderer.check()
+        if any(problem.severity == "error" for problem in refused):
+            raise UserError(refused)
+        self.warnings = refused
+
+    def samples(self, split: str) -> Iterator[Item]:
+        """Every sample of a split that can be trained on; what cannot is in the ledger or in `problems`."""
+        conversations: Iterable[Conversation] = self._conversations(split)
+        for transform in self.transforms:
+            conversations = transform.apply(conversations, self._note(split))
+        yield from self._encoded(self._rendered(conversations, split), split)
+
+    def _conversations(self, split: str) -> Iterator[Conversation]:
+        self.rows_in[split] = 0
+        for row in self.source.rows(split):
+            self.rows_in[split] += 1
+            if isinstance(row, BadRow):
+                self._bad(split, row.origin, row.reason)
+                continue
+            try:
+                yield self.formatter.format(row)
+            except RowError as error:
+                self._bad(split, row.origin, str(error))
+
+    def _note(self, split: str) -> Callable[[str, Any, str], None]:
+        return lambda origin, action, reason: self.add(Entry(split, origin, action, reason))
+
+    def _rendered(self, conversations: Iterable[Conversation], split: str) -> Iterator[tuple[Conversation, Rendered]]:
+        for conversation in conversations:
+            try:
+                yield conversation, self.renderer.render(conversation)
+            except RowError as error:
+                self._bad(split, conversation.origin, str(error))
+
+    def _encoded(self, pairs: Iterator[tuple[Conversation, Rendered]], split: str) -> Iterator[Item]:
+        while batch := list(islice(pairs, BATCH)):
+            encodings = self.tokenizer.encode([rendered.text for _, rendered in batch])
+            for (conversation, rendered), encoding in zip(batch, encodings, strict=True):
+                chosen = self.masker.choose(rendered.spans)
+                item = self._fitted(conversation, rendered, chosen, encoding, split)
+                if item:
+                    yield item
+
+    def _fitted(
+        self, talk: Conversation, rendered: Rendered, chosen: Sequence[bool], encoding: Any, split: str
+    ) -> Item | None:
+        """One item, cut where the recipe says so; None where the row is dropped."""
+        item = _item(talk, rendered, chosen, encoding)
+        limit, size, trained = self.recipe.model.max_seq_len, len(item.sample.ids), sum(item.sample.trained)
+        if not trained:
+            return self._drop(split, item.sample, "nothing trained", "the masker chose no token")
+        if size <= limit:
+            return item
+        if self.recipe.data.on_too_long == "error":
+            return self._fatal(talk.origin, f"has {size} tokens, more than model.max_seq_len={limit}")
+        if self.recipe.data.on_too_long == "drop":
+            return self._drop(split, item.sample, "too long", f"{size} tokens")
+        encoding.truncate(limit)
+        short = _item(talk, rendered, chosen, encoding)
+        if not any(short.sample.trained):
+            reason = "nothing trained after truncation"
+            return self._drop(split, item.sample, reason, f"{size} tokens, and the prompt fills {limit}")
+        lost = trained - sum(short.sample.trained)
+        self.add(Entry(split, talk.origin, "truncated", "too long", f"{size} tokens", size - limit, lost))
+        return short
+
+    def _drop(self, split: str, sample: Sample, reason: str, detail: str) -> None:
+        self.add(Entry(split, sample.origin, "dropped", reason, detail, len(sample.ids), sum(sample.trained)))
+
+    def _bad(self, split: str, origin: str, reason: str) -> None:
+        if self.recipe.data.on_bad_row == "error":
+            self._fatal(origin, reason)
+        else:
+            self.add(Entry(split, origin, "dropped", "bad row", reason))
+
+    def _fatal(self, origin: str, message: str) -> None:
+        self.problems.append(Problem(message, Place(self.source.locate(origin))))
+
+
+def _item(talk: Conversation, rendered: Rendered, chosen: Sequence[bool], encoding: Any) -> Item:
+    sample, counts = encode.to_sample(rendered, chosen, encoding, talk.origin)
+    return Item(sample, counts, talk, rendered, encode.pieces(rendered.text, encoding.offsets, sample.trained))

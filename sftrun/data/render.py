@@ -1,0 +1,172 @@
+"""The marked render: a conversation as the chat template writes it, and whose every character is.
+
+One text is rendered, by the template itself. Where things are in it is read off a probe of the same shape
+(see `probe`), whose regions were proven (see `regions`); the probe filled with the conversation's texts must
+equal the direct render. So the usual row costs one render and one join, on any template.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import msgspec
+
+from sftrun.data import talk
+from sftrun.data.probe import Cut, Probe, around, by_words, probe, shape, whole
+from sftrun.data.regions import Region, Survey, refuse
+from sftrun.data.skeleton import Skeleton, parts, rendered
+from sftrun.data.template import RESERVED, Template
+from sftrun.errors import Problem, RowError
+from sftrun.types import Conversation, Message, Rendered
+
+MAX_SKELETONS = 4096
+
+
+class Renderer:
+    """Renders conversations with a template. `eot_token` closes the last turn where the template closes none."""
+
+    def __init__(self, template: Template, *, eot_token: str | None = None) -> None:
+        self.template = template
+        self.eot_token = eot_token
+        self._skeletons: dict[Hashable, Skeleton | None] = {}
+        self._around = around(template.constants)
+        self._by_words = by_words(template.constants)
+
+    def render(self, conversation: Conversation) -> Rendered:
+        """The text of a conversation, and spans that tile it.
+
+        Raises RowError, naming the message, where the positions of an assistant's text cannot be proven.
+        """
+        text = self._direct(conversation)
+        key, texts = shape(conversation.messages)
+        key = (key, _extra(conversation))
+        try:
+            skeleton = self._skeletons[key]
+        except KeyError:
+            skeleton = self._keep(key, self._skeleton(conversation, probe(conversation.messages, whole, text)))
+        lengths = skeleton.fit(text, texts) if skeleton else None
+        if skeleton is None or lengths is None:
+            return self._render_closely(conversation, text)
+        return self._result(skeleton, text, lengths)
+
+    def prompt(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """What the model is given at inference: the messages and the generation prompt."""
+        return self.template.render(messages, tools=tools, add_generation_prompt=True, **(kwargs or {}))
+
+    def check(self) -> list[Problem]:
+        """What is wrong with the template itself, seen on a short talk."""
+        return talk.problems(self._habits, self.eot_token)
+
+    @cached_property
+    def _habits(self) -> talk.Habits:
+        return talk.habits(self.template)
+
+    def _direct(self, conversation: Conversation) -> str:
+        if not conversation.messages:
+            raise RowError("the conversation has no messages")
+        for index, message in enumerate(conversation.messages):
+            if not isinstance(message.get("role"), str):
+                raise RowError(f"message {index} has no role")
+        kwargs = conversation.template_kwargs
+        if kwargs and not RESERVED.isdisjoint(kwargs):
+            raise RowError(f"template_kwargs must not set {', '.join(sorted(RESERVED & kwargs.keys()))}")
+        return self.template.render(conversation.messages, tools=conversation.tools, **kwargs)
+
+    def _result(self, skeleton: Skeleton, text: str, lengths: Sequence[int]) -> Rendered:
+        if skeleton.refusal is not None:
+            raise RowError(skeleton.refusal)
+        return rendered(skeleton, text, lengths, self.eot_token)
+
+    def _keep(self, key: Hashable, skeleton: Skeleton | None) -> Skeleton | None:
+        if len(self._skeletons) >= MAX_SKELETONS:
+            self._skeletons.clear()
+        self._skeletons[key] = skeleton
+        return skeleton
+
+    def _skeleton(self, conversation: Conversation, probed: Probe) -> Skeleton | None:
+        """The skeleton of a probe; None if the template does not take the probe."""
+        try:
+            survey = self._survey(conversation, probed)
+        except RowError:
+            return None
+        skeleton = Skeleton(survey.marked)
+        try:
+            self._habits.refuse()
+            regions = survey.regions()
+            self._check_ends(probed, regions)
+        except RowError as error:
+            skeleton.refusal = str(error)
+            return skeleton
+        last = probed.role(len(probed.messages) - 1) == "assistant"
+        skeleton.add(parts(survey.marked, probed, regions), last and not self._habits.endings)
+        return skeleton
+
+    def _survey(self, conversation: Conversation, probed: Probe) -> Survey:
+        tools, kwargs = conversation.tools, conversation.template_kwargs
+        return Survey(self.template, probed, tools, kwargs, self._habits.endings)
+
+    def _check_ends(self, probed: Probe, regions: Sequence[Region]) -> None:
+        """A turn that nothing ends would teach the model to go on for ever."""
+        if self.eot_token and not self._habits.endings:
+            return
+        hint = "" if self._habits.endings else "; set model.eot_token"
+        for region in regions:
+            if region.cut == region.end:
+                raise refuse(probed, region.message, f"the template writes no end-of-turn token after it{hint}")
+
+    def _render_closely(self, conversation: Conversation, text: str) -> Rendered:
+        """For a row whose text sends the template another way: what the template may look for stays in the probe."""
+        probed = probe(conversation.messages, self._around, text)
+        key = (repr(probed.messages), _extra(conversation))
+        skeleton = self._skeletons.get(key) or self._keep(key, self._skeleton(conversation, probed))
+        lengths = skeleton.fit(text, [slot.text for slot in probed.slots]) if skeleton else None
+        if skeleton and lengths is not None and skeleton.refusal is None:
+            return self._result(skeleton, text, lengths)
+        return self._render_by_words(conversation, text)
+
+    def _render_by_words(self, conversation: Conversation, text: str) -> Rendered:
+        probed = probe(conversation.messages, self._by_words, text)
+        skeleton = self._skeleton(conversation, probed)
+        lengths = skeleton.fit(text, [slot.text for slot in probed.slots]) if skeleton else None
+        if skeleton is None or lengths is None:
+            raise self._mismatch(conversation, probed, text)
+        return self._result(skeleton, text, lengths)
+
+    def _mismatch(self, conversation: Conversation, probed: Probe, text: str) -> RowError:
+        """Blames the first message whose words alone keep the probe from giving the text, assistants first."""
+        roles = [message["role"] for message in conversation.messages]
+        for index in sorted(range(len(roles)), key=lambda index: roles[index] != "assistant"):
+            found = self._filled(conversation, _only(index, conversation.messages, self._by_words, text))
+            if found != text:
+                return refuse(probed, index, f"the template changes its text: {_difference(found, text)}")
+        found = self._filled(conversation, probed)
+        return RowError(f"the template changes the text of the messages: {_difference(found, text)}")
+
+    def _filled(self, conversation: Conversation, probed: Probe) -> str:
+        try:
+            survey = self._survey(conversation, probed)
+        except RowError as error:
+            return str(error)
+        return Skeleton(survey.marked).fill([slot.text for slot in probed.slots])
+
+
+def _extra(conversation: Conversation) -> Hashable:
+    if conversation.tools is None and not conversation.template_kwargs:
+        return None
+    return msgspec.json.encode([conversation.tools, conversation.template_kwargs])
+
+
+def _only(index: int, messages: Sequence[Message], cut: Cut, taken: str) -> Probe:
+    """A probe in which one message has stand-ins and the others are as they are."""
+    one = probe([messages[index]], cut, taken)
+    return one._replace(messages=[*messages[:index], one.messages[0], *messages[index + 1 :]])
+
+
+def _difference(expected: str, found: str) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), 0)
+    return f"{expected[max(0, at - 8) : at + 16]!r} became {found[max(0, at - 8) : at + 16]!r}"

@@ -1,0 +1,168 @@
+"""Skeletons: what a template writes for one shape of conversation, with slots for the texts.
+
+A skeleton filled with a conversation's texts must equal its direct render. Where it does, every position in
+that render is known; where it does not, the skeleton says nothing about it.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from sftrun.data.probe import Marked, Probe
+from sftrun.data.regions import Region, shared
+from sftrun.types import Rendered, Span
+
+
+class Part(NamedTuple):
+    """A span to be: its fixed characters and its number of slots, and what the span will say."""
+
+    fixed: int
+    slots: int
+    message: int
+    role: str
+    generated: bool = False
+    end_of_turn: bool = False
+    left: str = ""
+
+
+class Skeleton:
+    """The fixed text around slots, and the parts that its spans come from.
+
+    `refusal` says why conversations of this shape cannot be trained on; there are no parts then. `open` is
+    true if the last message is an assistant's and nothing ends its turn.
+    """
+
+    def __init__(self, marked: Marked) -> None:
+        cuts = [start for start, _ in marked.slots]
+        self.order = [number for _, number in marked.slots]
+        self.pieces = [marked.text[a:b] for a, b in zip([0, *(cut + 1 for cut in cuts)], [*cuts, None], strict=True)]
+        self._frame = [text for piece in self.pieces for text in (piece, "")][:-1]
+        self.parts: list[Part] = []
+        self.refusal: str | None = None
+        self.open = False
+        self._hungry = False
+
+    def add(self, parts: Sequence[Part], open_end: bool) -> None:
+        """Takes the parts of the text, in order."""
+        self.parts = list(parts)
+        self.open = open_end
+        self._hungry = any(part.left for part in parts)
+
+    def fill(self, texts: Sequence[str]) -> str:
+        """The text with the slots filled."""
+        self._frame[1::2] = [texts[number] for number in self.order]
+        return "".join(self._frame)
+
+    def fit(self, text: str, texts: Sequence[str]) -> list[int] | None:
+        """The length of each slot's text in a render; None if the skeleton does not account for the render."""
+        if self.fill(texts) == text:
+            return [len(texts[number]) for number in self.order]
+        return self._fit_changed(text, texts)
+
+    def _fit_changed(self, text: str, texts: Sequence[str]) -> list[int] | None:
+        lengths: list[int] = []
+        end = len(self.pieces[0])
+        if not text.startswith(self.pieces[0]):
+            return None
+        for number, piece in zip(self.order, self.pieces[1:], strict=True):
+            for variant in _variants(texts[number]):
+                if text.startswith(variant, end) and text.startswith(piece, end + len(variant)):
+                    lengths.append(len(variant))
+                    end += len(variant) + len(piece)
+                    break
+            else:
+                return None
+        return lengths if end == len(text) else None
+
+    def spans(self, text: str, lengths: Sequence[int]) -> list[Span]:
+        """The spans of a render that the skeleton fits."""
+        found: list[Span] = []
+        start = slot = 0
+        for part in self.parts:
+            end = start + part.fixed
+            for _ in range(part.slots):
+                end += lengths[slot]
+                slot += 1
+            found.append(Span(start, end, part.message, part.role, part.generated, part.end_of_turn))
+            start = end
+        return self._without_prompt(found, text) if self._hungry else found
+
+    def _without_prompt(self, spans: list[Span], text: str) -> list[Span]:
+        """Takes from generated spans what the generation prompt already holds: it may end with `<think>`."""
+        found: list[Span] = []
+        for span, part in zip(spans, self.parts, strict=True):
+            cut = span.start + shared(part.left, text[span.start : span.end]) if part.left else span.start
+            if cut > span.start:
+                found.append(Span(span.start, cut, span.message, span.role))
+            if cut < span.end:
+                found.append(Span(cut, span.end, span.message, span.role, span.generated, span.end_of_turn))
+        return found
+
+
+def _variants(text: str) -> Iterator[str]:
+    """What templates make of a text without changing it: trimmed in some way, or escaped for JSON."""
+    yield text
+    yield text.strip()
+    yield from (text.lstrip(), text.rstrip())
+    yield from (text.strip("\n"), text.lstrip("\n"), text.rstrip("\n"))
+    yield json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def rendered(skeleton: Skeleton, text: str, lengths: Sequence[int], eot_token: str | None) -> Rendered:
+    """A render with its spans; an open end is closed with `eot_token`."""
+    spans = skeleton.spans(text, lengths)
+    if not (skeleton.open and eot_token):
+        return Rendered(text, spans)
+    last = max(index for index, span in enumerate(spans) if span.generated)
+    end, size = spans[last].end, len(eot_token)
+    closing = Span(end, end + size, spans[last].message, spans[last].role, True, True)
+    after = [Span(s.start + size, s.end + size, s.message, s.role) for s in spans[last + 1 :]]
+    return Rendered(text[:end] + eot_token + text[end:], [*spans[: last + 1], closing, *after])
+
+
+def parts(marked: Marked, probe: Probe, regions: Sequence[Region]) -> list[Part]:
+    """Parts that tile a probe's render: regions, the texts of other messages, and the template's own text."""
+    stretches = [*_generated(probe, regions), *_others(marked, probe, regions)]
+    found: list[Part] = []
+    end = 0
+    for start, stop, part in sorted(stretches, key=lambda stretch: stretch[0]):
+        found += [_sized(marked, end, start, Part(0, 0, -1, "template")), _sized(marked, start, stop, part)]
+        end = stop
+    found.append(_sized(marked, end, len(marked.text), Part(0, 0, -1, "template")))
+    return [part for part in found if part.fixed or part.slots]
+
+
+Stretch = tuple[int, int, Part]
+
+
+def _generated(probe: Probe, regions: Sequence[Region]) -> Iterator[Stretch]:
+    for region in regions:
+        role = probe.role(region.message)
+        yield region.start, region.cut, Part(0, 0, region.message, role, generated=True, left=region.left)
+        yield region.cut, region.end, Part(0, 0, region.message, role, generated=True, end_of_turn=True)
+
+
+def _others(marked: Marked, probe: Probe, regions: Sequence[Region]) -> Iterator[Stretch]:
+    """The texts outside regions; the stretches of one text are joined, with what is between them."""
+    inside = {region.message for region in regions}
+    run: tuple[int, int, int] | None = None
+    for start, number in marked.slots:
+        slot = probe.slots[number]
+        if run and run[2] == slot.leaf and slot.message not in inside:
+            run = (run[0], start + 1, slot.leaf)
+            continue
+        if run:
+            yield run[0], run[1], _content(probe, run[2])
+        run = None if slot.message in inside else (start, start + 1, slot.leaf)
+    if run:
+        yield run[0], run[1], _content(probe, run[2])
+
+
+def _content(probe: Probe, leaf: int) -> Part:
+    message = probe.leaves[leaf].message
+    return Part(0, 0, message, probe.role(message))
+
+
+def _sized(marked: Marked, start: int, end: int, part: Part) -> Part:
+    slots = sum(start <= at < end for at, _ in marked.slots)
+    return part._replace(fixed=end - start - slots, slots=slots)

@@ -1,0 +1,185 @@
+"""A chat template, compiled once: renders what transformers' `apply_chat_template` renders, without transformers."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.utils
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from sftrun.errors import Place, Problem, RowError, UserError
+from sftrun.types import Message
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names under which a message carries its reasoning, the usual one first."""
+
+RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+"""Variables that the renderer itself gives to a template."""
+
+
+class Template:
+    """A chat template with the tokens that it may name (`bos_token`, …) and one clock for all its renders.
+
+    A template that is no valid Jinja raises UserError with the line. `now` is the time that `strftime_now`
+    tells, by default the moment of construction: the text of a row must not depend on when it is rendered.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        variables: Mapping[str, str],
+        now: datetime | None = None,
+        name: str = "chat template",
+    ) -> None:
+        self.source = source
+        self.variables = dict(variables)
+        self.now = now or datetime.now()
+        self._environment = _environment(self.now)
+        try:
+            self._compiled = self._environment.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise UserError(_syntax_problem(error, source, name)) from None
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the source."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+    @cached_property
+    def constants(self) -> frozenset[str]:
+        """The string constants in the template's expressions: what it may look for in a message."""
+        tree = self._environment.parse(self.source)
+        return frozenset(node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str))
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        **template_kwargs: Any,
+    ) -> str:
+        """The text of a conversation. Raises RowError, with the template's own words where it has any."""
+        try:
+            return self._compiled.render(
+                {
+                    **self.variables,
+                    **template_kwargs,
+                    "messages": [_with_reasoning(message) for message in messages],
+                    "tools": tools,
+                    "documents": template_kwargs.get("documents"),
+                    "add_generation_prompt": add_generation_prompt,
+                }
+            )
+        except _Refusal as refusal:
+            raise RowError(f"the chat template refuses: {refusal}") from None
+        except Exception as error:  # anything can go wrong inside a template; it is never a bug of ours
+            raise RowError(f"the chat template fails{_line(error)}: {type(error).__name__}: {error}") from error
+
+
+def _with_reasoning(message: Message) -> Message:
+    # As transformers does: whichever name the reasoning comes under, templates find it under the two they read.
+    for name in REASONING:
+        reasoning = message.get(name)
+        if reasoning is not None:
+            return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    return message
+
+
+def _environment(now: datetime) -> ImmutableSandboxedEnvironment:
+    # Templates come from the internet: the sandbox keeps them away from Python.
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = now.strftime
+    environment.globals["namespace"] = _Namespace
+    environment.globals["dict"] = _Dict()
+    return environment
+
+
+class _Refusal(jinja2.TemplateError):
+    """Raised by a template itself."""
+
+
+def _raise_exception(message: object) -> NoReturn:
+    raise _Refusal(str(message))
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes HTML, which no model was trained on.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %} … {% endgeneration %}`: rendered as if the tags were not there."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+    def _body(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """Jinja's namespace without underscored names, which lead out of the sandbox."""
+
+    def __init__(*args: Any, **attributes: Any) -> None:
+        self, *rest = args  # as Jinja does it, so that a template may name an attribute `self`
+        values = dict(*rest, **attributes)
+        for name in values:
+            _check_attribute(name)
+        jinja2.utils.Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_attribute(name)
+        super().__setitem__(name, value)
+
+
+def _check_attribute(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace attribute must not start with an underscore: {name!r}")
+
+
+class _Dict:
+    """`dict` for templates: makes dictionaries, and is not the type itself."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, keys: Any, value: Any = None) -> dict[Any, Any]:
+        return dict.fromkeys(keys, value)
+
+
+def _syntax_problem(error: jinja2.TemplateSyntaxError, source: str, name: str) -> Problem:
+    lines = source.splitlines()
+    text = lines[error.lineno - 1] if 0 < error.lineno <= len(lines) else None
+    where = Place(file=name, line=error.lineno, text=text)
+    return Problem(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}", where=where)
+
+
+def _line(error: BaseException) -> str:
+    """Where in the template an error arose: ` at line 12`, or nothing."""
+    line, trace = 0, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f" at line {line}" if line else ""

@@ -1,0 +1,160 @@
+"""The tokenizer and the chat template of a recipe's model, without transformers."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sftrun import tiny
+from sftrun.data.template import Template
+from sftrun.errors import Problem, UserError
+from sftrun.recipe.model import ModelOptions
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "config.json")
+BUILT_IN = Path(__file__).parent / "templates"
+NAME = ("model", "name")
+
+
+class Tokenizer:
+    """Text to ids and back, with the template that goes with it.
+
+    `fingerprint` is a hash of the vocabulary, the merges and the special tokens.
+    """
+
+    def __init__(self, folder: Path, model: ModelOptions) -> None:
+        from tokenizers import Tokenizer as Engine
+
+        self.folder = folder
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise UserError(
+                Problem(
+                    f"no tokenizer.json in {folder}",
+                    path=NAME,
+                    hint="save one: AutoTokenizer.from_pretrained(…).save_pretrained(…)",
+                )
+            )
+        self.engine = Engine.from_file(str(file))
+        self.engine.no_truncation()
+        self.engine.no_padding()
+        self.config: dict[str, Any] = _read(folder / "tokenizer_config.json")
+        self.special = _special_tokens(self.config, _read(folder / "special_tokens_map.json"))
+        self.template = Template(_template_source(folder, self.config, model), self.special)
+        self.fingerprint = hashlib.sha256(file.read_bytes() + json.dumps(self.special).encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str]) -> "list[Encoding]":
+        """Ids and character offsets of rendered texts; no special token is added to what the template wrote."""
+        return self.engine.encode_batch(list(texts), add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of ids."""
+        return self.engine.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def save(self, folder: Path) -> None:
+        """Copies the tokenizer's files to a model folder, with the chat template that was trained on."""
+        for name in ("tokenizer.json", "special_tokens_map.json"):
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
+        config = {key: value for key, value in self.config.items() if key != "chat_template"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
+        (folder / "chat_template.jinja").write_text(self.template.source, "utf-8")
+
+    def id_of(self, name: str) -> int | None:
+        """The id of a special token by its role (`eos_token`), or None."""
+        token = self.special.get(name)
+        return None if token is None else self.engine.token_to_id(token)
+
+
+def load_tokenizer(model: ModelOptions) -> Tokenizer:
+    """The tokenizer of a recipe's model; raises UserError where it cannot be had."""
+    return Tokenizer(folder(model), model)
+
+
+def folder(model: ModelOptions) -> Path:
+    """A local folder that holds the tokenizer's files."""
+    if model.name == tiny.NAME:
+        return tiny.folder()
+    if _is_path(model.name):
+        return _local(model.name)
+    return _from_hub(model)
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or Path(name).is_absolute()
+
+
+def _local(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    raise UserError(Problem(f"no such model folder: {path}", path=NAME, hint="train it first, or correct the path"))
+
+
+def _from_hub(model: ModelOptions) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=list(FILES)))
+    except GatedRepoError:
+        reason, hint = "is gated", "accept its licence on the Hub, then: hf auth login"
+    except RepositoryNotFoundError:
+        reason, hint = "is not on the Hub", "check the id; for a folder write ./…; for a private model: hf auth login"
+    except HFValidationError:
+        reason, hint = "is no id of the Hub", "write owner/name, or ./… for a folder"
+    except (LocalEntryNotFoundError, OSError) as error:
+        reason = f"cannot be fetched from the Hub ({type(error.__cause__ or error).__name__})"
+        hint = "check the network, or download the model and name its folder"
+    raise UserError(Problem(f"the model {model.name} {reason}", path=NAME, hint=hint))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
+
+
+def _special_tokens(config: dict[str, Any], older: dict[str, Any]) -> dict[str, str]:
+    both = {**older, **config}
+    named = {key: value for key, value in both.items() if key.endswith("_token") and not key.startswith("add_")}
+    texts = {key: value["content"] if isinstance(value, dict) else value for key, value in named.items()}
+    return {key: text for key, text in texts.items() if isinstance(text, str)}
+
+
+def _template_source(folder: Path, config: dict[str, Any], model: ModelOptions) -> str:
+    if model.chat_template is not None:
+        return _named_template(model.chat_template)
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text("utf-8")
+    own = config.get("chat_template")
+    if isinstance(own, list):
+        own = {each["name"]: each["template"] for each in own}.get("default")
+    if isinstance(own, str):
+        return own
+    raise UserError(
+        Problem(
+            f"{model.name} has no chat template",
+            path=NAME,
+            hint=f"set model.chat_template: a .jinja file, or {', '.join(sorted(_built_in()))}",
+        )
+    )
+
+
+def _built_in() -> dict[str, Path]:
+    return {file.stem: file for file in BUILT_IN.glob("*.jinja")}
+
+
+def _named_template(name: str) -> str:
+    file = _built_in().get(name, Path(name).expanduser())
+    if file.is_file():
+        return file.read_text("utf-8")
+    raise UserError(
+        Problem(
+            f"no chat template {name}",
+            path=("model", "chat_template"),
+            hint=f"name a .jinja file, or one of {', '.join(sorted(_built_in()))}",
+        )
+    )

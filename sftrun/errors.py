@@ -1,0 +1,56 @@
+"""What can go wrong, as data: checks yield problems, only the command line prints them."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+RecipePath = tuple[str | int, ...]
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a problem is: a file, and when known its 1-based line and column.
+
+    `text` is the source line and `length` the number of characters that the caret underlines.
+    """
+
+    file: str
+    line: int | None = None
+    column: int | None = None
+    length: int = 1
+    text: str | None = None
+
+    def __str__(self) -> str:
+        return ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """One thing that is wrong: what, where, and what to do about it.
+
+    A check that knows the recipe but not its file gives `path`, the keys that lead to the value;
+    whoever has the file turns it into a place.
+    """
+
+    message: str
+    where: Place | None = None
+    path: RecipePath | None = None
+    hint: str | None = None
+    severity: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.severity}: {self.message}" if self.where else f"{self.severity}: {self.message}"
+        return f"{text}; {self.hint}" if self.hint else text
+
+
+class UserError(Exception):
+    """Something that the user can fix, said in one message without a traceback (exit code 1)."""
+
+    def __init__(self, what: str | Problem | Iterable[Problem], hint: str | None = None) -> None:
+        if isinstance(what, str):
+            what = Problem(what, hint=hint)
+        self.problems: tuple[Problem, ...] = (what,) if isinstance(what, Problem) else tuple(what)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class RowError(ValueError):
+    """A row or a conversation that cannot be used; whoever knows its origin adds it."""

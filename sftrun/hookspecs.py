@@ -1,0 +1,72 @@
+"""The eight hooks of a plugin. Each is given `register` and calls it once a component; none intercepts."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pluggy
+
+PROJECT = "sftrun"
+API_VERSION = 1
+KINDS = ("source", "transform", "formatter", "masker", "backend", "evaluator", "judge", "exporter")
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class Register(Protocol):
+    """What a hook is given."""
+
+    def __call__(
+        self,
+        name: str,
+        factory: Callable[..., Any] | str,
+        *,
+        options: type | None = None,
+        description: str | None = None,
+    ) -> None:
+        """Registers a component under `name`.
+
+        `factory` is called with the options when there are any, else with nothing; as a string
+        (`"package.module:Class"`) it is imported on first use. The description is the first line of the
+        factory's docstring, or of the plugin module's for a factory given as a string, unless it is given here.
+        """
+
+
+@hookspec
+def register_sources(register: Register) -> None:
+    """Registers sources: they yield rows, per split."""
+
+
+@hookspec
+def register_transforms(register: Register) -> None:
+    """Registers transforms: conversations in; fewer, more or changed ones out."""
+
+
+@hookspec
+def register_formatters(register: Register) -> None:
+    """Registers formatters: one row to one conversation."""
+
+
+@hookspec
+def register_maskers(register: Register) -> None:
+    """Registers maskers: they say which spans are trained."""
+
+
+@hookspec
+def register_backends(register: Register) -> None:
+    """Registers backends: they load, train and save a model."""
+
+
+@hookspec
+def register_evaluators(register: Register) -> None:
+    """Registers evaluators: they score the base and the tuned model."""
+
+
+@hookspec
+def register_judges(register: Register) -> None:
+    """Registers judges: they grade one answer."""
+
+
+@hookspec
+def register_exporters(register: Register) -> None:
+    """Registers exporters: they turn the result into something to deploy."""

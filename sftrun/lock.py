@@ -1,0 +1,77 @@
+"""lock.json: what a run was made from, so that it can be made again."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sftrun.options import as_use
+from sftrun.recipe.model import Recipe
+from sftrun.registry import Registry
+
+PACKAGES = (
+    "torch transformers trl peft datasets accelerate tokenizers safetensors huggingface_hub numpy pyarrow jinja2 "
+    "bitsandbytes sacrebleu rouge-score pluggy msgspec jsonschema ruamel.yaml"
+).split()
+
+
+def facts(recipe: Recipe, registry: Registry, overrides: Sequence[str]) -> dict[str, Any]:
+    """What is known before a run starts: versions, plugins, hardware, git, seed."""
+    from sftrun import __version__
+
+    return {
+        "sftrun": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "plugins": list(_plugins(recipe, registry)),
+        "hardware": _hardware(),
+        "git": _git(),
+        "seed": recipe.seed,
+        "overrides": list(overrides),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _plugins(recipe: Recipe, registry: Registry) -> Iterator[dict[str, str]]:
+    named = {"source": [recipe.source], "transform": recipe.transforms, "formatter": [recipe.formatter]}
+    named |= {"masker": [recipe.masker], "backend": [recipe.backend]}
+    named |= {"evaluator": recipe.evaluators, "exporter": recipe.exporters}
+    for kind, uses in named.items():
+        for use in uses:
+            item = registry.get(kind, as_use(use).use)
+            yield {"kind": kind, "name": item.name, "distribution": item.distribution, "version": item.version}
+
+
+def _hardware() -> dict[str, Any]:
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    return {"cpus": os.cpu_count(), "memory_gb": round(pages / 2**30, 1), "gpus": _gpus()}
+
+
+def _gpus() -> list[dict[str, Any]]:
+    # asked of the driver: the parent process never imports torch
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    lines = _output(query).splitlines()
+    pairs = [line.rsplit(",", 1) for line in lines if "," in line]
+    return [{"name": name.strip(), "memory_gb": round(int(memory) / 1024, 1)} for name, memory in pairs]
+
+
+def _git() -> dict[str, Any] | None:
+    commit = _output(["git", "rev-parse", "HEAD"]).strip()
+    return {"commit": commit, "dirty": bool(_output(["git", "status", "--porcelain"]).strip())} if commit else None
+
+
+def _output(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, cwd=Path.cwd()).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""

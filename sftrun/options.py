@@ -1,0 +1,92 @@
+"""Typed options: the one description of every setting, and its JSON Schema.
+
+Marks in a field's type that the recipe engine acts on:
+
+- `PathText`: a path, taken relative to the file that it is written in; may hold `${env:NAME}`.
+- `NameOrPath`: a name, or a path when it starts with `.`, `/` or `~` or ends in `.jinja`.
+- `SecretText`: must never be written down, so it may only be `${env:NAME}`.
+- `component("judge")`: names a component of that kind, with its options.
+"""
+
+import os
+import re
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from sftrun.errors import Problem, UserError
+
+__all__ = ["Meta", "NameOrPath", "Options", "PathText", "SecretText", "Use", "as_use", "component", "expand", "parse", "schema"]
+
+ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+
+PathText = Annotated[str, Meta(extra_json_schema={"format": "path"})]
+NameOrPath = Annotated[str, Meta(extra_json_schema={"format": "name-or-path"})]
+SecretText = Annotated[str, Meta(extra_json_schema={"format": "secret"})]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every options class: frozen, keyword only, closed."""
+
+
+class Use(Options, rename={"with_": "with"}):
+    """A component by name, with its options."""
+
+    use: Annotated[str, Meta(description="Name of the component.")]
+    with_: Annotated[dict[str, Any], Meta(description="Options of the component.")] = {}
+
+
+def as_use(value: str | Use) -> Use:
+    """A component's long form; a bare name is short for one without options."""
+    return Use(use=value) if isinstance(value, str) else value
+
+
+def component(kind: str) -> Meta:
+    """Marks a field of type `str | Use` (or a list of them) as naming components of `kind`."""
+    return Meta(extra_json_schema={"x-component": kind})
+
+
+T = TypeVar("T")
+
+
+def schema(options: type) -> dict[str, Any]:
+    """The JSON Schema (Draft 2020-12) of an options class, its nested classes inlined."""
+    (root,), definitions = msgspec.json.schema_components([options], ref_template="#/$defs/{name}")
+    return _inline(root, definitions)
+
+
+def _inline(node: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_inline(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        target = definitions[node["$ref"].rsplit("/", 1)[1]]
+        beside = {key: value for key, value in node.items() if key != "$ref"}
+        return {**_inline(target, definitions), **_inline(beside, definitions)}
+    return {key: _inline(value, definitions) for key, value in node.items()}
+
+
+def parse(data: Any, options: type[T]) -> T:
+    """Turns plain data into an instance of an options class; raises UserError when it does not fit."""
+    try:
+        return msgspec.convert(data, options)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{options.__name__}: {error}") from None
+
+
+def expand(value: Any) -> Any:
+    """Replaces `${env:NAME}` in every string below `value`; raises UserError for a variable that is not set."""
+    if isinstance(value, dict):
+        return {key: expand(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [expand(item) for item in value]
+    return ENV.sub(_variable, value) if isinstance(value, str) else value
+
+
+def _variable(match: re.Match[str]) -> str:
+    name = match[1]
+    if name not in os.environ:
+        raise UserError(Problem(f"the environment variable {name} is not set", hint=f"set it: export {name}=…"))
+    return os.environ[name]

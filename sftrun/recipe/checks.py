@@ -1,0 +1,72 @@
+"""What no schema can say: keys of the recipe that depend on each other, and what components say of it."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from sftrun.errors import Problem, UserError
+from sftrun.options import ENV, Use
+from sftrun.recipe.model import Recipe, TrainOptions
+from sftrun.recipe.nodes import Document
+from sftrun.registry import Registered, Registry
+
+
+def of_recipe(document: Document) -> Iterator[Problem]:
+    """Keys without effect, and keys that miss their other half."""
+    for word in ("eval", "save"):
+        yield from _steps(document, word)
+    yield from _adapter(document)
+
+
+def _steps(document: Document, word: str) -> Iterator[Problem]:
+    defaults = TrainOptions()
+    strategy_path, steps_path = ("train", f"{word}_strategy"), ("train", f"{word}_steps")
+    given, steps = document.find(strategy_path), document.find(steps_path)
+    strategy = given.value if given else getattr(defaults, strategy_path[1])
+    has_steps = steps is not None and steps.value is not None
+    if strategy == "steps" and not has_steps:
+        message, hint = f"train.{word}_strategy steps needs train.{word}_steps", f"add {word}_steps: 100"
+        yield Problem(message, document.place(strategy_path), strategy_path, hint)
+    elif strategy in ("no", "epoch") and has_steps:
+        message = f"train.{word}_steps has no effect with train.{word}_strategy {strategy}"
+        yield Problem(message, document.key_place(steps_path), steps_path, f"write {word}_strategy: steps")
+
+
+def _adapter(document: Document) -> Iterator[Problem]:
+    mode, lora = document.find(("tuning", "mode")), document.find(("tuning", "lora"))
+    # Where the adapter comes from a recipe that this one extends, switching it off is no mistake.
+    if mode and lora and mode.value == "full" and mode.origin.shown == lora.origin.shown:
+        path = ("tuning", "lora")
+        message = "tuning.lora has no effect with tuning.mode full"
+        yield Problem(message, document.key_place(path), path, severity="warning")
+
+
+def of_component(kind: str, use: Use, recipe: Recipe, registry: Registry) -> list[Problem]:
+    """What a component says of the recipe: nothing where it has no say, or needs a variable that is not set here."""
+    item = registry.get(kind, use.use)
+    if isinstance(item.factory, type) and not hasattr(item.factory, "check"):
+        return []
+    if _unset(use.with_):
+        return []
+    try:
+        component = registry.create(kind, use)
+        return list(component.check(recipe)) if hasattr(component, "check") else []
+    except UserError as error:
+        return list(error.problems)
+    except ImportError as error:  # what is missing here may be there where the recipe runs
+        message = f"the {kind} '{use.use}' cannot be checked here: {error}"
+        return [Problem(message, severity="warning")]
+    except Exception as error:
+        return [_failed(item, error)]
+
+
+def _failed(item: Registered, error: Exception) -> Problem:
+    message = f"the {item.kind} '{item.name}' failed while checking the recipe: {type(error).__name__}: {error}"
+    return Problem(message, hint=f"this is a bug of {item.distribution} {item.version}, not of the recipe")
+
+
+def _unset(value: Any) -> bool:
+    """Whether any `${env:NAME}` below a value has no variable."""
+    if isinstance(value, dict | list):
+        return any(map(_unset, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and any(name not in os.environ for name in ENV.findall(value))

@@ -1,0 +1,50 @@
+"""The typed recipe with every default written out, those of component options included."""
+
+from typing import Any
+
+import msgspec
+
+from sftrun.errors import Problem, RecipePath, UserError
+from sftrun.options import Use, parse, schema
+from sftrun.recipe.model import Recipe
+from sftrun.recipe.resolved import components, normal
+from sftrun.recipe.walk import kind_of
+from sftrun.registry import Registry
+
+
+def recipe(given: Recipe, registry: Registry) -> Recipe:
+    """A valid recipe with all options of all components; raises UserError where an options class refuses them."""
+    given = normal(given)
+    changes: dict[str, Any] = {}
+    for name, kind in components().items():
+        value = getattr(given, name)
+        if isinstance(value, list):
+            changes[name] = [_use(kind, item, (name, index), registry) for index, item in enumerate(value)]
+        else:
+            changes[name] = _use(kind, value, (name,), registry)
+    return msgspec.structs.replace(given, **changes)
+
+
+def _use(kind: str, use: Use, path: RecipePath, registry: Registry) -> Use:
+    options = registry.get(kind, use.use).options
+    if options is None:
+        return use
+    try:
+        data = msgspec.to_builtins(parse(use.with_, options))
+    except UserError as error:
+        raise UserError(Problem(error.problems[0].message, path=(*path, "with"))) from None
+    for name, about in schema(options)["properties"].items():
+        inner = kind_of(about)
+        if inner:
+            data[name] = _nested(inner, data[name], (*path, "with", name), registry)
+    return Use(use=use.use, with_=data)
+
+
+def _nested(kind: str, value: Any, path: RecipePath, registry: Registry) -> Any:
+    """A component among the options of another, or a list of them."""
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return [_nested(kind, item, (*path, index), registry) for index, item in enumerate(value)]
+    use = Use(use=value) if isinstance(value, str) else Use(use=value["use"], with_=value.get("with", {}))
+    return msgspec.to_builtins(_use(kind, use, path, registry))

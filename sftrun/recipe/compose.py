@@ -1,0 +1,263 @@
+"""YAML 1.2 text to nodes: plain data only, every problem with its place, and limits that no input gets past."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from sftrun.errors import Problem, UserError
+from sftrun.recipe.nodes import Node, Origin
+
+MAX_DEPTH = 50
+MAX_NODES = 50_000  # counted with aliases expanded, so that a few lines cannot stand for millions of values
+MAX_INTEGER = 2**63
+
+LINE_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
+UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+# The core schema of YAML 1.2: `no` and `on` are text, `2e-4` is a number.
+NULL = re.compile(r"|~|null|Null|NULL")
+TRUE = re.compile(r"true|True|TRUE")
+FALSE = re.compile(r"false|False|FALSE")
+INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+
+CORE = "tag:yaml.org,2002:"
+SCALAR_TAGS = {CORE + name for name in ("null", "bool", "int", "float")}
+HINTS = (
+    ("'\\t' that cannot start any token", "indent with spaces, not tabs"),
+    ("mapping values are not allowed", "text with ': ' in it needs quotes; or a line above is indented differently"),
+    ("undefined alias", "an alias (*name) needs an anchor (&name) above it"),
+    ("expected the node content", "text that starts with this character needs quotes"),
+    ("cannot start any token", "text that starts with this character needs quotes"),
+)
+
+
+class _Part(msgspec.Struct):
+    """A node with what it costs."""
+
+    node: Node
+    size: int = 1
+    height: int = 1
+
+
+def scalar(text: str) -> Any:
+    """The value of a plain (unquoted) scalar; raises ValueError for a number that is not usable."""
+    if NULL.fullmatch(text):
+        return None
+    if TRUE.fullmatch(text) or FALSE.fullmatch(text):
+        return text[0] in "tT"
+    if NOT_FINITE.fullmatch(text):
+        raise ValueError(f"a number must be finite, not {text}")
+    if INTEGER.fullmatch(text):
+        return _integer(text)
+    if FLOAT.fullmatch(text):
+        value = float(text)
+        if math.isinf(value):
+            raise ValueError("this number is too large")
+        return value
+    return text
+
+
+def _integer(text: str) -> int:
+    if len(text) > 30:  # int() refuses thousands of digits, in words that are no help
+        raise ValueError("this number is too large")
+    value = int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+    if abs(value) > MAX_INTEGER:
+        raise ValueError("this number is too large")
+    return value
+
+
+def compose(text: str, origin: Origin) -> tuple[Node | None, list[Problem]]:
+    """The one document in a text (None where it is empty) and problems that need not stop the reading.
+
+    Raises UserError where the text is not YAML or goes past a limit.
+    """
+    bad = UNPRINTABLE.search(text)
+    if bad:
+        line, column = _position(text, bad.start())
+        raise UserError(Problem(f"the character U+{ord(bad[0]):04X} may not stand here", origin.place(line, column)))
+    composer = _Composer(text, origin)
+    return composer.document(), composer.problems
+
+
+def _position(text: str, index: int) -> tuple[int, int]:
+    lines = LINE_BREAK.split(text[:index])
+    return len(lines) - 1, len(lines[-1])
+
+
+class _Composer:
+    def __init__(self, text: str, origin: Origin) -> None:
+        self.origin = origin
+        self.problems: list[Problem] = []
+        self._anchors: dict[str, _Part | None] = {}
+        self._events = self._parse(text)
+        self._count = 0
+
+    def document(self) -> Node | None:
+        """Reads the only document of the stream."""
+        next(self._events)
+        event = next(self._events)
+        if _is(event, "StreamEnd"):
+            return None
+        part = self._part(next(self._events), 1)
+        next(self._events)
+        event = next(self._events)
+        if not _is(event, "StreamEnd"):
+            raise self._error("a recipe is one YAML document; a second one starts here", event)
+        return part.node
+
+    def _parse(self, text: str) -> Iterator[Any]:
+        try:
+            yield from YAML(typ="safe", pure=True).parse(text)
+        except MarkedYAMLError as error:
+            raise self._not_yaml(error) from None
+        except UserError:
+            raise
+        except Exception as error:  # the library's own trouble with odd escapes and directives
+            raise UserError(Problem(f"not YAML: {error}", self.origin.place(0, 0))) from None
+
+    def _not_yaml(self, error: MarkedYAMLError) -> UserError:
+        mark = error.problem_mark or error.context_mark
+        where = self.origin.place(mark.line, mark.column) if mark else self.origin.place(0, 0)
+        said = " ".join(str(part) for part in (error.problem, error.context) if part)
+        hint = next((hint for sign, hint in HINTS if sign in said), None)
+        return UserError(Problem(f"not YAML: {said}", where, hint=hint))
+
+    def _error(self, message: str, event: Any, hint: str | None = None) -> UserError:
+        return UserError(Problem(message, self._place(event), hint=hint))
+
+    def _note(self, message: str, event: Any, hint: str | None = None) -> None:
+        self.problems.append(Problem(message, self._place(event), hint=hint))
+
+    def _place(self, event: Any) -> Any:
+        start, end = event.start_mark, event.end_mark
+        line = self.origin.lines[start.line] if start.line < len(self.origin.lines) else ""
+        stop = end.column if end.line == start.line else len(line.rstrip())
+        return self.origin.place(start.line, start.column, max(stop - start.column, 1))
+
+    def _part(self, event: Any, depth: int) -> _Part:
+        if _is(event, "Alias"):
+            part = self._alias(event)
+        else:
+            if event.anchor:
+                self._anchors[event.anchor] = None  # known, but not complete: an alias to it now is recursive
+            part = self._fresh(event, depth)
+            if event.anchor:
+                self._anchors[event.anchor] = part
+        self._count += part.size if _is(event, "Alias") else 1
+        if depth + part.height - 1 > MAX_DEPTH:
+            raise self._error(f"nested deeper than {MAX_DEPTH} levels", event)
+        if self._count > MAX_NODES:
+            raise self._error(f"more than {MAX_NODES} values (aliases counted in full)", event)
+        return part
+
+    def _alias(self, event: Any) -> _Part:
+        if event.anchor not in self._anchors:
+            raise self._error(f"undefined alias *{event.anchor}", event, dict(HINTS)["undefined alias"])
+        part = self._anchors[event.anchor]
+        if part is None:
+            raise self._error(f"the alias *{event.anchor} stands inside what it stands for", event)
+        return part
+
+    def _fresh(self, event: Any, depth: int) -> _Part:
+        if depth > MAX_DEPTH:
+            raise self._error(f"nested deeper than {MAX_DEPTH} levels", event)
+        if _is(event, "Scalar"):
+            return _Part(self._scalar(event))
+        return self._sequence(event, depth) if _is(event, "SequenceStart") else self._mapping(event, depth)
+
+    def _scalar(self, event: Any) -> Node:
+        plain = event.implicit[0] and event.tag != "!"
+        try:
+            value = self._tagged(event) if event.tag not in (None, "!") else event.value
+            if plain and event.tag is None:
+                value = scalar(event.value)
+            if isinstance(value, str) and ("\0" in value or any("\ud800" <= char <= "\udfff" for char in value)):
+                raise ValueError("text may hold neither NUL nor half of a surrogate pair")
+        except ValueError as error:
+            self._note(str(error), event)
+            value = None if not plain else event.value
+        return Node(value, self._place(event), self.origin, raw=event.value if plain else None)
+
+    def _tagged(self, event: Any) -> Any:
+        if event.tag == CORE + "str":
+            return event.value
+        if event.tag not in SCALAR_TAGS:
+            raise ValueError(f"unknown tag {_short(event.tag)}; a recipe holds plain data only")
+        value = scalar(event.value)
+        kind = {type(None): "null", bool: "bool", int: "int", float: "float"}.get(type(value))
+        if kind == "int" and event.tag == CORE + "float":
+            return float(value)
+        if event.tag != CORE + str(kind):
+            raise ValueError(f"{event.value!r} is not what the tag {_short(event.tag)} says")
+        return value
+
+    def _collection_tag(self, event: Any, expected: str) -> None:
+        if event.tag not in (None, "!", CORE + expected):
+            self._note(f"unknown tag {_short(event.tag)}; a recipe holds plain data only", event)
+
+    def _sequence(self, start: Any, depth: int) -> _Part:
+        self._collection_tag(start, "seq")
+        parts: list[_Part] = []
+        for event in self._events:
+            if _is(event, "SequenceEnd"):
+                break
+            parts.append(self._part(event, depth + 1))
+        node = Node([part.node for part in parts], self._place(start), self.origin)
+        return _sum(node, parts)
+
+    def _mapping(self, start: Any, depth: int) -> _Part:
+        self._collection_tag(start, "map")
+        parts: list[_Part] = []
+        values: dict[str, Node] = {}
+        keys: dict[str, Any] = {}
+        merged: list[Node] = []
+        for event in self._events:
+            if _is(event, "MappingEnd"):
+                break
+            key = self._key(event, depth)
+            part = self._part(next(self._events), depth + 1)
+            parts.append(part)
+            if key == "<<" and event.implicit[0]:
+                merged += self._merge_sources(event, part.node)
+            elif key in keys:
+                self._note(f"duplicate key '{key}', first written in line {keys[key].line}", event, "remove one of the two")
+            elif key is not None:
+                values[key], keys[key] = part.node, self._place(event)
+        for node in merged:  # what is written out wins, then the earlier source
+            values = {**node.value, **values}
+            keys = {**node.keys, **keys}
+        return _sum(Node(values, self._place(start), self.origin, keys), parts)
+
+    def _key(self, event: Any, depth: int) -> str | None:
+        part = self._part(event, depth + 1)
+        if isinstance(part.node.value, str):
+            return part.node.value
+        shown = "a list or a mapping" if part.node.raw is None else repr(part.node.raw)
+        self._note(f"a key must be text, not {shown}", event, "put it in quotes")
+        return None
+
+    def _merge_sources(self, event: Any, node: Node) -> list[Node]:
+        sources = node.value if isinstance(node.value, list) else [node]
+        if all(isinstance(source.value, dict) for source in sources):
+            return sources
+        self._note("<< takes a mapping, or a list of mappings", event)
+        return []
+
+
+def _is(event: Any, name: str) -> bool:
+    return bool(type(event).__name__ == name + "Event")
+
+
+def _sum(node: Node, parts: list[_Part]) -> _Part:
+    return _Part(node, 1 + sum(p.size for p in parts), 1 + max((p.height for p in parts), default=0))
+
+
+def _short(tag: str) -> str:
+    return f"!!{tag[len(CORE) :]}" if tag.startswith(CORE) else tag

@@ -1,0 +1,129 @@
+"""A schema's errors as problems: plain English, with a place and, where it can be told, what would be right."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from jsonschema.exceptions import ValidationError
+from jsonschema.validators import Draft202012Validator
+
+from sftrun.errors import Problem, RecipePath
+from sftrun.recipe import suggest, words
+from sftrun.recipe.nodes import Document
+from sftrun.recipe.walk import Schema, alternatives, json_type, kind_of, types
+
+LIMITS = {
+    "minimum": "at least",
+    "maximum": "at most",
+    "exclusiveMinimum": "more than",
+    "exclusiveMaximum": "less than",
+}
+SIZES = {
+    "minLength": "at least {} characters long",
+    "maxLength": "at most {} characters long",
+    "minItems": "a list of at least {} items",
+    "maxItems": "a list of at most {} items",
+    "minProperties": "a mapping of at least {} keys",
+    "maxProperties": "a mapping of at most {} keys",
+}
+
+
+class Diagnosis:
+    """Validates parts of one document of schema `whole`; `options` has the schemas of the components in it."""
+
+    def __init__(self, document: Document, whole: Schema, options: dict[RecipePath, Schema]) -> None:
+        self.document = document
+        self.whole = whole
+        self.options = options
+
+    def problems(self, data: Any, schema: Schema, path: RecipePath = ()) -> Iterator[Problem]:
+        """What is wrong with `data`, which stands at `path`."""
+        for error in Draft202012Validator(schema).iter_errors(data):
+            yield from self._explain(error, path)
+
+    def _explain(self, error: ValidationError, base: RecipePath) -> Iterator[Problem]:
+        path = (*base, *error.absolute_path)
+        keyword = str(error.validator)
+        special: dict[str, Callable[[ValidationError, RecipePath, RecipePath], Iterable[Problem]]] = {
+            "additionalProperties": self._unknown_keys,
+            "required": self._missing_keys,
+            "anyOf": self._alternatives,
+            "oneOf": self._alternatives,
+        }
+        if keyword in special:
+            yield from special[keyword](error, path, base)
+        else:
+            yield self._wrong(error, keyword, path)
+
+    def _at(self, path: RecipePath, message: str, hint: str | None = None) -> Problem:
+        return Problem(message, self.document.place(path), path, hint)
+
+    def _unknown_keys(self, error: ValidationError, path: RecipePath, base: RecipePath) -> Iterator[Problem]:
+        known = error.schema.get("properties", {})
+        for key in error.instance:
+            if key not in known:
+                place = self.document.key_place((*path, key))
+                hint = self._option(key, path) or suggest.key(key, path, known, self.whole)
+                yield Problem(f"unknown key '{key}' in {words.name(path)}", place, (*path, key), hint)
+
+    def _option(self, key: str, path: RecipePath) -> str | None:
+        """A hint for an option that is written beside `with`."""
+        known = self.options.get(path, {}).get("properties", {})
+        return f"did you mean {words.name((*path, 'with', key))}? Options stand under 'with'" if key in known else None
+
+    def _missing_keys(self, error: ValidationError, path: RecipePath, base: RecipePath) -> Iterator[Problem]:
+        for key in error.validator_value:
+            if key not in error.instance:
+                yield Problem(f"missing key '{key}' in {words.name(path)}", self.document.key_place(path), path)
+
+    def _wrong(self, error: ValidationError, keyword: str, path: RecipePath) -> Problem:
+        limit, given, name = error.validator_value, error.instance, words.name(path)
+        if keyword == "type":
+            return self._type(path, given, [error.schema], kind_of(error.schema))
+        if keyword in ("enum", "const"):
+            values = limit if keyword == "enum" else [limit]
+            said = f"{name} must be {words.wanted([error.schema], None)}, not {words.bare(given)}"
+            return self._at(path, said, suggest.one_of(given, values))
+        if keyword in LIMITS:
+            return self._at(path, f"{name} must be {LIMITS[keyword]} {limit}, not {given}")
+        if keyword in SIZES:
+            return self._at(path, f"{name} must be {SIZES[keyword].format(limit)}")
+        if keyword == "pattern":
+            return self._at(path, f"{name} must match {limit}, not {words.bare(given)}")
+        return self._at(path, f"{name}: {error.message}")
+
+    def _type(self, path: RecipePath, given: Any, choices: list[Schema], kind: str | None) -> Problem:
+        node = self.document.find(path)
+        allowed = {found for choice in choices for found in types(choice)}
+        hint = suggest.value(given, allowed, quoted=node is not None and node.raw is None)
+        said = f"{words.name(path)} must be {words.wanted(choices, kind)}, not {words.value(given)}"
+        return self._at(path, said, hint)
+
+    def _alternatives(self, error: ValidationError, path: RecipePath, base: RecipePath) -> Iterator[Problem]:
+        """One alternative fits the type of what was given: what is wrong with that one. Else: what may stand here."""
+        choices = alternatives(error.schema)
+        fitting = [choice for choice in choices if _fits(error.instance, choice)]
+        kind = kind_of(error.schema)
+        if not fitting:
+            yield self._type(path, error.instance, choices, kind)
+            return
+        enums = [choice for choice in choices if "enum" in choice or "const" in choice]
+        if enums and not isinstance(error.instance, dict | list):
+            values = [value for choice in enums for value in choice.get("enum", [choice.get("const")])]
+            said = f"{words.name(path)} must be {words.wanted(choices, kind)}, not {words.bare(error.instance)}"
+            yield self._at(path, said, suggest.one_of(error.instance, values))
+            return
+        found = [list(self.problems(error.instance, choice, path)) for choice in fitting]
+        yield from min(found, key=len)
+
+
+def _fits(instance: Any, choice: Schema) -> bool:
+    """Whether a value has the JSON type of an alternative and, for a tagged union, the tag."""
+    found = json_type(instance)
+    if found not in types(choice) and not (found == "integer" and "number" in types(choice)):
+        return False
+    if not isinstance(instance, dict):
+        return True
+    tags = {key: sub["const"] if "const" in sub else sub["enum"][0]
+            for key, sub in choice.get("properties", {}).items()
+            if "const" in sub or len(sub.get("enum", [])) == 1}
+    return all(instance.get(key, tag) == tag for key, tag in tags.items())

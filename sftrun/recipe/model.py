@@ -1,0 +1,142 @@
+"""The typed recipe: every key, its type, its default and its description, once."""
+
+from typing import Annotated, Literal
+
+from sftrun.options import Meta, NameOrPath, Options, Use, component
+
+Strategy = Literal["no", "steps", "epoch"]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class ModelOptions(Options):
+    """The model to start from."""
+
+    name: Annotated[
+        NameOrPath,
+        Meta(description="sftrun/tiny (embedded), a folder (./…, ../…, /…), or the id of a model on the Hub."),
+    ]
+    revision: Annotated[str | None, Meta(description="Branch, tag or commit on the Hub.")] = None
+    max_seq_len: Annotated[Count, Meta(description="Longest sequence that is trained, in tokens.")] = 2048
+    chat_template: Annotated[
+        NameOrPath | None,
+        Meta(description="A built-in name (chatml) or a .jinja file; null for the tokenizer's own."),
+    ] = None
+    eot_token: Annotated[
+        str | None,
+        Meta(description="Token that ends an answer, for a template that gives none."),
+    ] = None
+
+
+class DataOptions(Options):
+    """What happens to rows that cannot be trained on as they are."""
+
+    on_bad_row: Annotated[
+        Literal["error", "skip"],
+        Meta(description="A row that cannot be read or formatted: stop, or leave it out and say so in the ledger."),
+    ] = "error"
+    on_too_long: Annotated[
+        Literal["error", "drop", "truncate"],
+        Meta(description="A row longer than model.max_seq_len: stop, leave it out, or cut its end off."),
+    ] = "drop"
+    max_lost: Annotated[
+        float,
+        Meta(ge=0, le=1, description="Largest share of a split's rows that may be lost (left out or cut)."),
+    ] = 0.1
+
+
+class LoraOptions(Options):
+    """The adapter of tuning.mode lora."""
+
+    r: Annotated[Count, Meta(description="Rank of the adapter.")] = 16
+    alpha: Annotated[float, Meta(gt=0, description="Scale of the adapter: its update is times alpha / r.")] = 32
+    dropout: Annotated[float, Meta(ge=0, lt=1, description="Dropout on the adapter's input.")] = 0.0
+    target_modules: Annotated[
+        Literal["all-linear"] | list[str],
+        Meta(description="Modules that get an adapter: every linear one but the head, or a list of names."),
+    ] = "all-linear"
+
+
+class TuningOptions(Options):
+    """Which weights are trained."""
+
+    mode: Annotated[
+        Literal["full", "lora"],
+        Meta(description="full trains every weight; lora trains a small adapter on a frozen base."),
+    ] = "lora"
+    lora: Annotated[LoraOptions, Meta(description="The adapter, for mode lora.")] = LoraOptions()
+
+
+class TrainOptions(Options):
+    """How the weights are trained."""
+
+    epochs: Annotated[float, Meta(gt=0, description="Passes over the training split.")] = 3
+    max_steps: Annotated[
+        Count | None, Meta(description="Stop after this many optimizer steps, if the epochs are not over before.")
+    ] = None
+    learning_rate: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(description="Peak learning rate; null for 2e-4 with an adapter, 1e-5 in full tuning."),
+    ] = None
+    scheduler: Annotated[
+        Literal["constant", "linear", "cosine"], Meta(description="How the learning rate falls after the warm-up.")
+    ] = "cosine"
+    warmup: Annotated[
+        float, Meta(ge=0, description="Warm-up: a share of all steps when below 1, else a number of steps.")
+    ] = 0.03
+    weight_decay: Annotated[float, Meta(ge=0, description="Weight decay of the optimizer.")] = 0.0
+    batch_size: Annotated[Count, Meta(description="Rows in one forward pass.")] = 4
+    eval_batch_size: Annotated[Count, Meta(description="Rows in one forward pass of an evaluation.")] = 8
+    grad_accum: Annotated[Count, Meta(description="Forward passes summed into one optimizer step.")] = 1
+    max_grad_norm: Annotated[float, Meta(ge=0, description="Largest norm of the gradient; 0 for no limit.")] = 1.0
+    gradient_checkpointing: Annotated[
+        bool, Meta(description="Compute activations twice to keep fewer of them in memory.")
+    ] = False
+    precision: Annotated[
+        Literal["auto", "bf16", "fp16", "fp32"],
+        Meta(description="Number format of the computation; auto is bf16 on a GPU that has it, else fp32."),
+    ] = "auto"
+    optimizer: Annotated[
+        Literal["adamw", "adafactor", "sgd"], Meta(description="The optimizer; adamw is torch's AdamW.")
+    ] = "adamw"
+    adam_beta1: Annotated[float, Meta(ge=0, lt=1, description="AdamW: decay of the mean of gradients.")] = 0.9
+    adam_beta2: Annotated[float, Meta(ge=0, lt=1, description="AdamW: decay of the mean of squares.")] = 0.999
+    adam_epsilon: Annotated[float, Meta(gt=0, description="AdamW: added to the denominator.")] = 1e-8
+    eval_strategy: Annotated[Strategy, Meta(description="When the validation loss is computed.")] = "epoch"
+    eval_steps: Annotated[Count | None, Meta(description="Steps between evaluations, for eval_strategy steps.")] = None
+    save_strategy: Annotated[Strategy, Meta(description="When a checkpoint is written.")] = "epoch"
+    save_steps: Annotated[Count | None, Meta(description="Steps between checkpoints, for save_strategy steps.")] = None
+    save_total_limit: Annotated[
+        Count | None, Meta(description="Checkpoints kept, the newest ones; null for all of them.")
+    ] = 2
+    logging_steps: Annotated[Count, Meta(description="Steps between two lines of the log and points of a curve.")] = 10
+    dataloader_workers: Annotated[int, Meta(ge=0, description="Processes that load batches; 0 for none.")] = 0
+    dataloader_pin_memory: Annotated[bool, Meta(description="Page-locked memory for batches that go to a GPU.")] = True
+
+
+class Recipe(Options):
+    """A supervised fine-tuning run, from rows to a trained, evaluated and exported model."""
+
+    model: Annotated[ModelOptions, Meta(description="The model to start from.")]
+    source: Annotated[str | Use, component("source"), Meta(description="Where the rows are.")]
+    description: Annotated[str, Meta(description="What this recipe is for.")] = ""
+    extends: Annotated[
+        str | None, Meta(description="Another recipe that this one changes: deep-merged, lists replaced.")
+    ] = None
+    transforms: Annotated[
+        list[str | Use], component("transform"), Meta(description="What is done to the conversations, in order.")
+    ] = []
+    formatter: Annotated[str | Use, component("formatter"), Meta(description="How a row becomes a conversation.")] = (
+        "chat"
+    )
+    masker: Annotated[str | Use, component("masker"), Meta(description="Which tokens carry loss.")] = "assistant"
+    data: Annotated[DataOptions, Meta(description="What happens to rows that do not fit.")] = DataOptions()
+    tuning: Annotated[TuningOptions, Meta(description="Which weights are trained.")] = TuningOptions()
+    backend: Annotated[str | Use, component("backend"), Meta(description="What loads, trains and saves.")] = "hf"
+    train: Annotated[TrainOptions, Meta(description="How the weights are trained.")] = TrainOptions()
+    evaluators: Annotated[
+        list[str | Use], component("evaluator"), Meta(description="What scores the base and the tuned model.")
+    ] = []
+    exporters: Annotated[
+        list[str | Use], component("exporter"), Meta(description="What is made of the result for deployment.")
+    ] = []
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1, description="Seed of everything that is random.")] = 0

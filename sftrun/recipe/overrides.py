@@ -1,0 +1,121 @@
+"""Overrides: `--set train.epochs=1`, and the environment variable `SFTRUN_SET__TRAIN__EPOCHS=1`."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from sftrun.errors import Place, Problem, UserError
+from sftrun.recipe.compose import LINE_BREAK, compose
+from sftrun.recipe.merge import merge
+from sftrun.recipe.nodes import Document, Node, Origin
+
+PREFIX = "SFTRUN_SET__"
+
+
+class Override(msgspec.Struct, frozen=True):
+    """One value to put at a path; `places` has where each key of the path is written."""
+
+    keys: list[str]
+    places: list[Place]
+    node: Node
+
+
+def from_options(sets: Iterable[str]) -> tuple[list[Override], list[Problem]]:
+    """The overrides of `--set KEY=VALUE` options."""
+    found, problems = [], []
+    for text in sets:
+        name, equals, value = text.partition("=")
+        keys = name.strip().split(".")
+        where = Place(f"--set {text}", None, 7, len(text), f"--set {text}")
+        if not equals or not all(keys):
+            hint = "for example --set train.epochs=1"
+            problems.append(Problem("an override is KEY=VALUE", where, hint=hint))
+        elif keys[0] == "extends":
+            problems.append(Problem("extends can only be written in a recipe file", where))
+        else:
+            found.append(_override(keys, ".", "--set ", name, value))
+    return found, problems
+
+
+def from_environment(environment: Mapping[str, str]) -> tuple[list[Override], list[Problem]]:
+    """The overrides of variables `SFTRUN_SET__A__B=value`; the case of keys does not matter."""
+    found, problems = [], []
+    for name, value in sorted(environment.items()):
+        if not name.upper().startswith(PREFIX):
+            continue
+        keys = name[len(PREFIX) :].lower().split("__")
+        if not all(keys) or keys[0] == "extends":
+            where = Place(f"{name}={value}", None, 1, len(name), f"{name}={value}")
+            problems.append(Problem("this variable names no key of a recipe", where, hint=f"as in {PREFIX}TRAIN__EPOCHS"))
+        else:
+            found.append(_override(keys, "__", name[: len(PREFIX)], name[len(PREFIX) :], value))
+    return found, problems
+
+
+def _override(keys: list[str], separator: str, lead: str, name: str, value: str) -> Override:
+    """`lead` + `name` + "=" + `value` is the override as written."""
+    prefix = f"{lead}{name}="
+    origin = Origin(prefix + value, Path.cwd(), LINE_BREAK.split(value), prefix)
+    places, column = [], len(lead) + 1 + len(name) - len(name.lstrip())
+    for key in keys:
+        places.append(Place(origin.shown, None, column, len(key), prefix + origin.lines[0]))
+        column += len(key) + len(separator)
+    return Override(keys, places, _value(value, origin))
+
+
+def _value(text: str, origin: Origin) -> Node:
+    """A value as YAML; text that is no YAML stands for itself, and so does what a text field is given (`raw`)."""
+    whole = origin.place(0, 0, max(len(origin.lines[0]), 1))
+    try:
+        node, problems = compose(text, origin)
+    except UserError:
+        return Node(text, whole, origin)
+    if node is None:
+        return Node(None, whole, origin, raw=text)
+    if problems:
+        return Node(text, whole, origin)
+    if isinstance(node.value, str):  # unquoted, it is taken as it stands: `a # b` has no comment
+        return node if node.raw is None else Node(text.strip(), whole, origin, raw=text.strip())
+    return msgspec.structs.replace(node, raw=text.strip())
+
+
+def applied(
+    document: Document, options: Iterable[str], environment: Mapping[str, str]
+) -> tuple[Document, list[Problem]]:
+    """The document with variables, then options, laid on top."""
+    by_variable, wrong_variables = from_environment(environment)
+    by_option, wrong_options = from_options(options)
+    root, problems = document.root, wrong_variables + wrong_options
+    for override in by_variable + by_option:
+        try:
+            root = _put(root, override, 0)
+        except UserError as error:
+            problems += error.problems
+    return Document(root), problems
+
+
+def _put(node: Node | None, override: Override, depth: int) -> Node:
+    if depth == len(override.keys):
+        return merge(node, override.node) if node else override.node
+    key, place = override.keys[depth], override.places[depth]
+    if key.isdecimal() and (node is None or isinstance(node.value, list)):
+        return _put_item(node, int(key), override, depth)
+    under = node.child(key) if node else None
+    new = _put(under, override, depth + 1)
+    wrapped = Node({key: new}, place, override.node.origin, {key: place})
+    return merge(node, wrapped) if node else wrapped
+
+
+def _put_item(node: Node | None, index: int, override: Override, depth: int) -> Node:
+    """Replaces an item of a list, or appends one."""
+    items = list(node.value) if node else []
+    if index > len(items):
+        name = ".".join(override.keys[:depth])
+        message = f"{name} has {len(items)} items; there is no item {index}, nor can it be the next one"
+        raise UserError(Problem(message, override.places[depth], hint=f"items count from 0; {len(items)} appends one"))
+    old = items[index] if index < len(items) else None
+    items[index : index + 1] = [_put(old, override, depth + 1)]
+    if node:
+        return msgspec.structs.replace(node, value=items)
+    return Node(items, override.places[depth], override.node.origin)

@@ -1,0 +1,144 @@
+"""Everything that is wrong with a recipe, at once; and the typed recipe where nothing is."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from sftrun.errors import Place, Problem, RecipePath, UserError
+from sftrun.options import parse, schema
+from sftrun.recipe import adjust, checks, complete
+from sftrun.recipe import load as files
+from sftrun.recipe import overrides as sets
+from sftrun.recipe.diagnose import Diagnosis
+from sftrun.recipe.model import Recipe
+from sftrun.recipe.nodes import Document
+from sftrun.recipe.resolved import from_resolved, resolved_yaml
+from sftrun.recipe.walk import Visit, walk
+from sftrun.registry import Registered, Registry, current
+
+__all__ = ["Checked", "Loaded", "check", "from_resolved", "load", "read", "resolved_yaml", "validate"]
+
+Path_ = str | os.PathLike[str]
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """What was found out about a recipe; without errors there is a typed recipe."""
+
+    problems: list[Problem]
+    document: Document | None = None
+    recipe: Recipe | None = None
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A recipe without errors, the document that it was read from, and warnings."""
+
+    recipe: Recipe
+    document: Document
+    warnings: list[Problem]
+
+
+def load(path: Path_, overrides: Sequence[str] = ()) -> Recipe:
+    """The typed recipe; raises UserError with all that is wrong. `overrides` are texts like `train.epochs=1`."""
+    return read(path, overrides).recipe
+
+
+def validate(path: Path_, overrides: Sequence[str] = ()) -> list[Problem]:
+    """All errors and warnings of a recipe, in the order of their places."""
+    return check(path, overrides).problems
+
+
+def read(path: Path_, overrides: Sequence[str] = ()) -> Loaded:
+    """As `load`, with the document (for places) and the warnings."""
+    found = check(path, overrides)
+    if found.recipe is None or found.document is None:
+        raise UserError(found.problems)
+    return Loaded(found.recipe, found.document, found.problems)
+
+
+def check(path: Path_, overrides: Sequence[str] = ()) -> Checked:
+    """Reads and validates; never raises for what stands in the recipe."""
+    try:
+        root, reading = files.read(Path(path))
+    except UserError as error:
+        return Checked(list(error.problems))
+    document, wrong = sets.applied(Document(root), overrides, os.environ)
+    registry = current()
+    document = adjust.fitted(document, schema(Recipe), registry)
+    problems = _shape(document, registry, [*reading, *wrong])
+    recipe = None
+    if not _errors(problems):
+        recipe, found = _typed(document, registry)
+        problems += found
+    return Checked(_sorted(problems, document), document, None if _errors(problems) else recipe)
+
+
+def _errors(problems: Iterable[Problem]) -> bool:
+    return any(problem.severity == "error" for problem in problems)
+
+
+def _shape(document: Document, registry: Registry, reading: list[Problem]) -> list[Problem]:
+    """What is wrong with the recipe and its components as the schemas see them, and what schemas cannot see."""
+    whole = schema(Recipe)
+    first = [*reading, *adjust.env_problems(document, whole, registry)]
+    visits = [visit for visit in walk(document.root, whole, registry) if visit.named() is not None]
+    options = {visit.path: item.schema() for visit in visits if (item := _registered(visit, registry))}
+    diagnosis = Diagnosis(document, whole, options)
+    found = list(diagnosis.problems(document.data, whole))
+    for visit in visits:
+        found += _component(visit, document, diagnosis, registry)
+    found += checks.of_recipe(document)
+    said = {problem.where for problem in first}  # a value that could not be read needs no second complaint
+    return first + [problem for problem in found if problem.where not in said]
+
+
+def _registered(visit: Visit, registry: Registry) -> Registered | None:
+    return registry.components[str(visit.kind)].get(str(visit.named()))
+
+
+def _component(visit: Visit, document: Document, diagnosis: Diagnosis, registry: Registry) -> Iterator[Problem]:
+    wrong = registry.unknown(str(visit.kind), str(visit.named()))
+    if wrong:
+        path = (*visit.path, "use") if visit.node.child("use") else visit.path
+        yield msgspec.structs.replace(wrong, where=document.place(path), path=path)
+        return
+    use = visit.use()
+    if use is not None:
+        yield from diagnosis.problems(use.with_, diagnosis.options[visit.path], (*visit.path, "with"))
+
+
+def _typed(document: Document, registry: Registry) -> tuple[Recipe | None, list[Problem]]:
+    """The typed recipe, and what its components say about it."""
+    document = adjust.with_absolute_paths(document, schema(Recipe), registry)
+    try:
+        recipe = complete.recipe(parse(document.data, Recipe), registry)
+    except UserError as error:
+        return None, [_placed(problem, document, ()) for problem in error.problems]
+    found = []
+    for visit in walk(document.root, schema(Recipe), registry):
+        use = visit.use()
+        if use is not None:
+            said = checks.of_component(str(visit.kind), use, recipe, registry)
+            found += [_placed(problem, document, visit.path) for problem in said]
+    return recipe, found
+
+
+def _placed(problem: Problem, document: Document, path: RecipePath) -> Problem:
+    """A problem with the place of its path, or else of the component that it comes from."""
+    if problem.where is not None:
+        return problem
+    path = path if problem.path is None else problem.path
+    return msgspec.structs.replace(problem, where=document.place(path), path=path)
+
+
+def _sorted(problems: list[Problem], document: Document) -> list[Problem]:
+    """In the order of their places: the recipe's own file, those it extends, overrides."""
+    rank = {name: index for index, name in enumerate(document.files())}
+
+    def order(problem: Problem) -> tuple[int, int, int]:
+        where = problem.where or Place("")
+        return rank.get(where.file, len(rank)), where.line or 0, where.column or 0
+
+    unique = {(problem.message, problem.where): problem for problem in problems}
+    return sorted(unique.values(), key=order)

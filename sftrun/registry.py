@@ -1,0 +1,202 @@
+"""Finds plugins and what they register; a broken one is reported where it matters and harms no other."""
+
+import difflib
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import pluggy
+
+import sftrun
+import sftrun.builtin
+from sftrun import hookspecs
+from sftrun.errors import Problem, UserError
+from sftrun.hookspecs import API_VERSION, KINDS, PROJECT
+from sftrun.options import Use, as_use, expand, parse, schema
+
+# Components of distributions that are not installed, so that an unknown name can say what would bring it.
+ELSEWHERE = {
+    ("formatter", "ticket"): "sftrun-example",
+    ("masker", "final-answer"): "sftrun-example",
+    ("judge", "keyword"): "sftrun-example",
+}
+
+
+class Registered(msgspec.Struct, frozen=True):
+    """A component as registered, with where it comes from."""
+
+    kind: str
+    name: str
+    factory: Callable[..., Any] | str
+    options: type | None
+    description: str
+    module: str
+    distribution: str
+    version: str
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema of its `with`: closed, and empty where it has no options."""
+        if self.options is None:
+            return {"type": "object", "properties": {}, "additionalProperties": False}
+        return schema(self.options)
+
+
+class Broken(msgspec.Struct, frozen=True):
+    """A plugin that could not be loaded, and why."""
+
+    module: str
+    distribution: str
+    version: str
+    reason: str
+
+
+class Registry:
+    """The components of one process, by kind and name."""
+
+    def __init__(self) -> None:
+        self.components: dict[str, dict[str, Registered]] = {kind: {} for kind in KINDS}
+        self.broken: list[Broken] = []
+        self.clashes: dict[tuple[str, str], Problem] = {}
+        for module in _builtin_modules():
+            self.load(module, "sftrun", sftrun.__version__, lambda module=module: importlib.import_module(module))
+        for entry in sorted(metadata.entry_points(group=PROJECT), key=lambda entry: (entry.name, entry.value)):
+            name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("?", "?")
+            self.load(entry.value, name, version, entry.load)
+
+    def load(self, module: str, distribution: str, version: str, importer: Callable[[], Any]) -> None:
+        """Loads one plugin: all that it registers, or nothing and the reason."""
+        try:
+            plugin = importer()
+            found = _collect(plugin, module, distribution, version)
+        except (Exception, SystemExit) as error:  # whatever a plugin raises, the tool goes on
+            self.broken.append(Broken(module, distribution, version, f"{type(error).__name__}: {error}"))
+            return
+        for item in found:
+            self._add(item)
+
+    def _add(self, item: Registered) -> None:
+        there = self.components[item.kind].get(item.name)
+        if there is None:
+            self.components[item.kind][item.name] = item
+            return
+        self.clashes[item.kind, item.name] = Problem(
+            f"two plugins register the {item.kind} '{item.name}': {there.module} of {there.distribution} "
+            f"{there.version} and {item.module} of {item.distribution} {item.version}",
+            hint="uninstall one of the two",
+        )
+
+    def names(self, kind: str) -> list[str]:
+        """Names of the components of one kind, sorted."""
+        return sorted(self.components[kind])
+
+    def unknown(self, kind: str, name: str) -> Problem | None:
+        """What is wrong with a component's name, or None where it can be had."""
+        if name in self.components[kind]:
+            return self.clashes.get((kind, name))
+        return Problem(f"unknown {kind} '{name}'", hint=self._suggestion(kind, name))
+
+    def _suggestion(self, kind: str, name: str) -> str:
+        package = ELSEWHERE.get((kind, name))
+        if package:
+            return f"it comes with {package}: pip install {package}"
+        broken = "".join(f"; the plugin {b.module} of {b.distribution} is broken: {b.reason}" for b in self.broken)
+        close = difflib.get_close_matches(name, self.names(kind), n=1)
+        if close:
+            return f"did you mean '{close[0]}'?{broken}"
+        return f"there are: {', '.join(self.names(kind)) or 'none'}{broken}"
+
+    def get(self, kind: str, name: str) -> Registered:
+        """One component; raises UserError, with a suggestion, where there is none of that name."""
+        problem = self.unknown(kind, name)
+        if problem:
+            raise UserError(problem)
+        return self.components[kind][name]
+
+    def create(self, kind: str, use: Use) -> Any:
+        """An instance of the component that `use` names, made with its options."""
+        item = self.get(kind, use.use)
+        factory = _resolve(item.factory)
+        if item.options is None:
+            if use.with_:
+                raise UserError(f"the {kind} '{use.use}' has no options, but was given {', '.join(use.with_)}")
+            return factory()
+        return factory(parse(expand(use.with_), item.options))
+
+
+def _builtin_modules() -> list[str]:
+    walk = pkgutil.walk_packages(sftrun.builtin.__path__, "sftrun.builtin.")
+    return sorted(found.name for found in walk if not found.ispkg and not found.name.rsplit(".", 1)[1].startswith("_"))
+
+
+def _collect(plugin: ModuleType, module: str, distribution: str, version: str) -> list[Registered]:
+    """All that one plugin registers; raises when any of it is wrong."""
+    wanted = API_VERSION if distribution == "sftrun" else getattr(plugin, "SFTRUN_API", None)
+    if wanted is None:
+        raise ValueError(f"{module} declares no API version; add SFTRUN_API = {API_VERSION}")
+    if wanted != API_VERSION:
+        raise ValueError(f"{module} was written for API version {wanted}; this sftrun has {API_VERSION}")
+    manager = pluggy.PluginManager(PROJECT)  # one a plugin: nothing that it does reaches another
+    manager.add_hookspecs(hookspecs)
+    manager.register(plugin, module)
+    manager.check_pending()  # a misspelled hook name is an error, not a silent no-op
+    found: list[Registered] = []
+    for kind in KINDS:
+        register = _register(found, kind, plugin, module, distribution, version)
+        getattr(manager.hook, f"register_{kind}s")(register=register)
+    if not found:
+        raise ValueError(f"{module} registers nothing; it needs a function marked @sftrun.hookimpl")
+    return found
+
+
+def _register(
+    found: list[Registered], kind: str, plugin: ModuleType, module: str, distribution: str, version: str
+) -> hookspecs.Register:
+    def register(
+        name: str,
+        factory: Callable[..., Any] | str,
+        *,
+        options: type | None = None,
+        description: str | None = None,
+    ) -> None:
+        said = description or (plugin if isinstance(factory, str) else factory).__doc__ or ""
+        first = said.strip().split("\n", 1)[0]
+        found.append(Registered(kind, name, factory, options, first, module, distribution, version))
+        if options is not None:
+            schema(options)  # options that have no schema break the plugin now, not a recipe later
+
+    return register
+
+
+def _resolve(factory: Callable[..., Any] | str) -> Callable[..., Any]:
+    if not isinstance(factory, str):
+        return factory
+    module, _, name = factory.partition(":")
+    resolved: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return resolved
+
+
+_current: Registry | None = None
+
+
+def current() -> Registry:
+    """The registry of this process, made on first use."""
+    global _current
+    if _current is None:
+        _current = Registry()
+    return _current
+
+
+def create(kind: str, use: str | Use) -> Any:
+    """An instance of a component of this process's registry; for components that use others."""
+    return current().create(kind, as_use(use))
+
+
+def module_file(item: Registered) -> str | None:
+    """The source file of the plugin module that registered a component."""
+    module = sys.modules.get(item.module.split(":", 1)[0])
+    return getattr(module, "__file__", None)

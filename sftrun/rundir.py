@@ -1,0 +1,100 @@
+"""The run directory: the one thing that passes between stages."""
+
+import json
+import os
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sftrun.errors import UserError
+
+
+class RunDir:
+    """A folder with all of one run. Whatever is written here is whole or not there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.prepared = path / "prepared"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model"
+        self.eval = path / "eval"
+        self.export = path / "export"
+        self.tensorboard = path / "tensorboard"
+        self.log = path / "run.log"
+
+    def write(self, name: str, text: str) -> None:
+        """Writes a text file: to a temporary file, fsync, rename."""
+        write_whole(self.path / name, text)
+
+    def write_json(self, name: str, data: Any) -> None:
+        self.write(name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file, or {} where it is not there yet."""
+        file = self.path / name
+        return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+
+    def merge_json(self, name: str, data: dict[str, Any]) -> None:
+        """Adds keys to a JSON file."""
+        self.write_json(name, {**self.read_json(name), **data})
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Appends one line to events.jsonl."""
+        line = json.dumps({"time": round(time.time(), 3), **event}, ensure_ascii=False) + "\n"
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events so far; a last line that a kill cut short is left out."""
+        file = self.path / "events.jsonl"
+        lines = file.read_text("utf-8").splitlines(keepends=True) if file.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def stage(self, name: str, status: str, **made: Any) -> None:
+        """Records where a stage stands and what it made."""
+        state = self.read_json("state.json")
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        state[name] = {**state.get(name, {}), "status": status, status: now, **made}
+        self.write_json("state.json", state)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a file so that a kill leaves the old one or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    making = file.with_name(f".{file.name}.{os.getpid()}")
+    with making.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    making.replace(file)
+
+
+def create(recipe_file: Path, out: Path | None, root: Path = Path("runs")) -> RunDir:
+    """A new run directory: `out`, or one below `root` named after the recipe and the time.
+
+    Raises UserError where `out` already holds something.
+    """
+    if out is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        names = [f"{recipe_file.stem}-{stamp}", *(f"{recipe_file.stem}-{stamp}-{n}" for n in range(2, 100))]
+        out = next(root / name for name in names if not (root / name).exists())
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty", hint="name another --out, or remove it")
+    out.mkdir(parents=True, exist_ok=True)
+    return RunDir(out.absolute())
+
+
+def point_latest(run: RunDir, stem: str) -> None:
+    """Makes `<stem>-latest` beside a finished run lead to it, so that another recipe can build on it."""
+    link = run.path.parent / f"{stem}-latest"
+    making = link.with_name(f".{link.name}.{os.getpid()}")
+    making.symlink_to(run.path.name)
+    making.replace(link)
+
+
+def open_run(path: Path) -> RunDir:
+    """An existing run directory; raises UserError where it is none."""
+    if not (path / "resolved.yaml").is_file():
+        raise UserError(f"{path} is no run directory", hint="a run directory holds resolved.yaml; see runs/")
+    return RunDir(path.absolute())

@@ -1,0 +1,137 @@
+"""Stage 1, prepare: rows to tokenised samples with their masks, the ledger and the mask proof."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from sftrun.data import store
+from sftrun.data.ledger import Ledger
+from sftrun.data.pipeline import Item, Line
+from sftrun.data.proof import Proof
+from sftrun.errors import Problem, UserError
+from sftrun.options import as_use
+from sftrun.recipe.model import Recipe
+from sftrun.registry import Registry, module_file
+from sftrun.rundir import RunDir
+from sftrun.types import Emit, Prompt
+
+SHOWN = 20
+HERE = Path(__file__).parent.parent
+
+
+def prepare(recipe: Recipe, run: RunDir, registry: Registry, emit: Emit) -> None:
+    """Fills `prepared/`, from the cache where the same was made before.
+
+    Raises UserError when a row is bad, when too much is lost, or when the proof fails.
+    """
+    line = Line(recipe, registry)
+    for warning in line.warnings:
+        emit({"event": "warning", "message": warning.message})
+    parts = key_parts(recipe, line, registry)
+    key = store.key_of(parts)
+    entry = store.find(key)
+    emit({"event": "prepare", "cached": entry is not None})
+    if entry is None:
+        entry = _make(recipe, line, key, emit)
+    store.link(entry, run.prepared)
+    run.merge_json("lock.json", {"prepared": {"key": key, **parts}, "mask": run.read_json("prepared/proof.json")["hash"]})
+
+
+def key_parts(recipe: Recipe, line: Line, registry: Registry) -> dict[str, Any]:
+    """Everything that decides what prepared samples are."""
+    uses = {"formatter": [recipe.formatter], "masker": [recipe.masker], "transform": recipe.transforms}
+    return {
+        "code": _code_hash(),
+        "source": {"use": as_use(recipe.source).use, "fingerprint": line.source.fingerprint()},
+        "components": [_component(registry, kind, use) for kind, named in uses.items() for use in named],
+        "source_code": _component(registry, "source", as_use(recipe.source).use),
+        "tokenizer": line.tokenizer.fingerprint,
+        "template": line.tokenizer.template.fingerprint,
+        "date": _date(line),
+        "eot_token": recipe.model.eot_token,
+        "max_seq_len": recipe.model.max_seq_len,
+        "data": [recipe.data.on_bad_row, recipe.data.on_too_long, recipe.data.max_lost],
+    }
+
+
+def _date(line: Line) -> str | None:
+    """The day, for a template that prints it."""
+    template = line.tokenizer.template
+    return template.now.date().isoformat() if "strftime_now" in template.source else None
+
+
+def _component(registry: Registry, kind: str, named: Any) -> dict[str, Any]:
+    use = as_use(named)
+    item = registry.get(kind, use.use)
+    file = module_file(item)
+    code = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    return {"kind": kind, "use": use.use, "with": use.with_, "version": item.version, "code": code}
+
+
+def _code_hash() -> str:
+    digest = hashlib.sha256()
+    for file in sorted((HERE / "data").glob("*.py")) + [Path(__file__)]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _make(recipe: Recipe, line: Line, key: str, emit: Emit) -> Path:
+    making = store.begin()
+    ledger = Ledger(making / "ledger.jsonl")
+    line.add = ledger.add
+    proof = Proof(line.tokenizer)
+    for split in line.source.splits():
+        _split(line, split, making, proof)
+        emit({"event": "prepared", "split": split, "rows": line.rows_in[split]})
+    ledger.close()
+    problems = _shortened(line.problems) or [*_lost(recipe, line, ledger), *proof.problems()]
+    if problems:
+        raise UserError(problems)
+    _write(making / "proof.json", proof.result())
+    _write(making / "stats.json", proof.stats(line.rows_in, ledger))
+    return store.publish(making, key)
+
+
+def _split(line: Line, split: str, making: Path, proof: Proof) -> None:
+    writer = store.Writer(making / f"{split}.arrow")
+    prompts: list[Prompt] = []
+    for item in line.samples(split):
+        writer.add(item.sample)
+        proof.add(split, item)
+        if split != "train":
+            prompts.append(_prompt(line, item))
+    proof.finish(split, writer.close())
+    if prompts:
+        store.write_lines(making / f"prompts-{split}.jsonl", prompts)
+
+
+def _prompt(line: Line, item: Item) -> Prompt:
+    talk = item.conversation
+    before, last = talk.messages[:-1], talk.messages[-1]
+    text = line.renderer.prompt(before, talk.tools, talk.template_kwargs)
+    return Prompt(talk.origin, before, line.tokenizer.encode([text])[0].ids, str(last["content"]))
+
+
+def _shortened(problems: list[Problem]) -> list[Problem]:
+    if len(problems) <= SHOWN:
+        return problems
+    rest = Problem(f"{len(problems) - SHOWN} more rows like these", hint="data.on_bad_row: skip leaves them out")
+    return [*problems[:SHOWN], rest]
+
+
+def _lost(recipe: Recipe, line: Line, ledger: Ledger) -> list[Problem]:
+    problems = []
+    for split, rows in line.rows_in.items():
+        lost = ledger.lost(split)
+        if lost > recipe.data.max_lost * rows:
+            reasons = ", ".join(f"{number} {label}" for label, number in ledger.counts[split].most_common())
+            message = f"{split}: {lost} of {rows} rows are lost, more than data.max_lost={recipe.data.max_lost:g} ({reasons})"
+            example = ledger.first_lost(split)
+            hint = f"first: {line.source.locate(example.origin)}: {example.detail}; mend the rows, raise model.max_seq_len or data.max_lost"
+            problems.append(Problem(message, path=("data", "max_lost"), hint=hint))
+    return problems
+
+
+def _write(file: Path, data: Any) -> None:
+    file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

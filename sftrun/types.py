@@ -1,0 +1,198 @@
+"""The nouns that pass between components, and the Protocols that components meet."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import msgspec
+
+from sftrun.errors import Problem
+
+if TYPE_CHECKING:
+    from sftrun.recipe.model import Recipe
+
+Message = dict[str, Any]
+"""One message in the OpenAI chat shape: `role`, `content`, and what else the template reads."""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One record of a source, as read, with its origin (`train.jsonl:12`)."""
+
+    data: dict[str, Any]
+    origin: str
+
+
+class BadRow(msgspec.Struct, frozen=True):
+    """A record that a source could not read, with the reason."""
+
+    origin: str
+    reason: str
+
+
+class Conversation(msgspec.Struct, frozen=True):
+    """Messages for a chat template, with what else that template is given."""
+
+    messages: list[Message]
+    origin: str = ""
+    tools: list[dict[str, Any]] | None = None
+    template_kwargs: dict[str, Any] = {}
+
+
+class Span(msgspec.Struct, frozen=True):
+    """A stretch `[start, end)` of a rendered text, in characters; the spans of a text tile it.
+
+    `message` is the index of the message it comes from, -1 for the template's own text, whose role is
+    `template`. `generated` is true for what the model has to emit at inference: the text of an assistant's
+    answer and, as a span of its own with `end_of_turn` set, the token that ends it.
+    """
+
+    start: int
+    end: int
+    message: int
+    role: str
+    generated: bool = False
+    end_of_turn: bool = False
+
+
+class Rendered(msgspec.Struct, frozen=True):
+    """A conversation as the model reads it, with the spans that tile it."""
+
+    text: str
+    spans: list[Span]
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """Token ids with, for each, whether it carries loss (1) or not (0)."""
+
+    ids: list[int]
+    trained: list[int]
+    origin: str
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """A held-out conversation without its last answer: what the model is asked, and what was expected."""
+
+    origin: str
+    messages: list[Message]
+    ids: list[int]
+    reference: str
+
+
+class Grade(msgspec.Struct, frozen=True):
+    """What a judge says of one answer: a score from 0 to 1 and the reason for it."""
+
+    score: float
+    reason: str
+
+
+class Scores(msgspec.Struct, frozen=True):
+    """What an evaluator found: metrics by name, and the samples they were computed from."""
+
+    metrics: dict[str, float]
+    samples: list[dict[str, Any]] = []
+
+
+Note = Callable[[str, Literal["dropped", "changed"], str], None]
+"""`note(origin, action, reason)`: writes to the ledger what a transform did to a row."""
+
+Emit = Callable[[dict[str, Any]], None]
+"""Sends one event (a JSON object with the key `event`) to the parent process."""
+
+
+class Source(Protocol):
+    """Yields rows, split by split."""
+
+    def splits(self) -> Sequence[str]:
+        """Names of the splits there are, among `train`, `val` and `test`."""
+
+    def rows(self, split: str) -> Iterator[Row | BadRow]:
+        """The rows of one split, in a fixed order."""
+
+    def fingerprint(self) -> str:
+        """A hash that changes when any row does."""
+
+    def locate(self, origin: str) -> str:
+        """The origin as a place that a person can open."""
+
+
+class Transform(Protocol):
+    """Conversations in; fewer, more or changed ones out."""
+
+    def apply(self, conversations: Iterable[Conversation], note: Note) -> Iterator[Conversation]:
+        """Yields what is kept, and notes every conversation that it drops or changes."""
+
+
+class Formatter(Protocol):
+    """Turns one row into a conversation."""
+
+    def format(self, row: Row) -> Conversation:
+        """Raises RowError, with the reason, for a row that does not fit."""
+
+
+class Masker(Protocol):
+    """Says which spans are trained."""
+
+    def choose(self, spans: Sequence[Span]) -> Sequence[bool]:
+        """One flag a span, in order."""
+
+
+class Model(Protocol):
+    """A loaded model, as evaluators see it."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
+        """Greedy continuations, one a prompt, without the end-of-turn token; `batch_size` prompts at a time."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens left out."""
+
+    def losses(self, split: str) -> "LossSums | None":
+        """Sums over the trained tokens of a prepared split; None where there is no such split."""
+
+
+class LossSums(msgspec.Struct, frozen=True):
+    """Sums over trained tokens: their number, their negative log-likelihood (nats), how many were argmax."""
+
+    tokens: int
+    loss: float
+    correct: int
+
+
+class Backend(Protocol):
+    """Loads, trains and saves a model. `train` and `load` run in a worker process."""
+
+    def train(self, recipe: "Recipe", run: Path, emit: Emit) -> None:
+        """Trains on `run`/prepared and leaves weights, tokenizer and template in `run`/model."""
+
+    def load(self, recipe: "Recipe", run: Path, which: Literal["base", "tuned"]) -> Model:
+        """The model before or after training."""
+
+
+class Evaluator(Protocol):
+    """Scores a model."""
+
+    def score(self, model: Model, prompts: Mapping[str, Sequence[Prompt]]) -> Scores:
+        """`prompts` holds the held-out prompts of each split that has any."""
+
+
+class Judge(Protocol):
+    """Grades one answer."""
+
+    def grade(self, prompt: Prompt, answer: str) -> Grade:
+        """A grade for the answer to a prompt."""
+
+
+class Exporter(Protocol):
+    """Turns the result of a run into something to deploy."""
+
+    def export(self, recipe: "Recipe", run: Path, emit: Emit) -> dict[str, Any]:
+        """Writes below `run`/export and returns facts for the report."""
+
+
+class Checks(Protocol):
+    """What any component may offer beside its work."""
+
+    def check(self, recipe: "Recipe") -> Iterable[Problem]:
+        """Problems seen from the recipe alone, said by `sftrun validate`."""
+
+    def ready(self, recipe: "Recipe") -> Iterable[Problem]:
+        """Problems on this machine (a file or a package that is missing), said before a run starts."""
