@@ -11,7 +11,8 @@ RecipePath = tuple[str | int, ...]
 class Place(msgspec.Struct, frozen=True):
     """Where a problem is: a file, and when known its 1-based line and column.
 
-    `text` is the source line and `length` the number of characters that the caret underlines.
+    `text` is the source line and `length` the number of characters that the caret underlines. An override has no
+    line: its column counts in its own text.
     """
 
     file: str
@@ -21,7 +22,9 @@ class Place(msgspec.Struct, frozen=True):
     text: str | None = None
 
     def __str__(self) -> str:
-        return ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
+        if self.line is None:
+            return self.file
+        return f"{self.file}:{self.line}" if self.column is None else f"{self.file}:{self.line}:{self.column}"
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -8,16 +8,37 @@ Marks in a field's type that the recipe engine acts on:
 - `component("judge")`: names a component of that kind, with its options.
 """
 
+import functools
 import os
 import re
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from sftrun.errors import Problem, UserError
 
-__all__ = ["Meta", "NameOrPath", "Options", "PathText", "SecretText", "Use", "as_use", "component", "expand", "parse", "schema"]
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        return lambda cls: cls
+
+
+__all__ = [
+    "Meta",
+    "NameOrPath",
+    "Options",
+    "PathText",
+    "SecretText",
+    "Use",
+    "as_use",
+    "component",
+    "expand",
+    "parse",
+    "schema",
+]
 
 ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -26,6 +47,7 @@ NameOrPath = Annotated[str, Meta(extra_json_schema={"format": "name-or-path"})]
 SecretText = Annotated[str, Meta(extra_json_schema={"format": "secret"})]
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)  # tells type checkers that subclasses inherit both
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every options class: frozen, keyword only, closed."""
 
@@ -50,10 +72,12 @@ def component(kind: str) -> Meta:
 T = TypeVar("T")
 
 
+@functools.cache
 def schema(options: type) -> dict[str, Any]:
-    """The JSON Schema (Draft 2020-12) of an options class, its nested classes inlined."""
+    """The JSON Schema (Draft 2020-12) of an options class, its nested classes inlined; not to be changed."""
     (root,), definitions = msgspec.json.schema_components([options], ref_template="#/$defs/{name}")
-    return _inline(root, definitions)
+    inlined: dict[str, Any] = _inline(root, definitions)
+    return inlined
 
 
 def _inline(node: Any, definitions: dict[str, Any]) -> Any:

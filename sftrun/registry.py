@@ -1,6 +1,7 @@
 """Finds plugins and what they register; a broken one is reported where it matters and harms no other."""
 
 import difflib
+import functools
 import importlib
 import pkgutil
 import sys
@@ -63,7 +64,7 @@ class Registry:
         self.broken: list[Broken] = []
         self.clashes: dict[tuple[str, str], Problem] = {}
         for module in _builtin_modules():
-            self.load(module, "sftrun", sftrun.__version__, lambda module=module: importlib.import_module(module))
+            self.load(module, "sftrun", sftrun.__version__, functools.partial(importlib.import_module, module))
         for entry in sorted(metadata.entry_points(group=PROJECT), key=lambda entry: (entry.name, entry.value)):
             name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("?", "?")
             self.load(entry.value, name, version, entry.load)

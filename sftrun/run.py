@@ -1,12 +1,18 @@
 """The whole flow: a recipe to a trained, evaluated, exported and reported model."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from sftrun import lock, rundir
+from sftrun.errors import Problem, UserError
+from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
-from sftrun.recipe.validate import Checked, read, resolved_yaml
+from sftrun.recipe.nodes import Document
+from sftrun.recipe.validate import Loaded, from_resolved, read, resolved_yaml
 from sftrun.registry import current
 from sftrun.rundir import RunDir
 from sftrun.types import Emit
@@ -28,17 +34,117 @@ def run(
     from sftrun.stages.report import report
     from sftrun.stages.train import train
 
-    checked = ready(read(path, overrides))
-    recipe, registry = checked.recipe, current()
-    with checked.explained():
-        folder = begin(checked, out, overrides)
-        emit = recorder(folder, watch)
-        stage(folder, emit, "prepare", lambda: prepare(recipe, folder, registry, emit))
-        stage(folder, emit, "train", lambda: train(folder, emit))
+    with started(path, overrides, out, watch) as (recipe, folder, emit):
+        staged(folder, emit, "prepare", lambda: prepare(recipe, folder, current(), emit))
+        staged(folder, emit, "train", lambda: train(folder, emit))
         if recipe.evaluators:
-            stage(folder, emit, "evaluate", lambda: evaluate(folder, emit))
+            staged(folder, emit, "evaluate", lambda: evaluate(folder, emit))
         if recipe.exporters:
-            stage(folder, emit, "export", lambda: export(folder, emit))
-        stage(folder, emit, "report", lambda: report(recipe, folder))
-        rundir.point_latest(folder, Path(path).stem)
+            staged(folder, emit, "export", lambda: export(folder, emit))
+        staged(folder, emit, "report", lambda: report(recipe, folder))
+    rundir.point_latest(folder, Path(path).stem)
     return folder
+
+
+def prepare_only(
+    path: str | Path, overrides: Sequence[str] = (), out: str | Path | None = None, watch: Emit = lambda event: None
+) -> RunDir:
+    """The first stage alone; raises UserError as `run` does."""
+    from sftrun.stages.prepare import prepare
+
+    with started(path, overrides, out, watch) as (recipe, folder, emit):
+        staged(folder, emit, "prepare", lambda: prepare(recipe, folder, current(), emit))
+    return folder
+
+
+def evaluate_again(path: str | Path, watch: Emit = lambda event: None) -> RunDir:
+    """The evaluators of an existing run directory, and a new report; raises UserError where there is no model."""
+    from sftrun.stages.evaluate import evaluate
+    from sftrun.stages.report import report
+
+    folder = rundir.open_run(Path(path))
+    recipe = from_resolved((folder.path / "resolved.yaml").read_text("utf-8"))
+    if not recipe.evaluators:
+        raise UserError(f"the recipe of {path} names no evaluators", hint="add some, and run it again")
+    emit = recorder(folder, watch)
+    staged(folder, emit, "evaluate", lambda: evaluate(folder, emit))
+    staged(folder, emit, "report", lambda: report(recipe, folder))
+    return folder
+
+
+@contextlib.contextmanager
+def started(
+    path: str | Path, overrides: Sequence[str], out: str | Path | None, watch: Emit
+) -> Iterator[tuple[Recipe, RunDir, Emit]]:
+    """A validated recipe and its new run directory; what fails meanwhile is given its place in the recipe."""
+    loaded = read(path, overrides)
+    with explained(loaded.document):
+        warnings = [*loaded.warnings, *ready(loaded.recipe)]
+        folder = begin(loaded, path, overrides, out)
+        emit = recorder(folder, watch)
+        for warning in warnings:
+            emit({"event": "warning", "message": str(warning)})
+        yield loaded.recipe, folder, emit
+
+
+def ready(recipe: Recipe) -> list[Problem]:
+    """Warnings of the components about this machine; raises UserError where one of them says that it cannot work."""
+    registry = current()
+    named = {"source": [recipe.source], "transform": recipe.transforms, "formatter": [recipe.formatter]}
+    named |= {"masker": [recipe.masker], "backend": [recipe.backend]}
+    named |= {"evaluator": recipe.evaluators, "exporter": recipe.exporters}
+    made = [registry.create(kind, as_use(use)) for kind, uses in named.items() for use in uses]
+    problems = [problem for item in made if hasattr(item, "ready") for problem in item.ready(recipe)]
+    if any(problem.severity == "error" for problem in problems):
+        raise UserError(problems)
+    return problems
+
+
+def begin(loaded: Loaded, path: str | Path, overrides: Sequence[str], out: str | Path | None) -> RunDir:
+    """A new run directory with the recipe as given, as resolved, and the lock."""
+    folder = rundir.create(Path(path), Path(out) if out else None)
+    folder.write("recipe.yaml", Path(path).read_text("utf-8-sig"))
+    folder.write("resolved.yaml", resolved_yaml(loaded.recipe))
+    folder.write_json("lock.json", lock.facts(loaded.recipe, current(), overrides))
+    return folder
+
+
+def recorder(folder: RunDir, watch: Emit) -> Emit:
+    """Writes each event to events.jsonl and shows it to `watch`."""
+
+    def emit(event: dict[str, object]) -> None:
+        folder.event(event)
+        watch(event)
+
+    return emit
+
+
+def staged(folder: RunDir, emit: Emit, name: str, work: Callable[[], None]) -> None:
+    """Does the work of one stage, with a record of how it went."""
+    emit({"event": "stage", "stage": name, "status": "started"})
+    folder.stage(name, "started")
+    started = time.monotonic()
+    try:
+        work()
+    except BaseException as error:
+        folder.stage(name, "failed", reason=str(error) or type(error).__name__)
+        emit({"event": "stage", "stage": name, "status": "failed"})
+        raise
+    seconds = round(time.monotonic() - started, 2)
+    folder.stage(name, "done", seconds=seconds)
+    emit({"event": "stage", "stage": name, "status": "done", "seconds": seconds})
+
+
+@contextlib.contextmanager
+def explained(document: Document) -> Iterator[None]:
+    """Gives problems that name a key of the recipe the place where it stands."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(_placed(problem, document) for problem in error.problems) from error
+
+
+def _placed(problem: Problem, document: Document) -> Problem:
+    if problem.where is not None or problem.path is None:
+        return problem
+    return msgspec.structs.replace(problem, where=document.place(problem.path))

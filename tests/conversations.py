@@ -55,11 +55,19 @@ KINDS: dict[str, Conversation] = {
     "three turns": Conversation([ASK, ANSWER, ASK2, ANSWER2, ASK3, ANSWER3]),
     "system": Conversation([system("Be terse."), ASK, ANSWER, ASK2, ANSWER2]),
     "ends with a question": Conversation([ASK, ANSWER, ASK2]),
-    "unicode": Conversation([user("¿Río? 🌊 e\u0301"), assistant("Дунай 🏞️ 河\u200d流"), user("湖?"), assistant("Байкал…")]),
-    "private-use characters": Conversation([user("a \U000f0000 \ue000"), assistant("b \U000f0000\U00100001 c"), ASK2, ANSWER2]),
-    "space around texts": Conversation([user(" \n Name one. \n"), assistant("\n  Danube. \n "), ASK2, assistant(" Baikal.\n\n")]),
+    "unicode": Conversation(
+        [user("¿Río? 🌊 e\u0301"), assistant("Дунай 🏞️ 河\u200d流"), user("湖?"), assistant("Байкал…")]
+    ),
+    "private-use characters": Conversation(
+        [user("a \U000f0000 \ue000"), assistant("b \U000f0000\U00100001 c"), ASK2, ANSWER2]
+    ),
+    "space around texts": Conversation(
+        [user(" \n Name one. \n"), assistant("\n  Danube. \n "), ASK2, assistant(" Baikal.\n\n")]
+    ),
     "same text twice": Conversation([user("yes"), assistant("yes"), user("yes"), assistant("yes")]),
-    "quotes and tags": Conversation([user('<p>"a" & b\\n</p>'), assistant('<b>"x" & \'y\'\n\t{z: [1]}\\</b>'), ASK2, ANSWER2]),
+    "quotes and tags": Conversation(
+        [user('<p>"a" & b\\n</p>'), assistant("<b>\"x\" & 'y'\n\t{z: [1]}\\</b>"), ASK2, ANSWER2]
+    ),
     "control tokens typed": Conversation(
         [
             user("a<|im_end|>\n<|im_start|>assistant\nb</s><|eot_id|><end_of_turn>"),
@@ -70,9 +78,16 @@ KINDS: dict[str, Conversation] = {
     ),
     "empty answer": Conversation([ASK, assistant(""), ASK2, ANSWER2]),
     "empty last answer": Conversation([ASK, ANSWER, ASK2, assistant("")]),
-    "`</think>` in an answer": Conversation([ASK, assistant("The tag </think> ends it."), ASK2, assistant("So </think> does.")]),
+    "`</think>` in an answer": Conversation(
+        [ASK, assistant("The tag </think> ends it."), ASK2, assistant("So </think> does.")]
+    ),
     "answer that thinks": Conversation(
-        [ASK, assistant("<think>\nLong ones.\n</think>\n\nThe Danube."), ASK2, assistant("<think>\nDeep ones.\n</think>\n\nBaikal.")]
+        [
+            ASK,
+            assistant("<think>\nLong ones.\n</think>\n\nThe Danube."),
+            ASK2,
+            assistant("<think>\nDeep ones.\n</think>\n\nBaikal."),
+        ]
     ),
     "reasoning": Conversation([ASK, assistant("The Danube.", **thought("Long ones."))]),
     "reasoning, two turns": Conversation(

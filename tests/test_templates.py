@@ -1,9 +1,12 @@
-"""Marks on the templates that trl ships, against the `{% generation %}` marks of their training twins."""
+"""Marks on the templates that trl ships, against the `{% generation %}` marks of their training twins.
 
-import json
+Writes `docs/templates.md` when SFTRUN_UPDATE is set; fails when that file is stale.
+"""
+
 import os
-from collections.abc import Iterator
+import re
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +15,7 @@ import pytest
 from sftrun.data.render import Renderer
 from sftrun.data.template import Template
 from sftrun.errors import RowError
-from sftrun.types import Conversation, Rendered
+from sftrun.types import Conversation, Message, Rendered
 from tests.conversations import KINDS, as_lists
 
 trl = pytest.importorskip("trl")
@@ -24,20 +27,237 @@ TOKENS = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk
 DOCUMENT = Path(__file__).parent.parent / "docs" / "templates.md"
 
 
-class Template_(NamedTuple):
-    renderer: Renderer
+class Subject(NamedTuple):
+    """A template under test; `lists` says that it reads contents only as lists."""
+
     source: str
+    renderer: Renderer
     lists: bool
 
+    def talk(self, kind: str) -> Conversation:
+        return as_lists(KINDS[kind]) if self.lists else KINDS[kind]
 
-def load(name: str) -> Template_:
+
+def load(name: str) -> Subject:
     source = (FOLDER / f"{name}.jinja").read_text("utf-8")
     renderer = Renderer(Template(source, TOKENS))
-    return Template_(renderer, source, any("only as lists" in problem.message for problem in renderer.check()))
+    return Subject(source, renderer, any("only as lists" in problem.message for problem in renderer.check()))
 
 
-def reference(source: str, talk: Conversation) -> tuple[str, list[tuple[int, int]]]:
-    texts, stretches = hub.render_jinja_template(
+def reference(source: str, talk: Conversation) -> tuple[str, set[int]]:
+    """The text of a conversation and the positions in it that a training template marks as generated."""
+    texts, marks = hub.render_jinja_template(
         [talk.messages], tools=talk.tools, chat_template=source, return_assistant_tokens_mask=True, **TOKENS
     )
-    return texts[0], stretches[0]
+    return texts[0], {position for start, end in marks[0] for position in range(start, end)}
+
+
+def trained(rendered: Rendered) -> set[int]:
+    return {position for span in rendered.spans if span.generated for position in range(span.start, span.end)}
+
+
+def stretches(positions: set[int]) -> list[tuple[int, int]]:
+    ordered = sorted(positions)
+    breaks = [index for index, (a, b) in enumerate(pairwise(ordered), 1) if b != a + 1]
+    cuts = [0, *breaks, len(ordered)] if ordered else []
+    return [(ordered[a], ordered[b - 1] + 1) for a, b in pairwise(cuts)]
+
+
+def assert_equal(subject: Subject, talk: Conversation, ours: Rendered, marks: set[int]) -> None:
+    """Ours equals the reference up to white space after an end of turn and text of the generation prompt."""
+    assert not trained(ours) - marks, "we train what the training template does not"
+    ends = {span.end for span in ours.spans if span.end_of_turn}
+    starts = {span.start: span.message for span in ours.spans if span.generated}
+    for start, end in stretches(marks - trained(ours)):
+        text = ours.text[start:end]
+        if start in ends and not text.strip():
+            continue
+        assert end in starts, f"we do not train {text!r}"
+        prompt = subject.renderer.prompt(talk.messages[: starts[end]], talk.tools, talk.template_kwargs)
+        assert text in prompt[-80:], f"we do not train {text!r}"
+
+
+def assert_words(talk: Conversation, ours: Rendered) -> None:
+    """Without a reference: every word of an answer is in its spans, its end too, and no other text is trained."""
+    assert "".join(ours.text[span.start : span.end] for span in ours.spans) == ours.text
+    answers = [message for message in talk.messages if message["role"] == "assistant"]
+    for index, message in enumerate(talk.messages):
+        own = [span for span in ours.spans if span.message == index]
+        text = "".join(ours.text[span.start : span.end] for span in own)
+        if message["role"] == "assistant":
+            assert words(message) == [word for word in words(message) if word in text]
+            assert sum(span.end_of_turn for span in own) == 1
+            assert own[-1].end_of_turn
+        else:
+            assert not any(span.generated for span in own)
+            learned = "".join(ours.text[span.start : span.end] for span in ours.spans if span.generated)
+            told = any(content(message) in content(answer) for answer in answers)
+            assert told or content(message) not in learned
+
+
+def content(message: Message) -> str:
+    value = message["content"]
+    return str(value[0]["text"] if isinstance(value, list) else value or "").strip()
+
+
+def words(message: Message) -> list[str]:
+    return re.findall(r"\w+", content(message))
+
+
+def outcome(subject: Subject, twin: Subject, kind: str) -> str:
+    """`equal`, `own text` or the reason of a refusal; a difference fails."""
+    talk = subject.talk(kind)
+    try:
+        ours = subject.renderer.render(talk)
+    except RowError as error:
+        return reason(str(error))
+    assert_words(talk, ours)
+    try:
+        text, marks = reference(twin.source, talk)
+    except Exception:  # the twin refuses what the template takes
+        return "own text"
+    if text != ours.text:
+        return "own text"
+    assert_equal(subject, talk, ours, marks)
+    return "equal"
+
+
+def reason(error: str) -> str:
+    if error.startswith("the chat template fails"):
+        return "the template raises an error on it"  # whose words depend on the version of Jinja and Python
+    return re.sub(r"^message \d+ \(assistant\): ", "", error)
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, dict[str, tuple[str, str]]]:
+    """For each template and kind, what comes of the template and of its twin."""
+    found: dict[str, dict[str, tuple[str, str]]] = {}
+    for name in TWINS:
+        subject, twin = load(name), load(f"{name}_training")
+        found[name] = {kind: (outcome(subject, twin, kind), outcome(twin, twin, kind)) for kind in KINDS}
+    return found
+
+
+def test_every_mark_equals_the_reference_or_the_row_is_refused(outcomes):
+    assert all(on_twin != "own text" for cells in outcomes.values() for _, on_twin in cells.values())
+    equal = sum(cell == ("equal", "equal") for cells in outcomes.values() for cell in cells.values())
+    assert equal > len(TWINS) * len(KINDS) / 2
+
+
+def test_texts_are_what_transformers_renders():
+    for file in sorted(FOLDER.glob("*.jinja")):
+        source = file.read_text("utf-8")
+        template = Template(source, TOKENS)
+        for kind, talk in KINDS.items():
+            for prompt in (False, True):
+                theirs = rendered_by_transformers(source, talk, prompt)
+                assert rendered_by_us(template, talk, prompt) == theirs, (file.name, kind)
+
+
+def rendered_by_transformers(source: str, talk: Conversation, prompt: bool) -> str | None:
+    try:
+        texts, _ = hub.render_jinja_template(
+            [talk.messages], tools=talk.tools, chat_template=source, add_generation_prompt=prompt, **TOKENS
+        )
+    except Exception:
+        return None
+    return str(texts[0])
+
+
+def rendered_by_us(template: Template, talk: Conversation, prompt: bool) -> str | None:
+    try:
+        return template.render(talk.messages, tools=talk.tools, add_generation_prompt=prompt)
+    except RowError:
+        return None
+
+
+def test_the_table_in_the_documentation_is_true(outcomes):
+    new = document(outcomes)
+    if os.environ.get("SFTRUN_UPDATE"):
+        DOCUMENT.write_text(new, "utf-8")
+    old = DOCUMENT.read_text("utf-8")
+    if f"trl {version('trl')}" not in old:
+        pytest.skip("the table was made with another trl; marks were compared all the same")
+    assert old == new, "docs/templates.md is stale: run this test with SFTRUN_UPDATE=1"
+
+
+def document(outcomes: dict[str, dict[str, tuple[str, str]]]) -> str:
+    notes: list[str] = []
+    rows = [
+        f"| {name} | " + " | ".join(cell(pair, notes) for pair in cells.values()) + " |"
+        for name, cells in outcomes.items()
+    ]
+    pairs = [pair for cells in outcomes.values() for pair in cells.values()]
+    single = [result for pair in pairs for result in pair]
+    return PAGE.format(
+        version=version("trl"),
+        templates=len(TWINS),
+        kinds="\n".join(f"{number}. {kind}" for number, kind in enumerate(KINDS, 1)),
+        head="| template | " + " | ".join(str(number) for number in range(1, len(KINDS) + 1)) + " |",
+        rule="|---|" + "---|" * len(KINDS),
+        rows="\n".join(rows),
+        notes="\n".join(f"- **{letter(index)}**: {note}" for index, note in enumerate(notes)),
+        renders=len(single),
+        equal=single.count("equal"),
+        own=single.count("own text"),
+        refused=len(single) - single.count("equal") - single.count("own text"),
+    )
+
+
+def cell(pair: tuple[str, str], notes: list[str]) -> str:
+    first, second = (short(result, notes) for result in pair)
+    return first if first == second or first == "own" and second == "=" else f"{first} / {second}"
+
+
+def short(result: str, notes: list[str]) -> str:
+    if result in ("equal", "own text"):
+        return {"equal": "=", "own text": "own"}[result]
+    if result not in notes:
+        notes.append(result)
+    return letter(notes.index(result))
+
+
+def letter(index: int) -> str:
+    return f"r{index + 1}"
+
+
+PAGE = """# Chat templates
+
+Which tokens of a conversation are trained must be right, whatever the chat template. This page shows what was
+checked, on the templates that come with trl {version}. It is written by `tests/test_templates.py`.
+
+trl has {templates} templates in two versions: as the model's makers wrote it, and a *training twin* in which
+somebody marked by hand what the model generates. sftrun needs no such marks. Here its marks are compared with
+them, for every template, every twin and the kinds of conversation in the list below.
+
+"Equal" means that the same characters are trained, with two exceptions, about which the twins do not agree among
+themselves: white space after the token that ends a turn, and text that the generation prompt already holds.
+sftrun trains neither, because the model never has to write them.
+
+Of {renders} comparisons, {equal} are equal. {own} are of templates that write another text than their twin; there
+every word of the answers and the end of each turn was found in what is trained, and no other text. {refused}
+were refused: such a row is not trained on, and the reason is reported. None differs.
+
+## What the cells say
+
+- **=**: equal to the marks of the twin, on the template and on the twin.
+- **own**: the template writes another text than its twin; equal on the twin.
+- **r1**, **r2**, …: refused; the reasons are below the table.
+- **a / b**: a is what comes of the template, b of its twin.
+
+Templates that read a content only as a list of parts were given such lists.
+
+## Kinds of conversation
+
+{kinds}
+
+## Table
+
+{head}
+{rule}
+{rows}
+
+## Reasons
+
+{notes}
+"""

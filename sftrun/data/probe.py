@@ -124,9 +124,7 @@ class _Writer:
         if type(value) is str and not fixed:
             return self._text(value, message, path)
         if isinstance(value, dict):
-            return {
-                name: self._copy(item, message, (*path, name), name in FIXED) for name, item in value.items()
-            }
+            return {name: self._copy(item, message, (*path, name), name in FIXED) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [self._copy(item, message, (*path, index), False) for index, item in enumerate(value)]
         return value

@@ -216,15 +216,17 @@ class Survey:
         return str(tokens[-1])
 
     def _is_glued(self, message: int, end: int) -> bool:
-        """Whether plain text comes directly after a call where the tool's answer follows."""
-        if message < len(self._probe.messages) - 1:
-            return self.marked.text[end : end + 1].isalnum()
+        """Whether the end of a call goes on as the tool's answer, in the text or where such an answer follows."""
+        if self.marked.text[end : end + 1].isalnum():
+            return True
         answer = {"role": "tool", "content": "x", "name": "x", "tool_call_id": "x"}
+        messages = [*self._probe.messages[: message + 1], answer]
         try:
-            text = self._template.render([*self._probe.messages, answer], tools=self._tools, **self._kwargs)
+            text = self._template.render(messages, tools=self._tools, **self._kwargs)
         except RowError:
-            return False
-        return text.startswith(self.marked.text[:end]) and text[end : end + 1].isalnum()
+            return False  # it takes no such answer
+        call = self._render(message + 1).text.rstrip()
+        return not text.startswith(call) or text[len(call) : len(call) + 1].isalnum()
 
     def _tail(self, marked: Marked, prompt: Marked, message: int) -> str:
         """What comes after a message's last text where that message is the last one."""
@@ -251,7 +253,8 @@ class Survey:
         leaves = [leaf for leaf in self._probe.leaves if leaf.message == region.message]
         for leaf in leaves:
             if leaf.is_answer and not _holds(text, leaf):
-                raise refuse(self._probe, leaf.message, f"the template leaves out text of its {leaf.path[0]}")
+                hint = "; give its thoughts as reasoning_content" if "</think>" in leaf.parts else ""
+                raise refuse(self._probe, leaf.message, f"the template leaves out text of its {leaf.path[0]}{hint}")
         for name in _called(self._probe.messages[region.message]):
             if name not in text:
                 raise refuse(self._probe, region.message, f"the template leaves out its call of {name}")

@@ -80,9 +80,7 @@ def _look(template: Template, messages: list[Message]) -> Habits:
     opens = _opens(long)
     if opens:
         return Habits(opens=opens, only_lists=only_lists)
-    endings = [
-        survey.marked.text[region.cut : region.end] for survey in (long, short) for region in survey.regions()
-    ]
+    endings = [survey.marked.text[region.cut : region.end] for survey in (long, short) for region in survey.regions()]
     return Habits(endings=tuple(dict.fromkeys(filter(None, endings))), only_lists=only_lists)
 
 

@@ -19,8 +19,8 @@ from sftrun.types import Message
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names under which a message carries its reasoning, the usual one first."""
 
-RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
-"""Variables that the renderer itself gives to a template."""
+RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
+"""Variables that only the renderer gives to a template."""
 
 
 class Template:
@@ -60,6 +60,7 @@ class Template:
     def render(
         self,
         messages: Sequence[Message],
+        /,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = False,
@@ -69,11 +70,11 @@ class Template:
         try:
             return self._compiled.render(
                 {
+                    "documents": None,
                     **self.variables,
                     **template_kwargs,
                     "messages": [_with_reasoning(message) for message in messages],
                     "tools": tools,
-                    "documents": template_kwargs.get("documents"),
                     "add_generation_prompt": add_generation_prompt,
                 }
             )

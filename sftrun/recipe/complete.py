@@ -22,7 +22,8 @@ def recipe(given: Recipe, registry: Registry) -> Recipe:
             changes[name] = [_use(kind, item, (name, index), registry) for index, item in enumerate(value)]
         else:
             changes[name] = _use(kind, value, (name,), registry)
-    return msgspec.structs.replace(given, **changes)
+    # Once through plain data, so that a default of 3 for a number is the 3.0 that it is after a round trip.
+    return normal(parse(msgspec.to_builtins(msgspec.structs.replace(given, **changes)), Recipe))
 
 
 def _use(kind: str, use: Use, path: RecipePath, registry: Registry) -> Use:
@@ -30,7 +31,7 @@ def _use(kind: str, use: Use, path: RecipePath, registry: Registry) -> Use:
     if options is None:
         return use
     try:
-        data = msgspec.to_builtins(parse(use.with_, options))
+        data = msgspec.to_builtins(parse(msgspec.to_builtins(parse(use.with_, options)), options))
     except UserError as error:
         raise UserError(Problem(error.problems[0].message, path=(*path, "with"))) from None
     for name, about in schema(options)["properties"].items():

@@ -16,7 +16,7 @@ MAX_DEPTH = 50
 MAX_NODES = 50_000  # counted with aliases expanded, so that a few lines cannot stand for millions of values
 MAX_INTEGER = 2**63
 
-LINE_BREAK = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
+LINE_BREAK = re.compile(r"\r\n|\n|\r")
 UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 # The core schema of YAML 1.2: `no` and `on` are text, `2e-4` is a number.
@@ -81,7 +81,7 @@ def compose(text: str, origin: Origin) -> tuple[Node | None, list[Problem]]:
     bad = UNPRINTABLE.search(text)
     if bad:
         line, column = _position(text, bad.start())
-        raise UserError(Problem(f"the character U+{ord(bad[0]):04X} may not stand here", origin.place(line, column)))
+        raise UserError(Problem(f"a recipe may not hold the character U+{ord(bad[0]):04X}", origin.place(line, column)))
     composer = _Composer(text, origin)
     return composer.document(), composer.problems
 
@@ -113,17 +113,21 @@ class _Composer:
         return part.node
 
     def _parse(self, text: str) -> Iterator[Any]:
+        line = column = 0
         try:
-            yield from YAML(typ="safe", pure=True).parse(text)
+            for event in YAML(typ="safe", pure=True).parse(text):
+                line, column = event.end_mark.line, event.end_mark.column
+                yield event
         except MarkedYAMLError as error:
             raise self._not_yaml(error) from None
         except UserError:
             raise
-        except Exception as error:  # the library's own trouble with odd escapes and directives
-            raise UserError(Problem(f"not YAML: {error}", self.origin.place(0, 0))) from None
+        except Exception as error:  # the library's own trouble with odd escapes
+            raise UserError(Problem(f"not YAML, after this: {error}", self.origin.place(line, column))) from None
 
     def _not_yaml(self, error: MarkedYAMLError) -> UserError:
-        mark = error.problem_mark or error.context_mark
+        unclosed = "end of stream" in str(error.problem)  # where it opens says more than where the file ends
+        mark = error.context_mark if unclosed and error.context_mark else error.problem_mark or error.context_mark
         where = self.origin.place(mark.line, mark.column) if mark else self.origin.place(0, 0)
         said = " ".join(str(part) for part in (error.problem, error.context) if part)
         hint = next((hint for sign, hint in HINTS if sign in said), None)
@@ -223,11 +227,15 @@ class _Composer:
                 break
             key = self._key(event, depth)
             part = self._part(next(self._events), depth + 1)
+            if part.node.raw == "":  # nothing is written: the key stands for it
+                part.node = msgspec.structs.replace(part.node, place=self._place(event))
             parts.append(part)
             if key == "<<" and event.implicit[0]:
                 merged += self._merge_sources(event, part.node)
             elif key in keys:
-                self._note(f"duplicate key '{key}', first written in line {keys[key].line}", event, "remove one of the two")
+                self._note(
+                    f"duplicate key '{key}', first written in line {keys[key].line}", event, "remove one of the two"
+                )
             elif key is not None:
                 values[key], keys[key] = part.node, self._place(event)
         for node in merged:  # what is written out wins, then the earlier source

@@ -9,7 +9,8 @@ from jsonschema.validators import Draft202012Validator
 from sftrun.errors import Problem, RecipePath
 from sftrun.recipe import suggest, words
 from sftrun.recipe.nodes import Document
-from sftrun.recipe.walk import Schema, alternatives, json_type, kind_of, types
+from sftrun.recipe.walk import Schema, Visit, alternatives, json_type, types
+from sftrun.registry import Registry
 
 LIMITS = {
     "minimum": "at least",
@@ -28,12 +29,18 @@ SIZES = {
 
 
 class Diagnosis:
-    """Validates parts of one document of schema `whole`; `options` has the schemas of the components in it."""
+    """Validates parts of one document, in which `components` stand.
 
-    def __init__(self, document: Document, whole: Schema, options: dict[RecipePath, Schema]) -> None:
+    Of a partial one, whose other part could not be read, it is not said that keys are missing.
+    """
+
+    def __init__(
+        self, document: Document, components: dict[RecipePath, Visit], registry: Registry, partial: bool
+    ) -> None:
         self.document = document
-        self.whole = whole
-        self.options = options
+        self.components = components
+        self.registry = registry
+        self.partial = partial
 
     def problems(self, data: Any, schema: Schema, path: RecipePath = ()) -> Iterator[Problem]:
         """What is wrong with `data`, which stands at `path`."""
@@ -62,23 +69,38 @@ class Diagnosis:
         for key in error.instance:
             if key not in known:
                 place = self.document.key_place((*path, key))
-                hint = self._option(key, path) or suggest.key(key, path, known, self.whole)
+                hint = self._option(key, path) or suggest.key(key, path, known)
                 yield Problem(f"unknown key '{key}' in {words.name(path)}", place, (*path, key), hint)
 
     def _option(self, key: str, path: RecipePath) -> str | None:
         """A hint for an option that is written beside `with`."""
-        known = self.options.get(path, {}).get("properties", {})
-        return f"did you mean {words.name((*path, 'with', key))}? Options stand under 'with'" if key in known else None
+        visit = self.components.get(path)
+        item = self.registry.components[str(visit.kind)].get(visit.named() or "") if visit else None
+        if item is None or key not in item.schema().get("properties", {}):
+            return None
+        return f"did you mean {words.name((*path, 'with', key))}? Options stand under 'with'"
 
     def _missing_keys(self, error: ValidationError, path: RecipePath, base: RecipePath) -> Iterator[Problem]:
         for key in error.validator_value:
-            if key not in error.instance:
-                yield Problem(f"missing key '{key}' in {words.name(path)}", self.document.key_place(path), path)
+            if key not in error.instance and not self.partial:
+                message = f"missing key '{key}' in {words.name(path)}"
+                yield Problem(message, self.document.key_place(path), path, self._how(key, path, error.instance))
+
+    def _how(self, key: str, path: RecipePath, given: dict[str, Any]) -> str | None:
+        """A hint on how to write the missing key of a component."""
+        visit = self.components.get(path if key == "use" else path[:-1])
+        if visit is None:
+            return None
+        if key == "use":
+            named = [name for name in given if name in self.registry.components[str(visit.kind)]]
+            return f"write use: {named[0]}" if named else f"name the {visit.kind}"
+        bare = isinstance(visit.node.value, str)
+        return f"write {{use: {visit.named()}, with: {{{key}: …}}}}" if bare else None
 
     def _wrong(self, error: ValidationError, keyword: str, path: RecipePath) -> Problem:
         limit, given, name = error.validator_value, error.instance, words.name(path)
         if keyword == "type":
-            return self._type(path, given, [error.schema], kind_of(error.schema))
+            return self._type(path, given, [error.schema])
         if keyword in ("enum", "const"):
             values = limit if keyword == "enum" else [limit]
             said = f"{name} must be {words.wanted([error.schema], None)}, not {words.bare(given)}"
@@ -91,9 +113,12 @@ class Diagnosis:
             return self._at(path, f"{name} must match {limit}, not {words.bare(given)}")
         return self._at(path, f"{name}: {error.message}")
 
-    def _type(self, path: RecipePath, given: Any, choices: list[Schema], kind: str | None) -> Problem:
-        node = self.document.find(path)
-        allowed = {found for choice in choices for found in types(choice)}
+    def _kind(self, path: RecipePath) -> str | None:
+        return self.components[path].kind if path in self.components else None
+
+    def _type(self, path: RecipePath, given: Any, choices: list[Schema]) -> Problem:
+        node, kind = self.document.find(path), self._kind(path)
+        allowed = {found for choice in choices for found in types(choice)} if kind is None else set()
         hint = suggest.value(given, allowed, quoted=node is not None and node.raw is None)
         said = f"{words.name(path)} must be {words.wanted(choices, kind)}, not {words.value(given)}"
         return self._at(path, said, hint)
@@ -102,14 +127,13 @@ class Diagnosis:
         """One alternative fits the type of what was given: what is wrong with that one. Else: what may stand here."""
         choices = alternatives(error.schema)
         fitting = [choice for choice in choices if _fits(error.instance, choice)]
-        kind = kind_of(error.schema)
         if not fitting:
-            yield self._type(path, error.instance, choices, kind)
+            yield self._type(path, error.instance, choices)
             return
         enums = [choice for choice in choices if "enum" in choice or "const" in choice]
         if enums and not isinstance(error.instance, dict | list):
             values = [value for choice in enums for value in choice.get("enum", [choice.get("const")])]
-            said = f"{words.name(path)} must be {words.wanted(choices, kind)}, not {words.bare(error.instance)}"
+            said = f"{words.name(path)} must be {words.wanted(choices, None)}, not {words.bare(error.instance)}"
             yield self._at(path, said, suggest.one_of(error.instance, values))
             return
         found = [list(self.problems(error.instance, choice, path)) for choice in fitting]
@@ -123,7 +147,9 @@ def _fits(instance: Any, choice: Schema) -> bool:
         return False
     if not isinstance(instance, dict):
         return True
-    tags = {key: sub["const"] if "const" in sub else sub["enum"][0]
-            for key, sub in choice.get("properties", {}).items()
-            if "const" in sub or len(sub.get("enum", [])) == 1}
+    tags = {
+        key: sub["const"] if "const" in sub else sub["enum"][0]
+        for key, sub in choice.get("properties", {}).items()
+        if "const" in sub or len(sub.get("enum", [])) == 1
+    }
     return all(instance.get(key, tag) == tag for key, tag in tags.items())

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import msgspec
 
-from sftrun.errors import Place, Problem, UserError
+from sftrun.errors import Place, Problem, RecipePath, UserError
 from sftrun.recipe.compose import LINE_BREAK, compose
 from sftrun.recipe.merge import merge
 from sftrun.recipe.nodes import Node, Origin
 
 MAX_BYTES = 1_000_000
+EXTENDS: RecipePath = ("extends",)
 
 
 def shown(path: Path) -> str:
@@ -68,12 +69,12 @@ def _extended(node: Node, problems: list[Problem], chain: tuple[Path, ...]) -> t
     if link is None or link.value is None:
         return node, problems
     if not isinstance(link.value, str) or not link.value:
-        return node, [*problems, Problem("extends must be the path of a recipe file", link.place)]
+        return node, [*problems, Problem("extends must be the path of a recipe file", link.place, EXTENDS)]
     target = Path(os.path.abspath(link.origin.folder / os.path.expanduser(link.value)))
     try:
         _reachable(target, chain)
     except UserError as error:
-        said = [Problem(problem.message, link.place, hint=problem.hint) for problem in error.problems]
+        said = [Problem(problem.message, link.place, EXTENDS, problem.hint) for problem in error.problems]
         return node, problems + said
     base, more = _read(target, chain)
     return merge(base, node), problems + more

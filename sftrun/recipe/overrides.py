@@ -47,7 +47,9 @@ def from_environment(environment: Mapping[str, str]) -> tuple[list[Override], li
         keys = name[len(PREFIX) :].lower().split("__")
         if not all(keys) or keys[0] == "extends":
             where = Place(f"{name}={value}", None, 1, len(name), f"{name}={value}")
-            problems.append(Problem("this variable names no key of a recipe", where, hint=f"as in {PREFIX}TRAIN__EPOCHS"))
+            problems.append(
+                Problem("this variable names no key of a recipe", where, hint=f"as in {PREFIX}TRAIN__EPOCHS")
+            )
         else:
             found.append(_override(keys, "__", name[: len(PREFIX)], name[len(PREFIX) :], value))
     return found, problems

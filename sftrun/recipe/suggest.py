@@ -6,28 +6,34 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sftrun.errors import RecipePath
+from sftrun.options import schema
 from sftrun.recipe import words
+from sftrun.recipe.model import Recipe
 from sftrun.recipe.walk import Schema, alternatives, kind_of
 
 SURE = 0.8  # a key of another level has to be this alike; beside it the usual 0.6 will do
+FEW = 8  # keys that are listed where nothing is close
 NUMBER = re.compile(r"[-+]?[0-9][0-9_,]*(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 TRUTH = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
-def key(wrong: str, path: RecipePath, here: Iterable[str], whole: Schema) -> str | None:
-    """A hint for an unknown key at `path`, where the keys `here` may stand, in a recipe of schema `whole`."""
+def key(wrong: str, path: RecipePath, here: Iterable[str]) -> str | None:
+    """A hint for an unknown key at `path`, where the keys `here` may stand."""
+    whole, here = schema(Recipe), list(here)
     there = _places(wrong, path, whole)
     if len(there) == 1:
         return _elsewhere(wrong, there[0])
-    close = difflib.get_close_matches(wrong, here := list(here), n=1)
+    close = difflib.get_close_matches(wrong, here, n=1)
     if close:
         return f"did you mean '{close[0]}'?"
-    names = {found[-1] for found in _keys(whole)}
+    names = {str(found[-1]) for found in _keys(whole)}
     close = difflib.get_close_matches(wrong, names - {"use", "with"}, n=1, cutoff=SURE)
     there = _places(close[0], path, whole) if close else []
     if len(there) == 1:
         return f"did you mean {words.name(there[0])}?"
-    return f"there are: {', '.join(here)}" if here else None
+    if not here and path[-1:] == ("with",):
+        return "this component has no options"
+    return f"there are: {', '.join(here)}" if 0 < len(here) <= FEW else None
 
 
 def _elsewhere(wrong: str, there: RecipePath) -> str:

@@ -16,7 +16,7 @@ from sftrun.recipe.model import Recipe
 from sftrun.recipe.nodes import Document
 from sftrun.recipe.resolved import from_resolved, resolved_yaml
 from sftrun.recipe.walk import Visit, walk
-from sftrun.registry import Registered, Registry, current
+from sftrun.registry import Registry, current
 
 __all__ = ["Checked", "Loaded", "check", "from_resolved", "load", "read", "resolved_yaml", "validate"]
 
@@ -82,30 +82,30 @@ def _shape(document: Document, registry: Registry, reading: list[Problem]) -> li
     """What is wrong with the recipe and its components as the schemas see them, and what schemas cannot see."""
     whole = schema(Recipe)
     first = [*reading, *adjust.env_problems(document, whole, registry)]
-    visits = [visit for visit in walk(document.root, whole, registry) if visit.named() is not None]
-    options = {visit.path: item.schema() for visit in visits if (item := _registered(visit, registry))}
-    diagnosis = Diagnosis(document, whole, options)
+    visits = {visit.path: visit for visit in walk(document.root, whole, registry) if visit.kind}
+    partial = any(problem.path == files.EXTENDS for problem in reading)
+    diagnosis = Diagnosis(document, visits, registry, partial)
     found = list(diagnosis.problems(document.data, whole))
-    for visit in visits:
+    for visit in visits.values():
         found += _component(visit, document, diagnosis, registry)
     found += checks.of_recipe(document)
     said = {problem.where for problem in first}  # a value that could not be read needs no second complaint
     return first + [problem for problem in found if problem.where not in said]
 
 
-def _registered(visit: Visit, registry: Registry) -> Registered | None:
-    return registry.components[str(visit.kind)].get(str(visit.named()))
-
-
 def _component(visit: Visit, document: Document, diagnosis: Diagnosis, registry: Registry) -> Iterator[Problem]:
-    wrong = registry.unknown(str(visit.kind), str(visit.named()))
+    name = visit.named()
+    if name is None:
+        return
+    wrong = registry.unknown(str(visit.kind), name)
     if wrong:
         path = (*visit.path, "use") if visit.node.child("use") else visit.path
         yield msgspec.structs.replace(wrong, where=document.place(path), path=path)
         return
     use = visit.use()
     if use is not None:
-        yield from diagnosis.problems(use.with_, diagnosis.options[visit.path], (*visit.path, "with"))
+        options = registry.get(str(visit.kind), name).schema()
+        yield from diagnosis.problems(use.with_, options, (*visit.path, "with"))
 
 
 def _typed(document: Document, registry: Registry) -> tuple[Recipe | None, list[Problem]]:

@@ -82,9 +82,7 @@ def walk(node: Node, schema: Schema, registry: Registry, path: RecipePath = ()) 
     return _walk(node, alternatives(schema), None, registry, path)
 
 
-def _walk(
-    node: Node, choices: list[Schema], kind: str | None, registry: Registry, path: RecipePath
-) -> Iterator[Visit]:
+def _walk(node: Node, choices: list[Schema], kind: str | None, registry: Registry, path: RecipePath) -> Iterator[Visit]:
     is_list = isinstance(node.value, list)
     visit = Visit(path, node, choices, None if is_list else kind)
     yield visit

@@ -1,0 +1,6 @@
+"""`python -m sftrun`."""
+
+from sftrun.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Answers of a run's model to messages."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from sftrun import rundir
+from sftrun.data.render import Renderer
+from sftrun.data.tokenizer import load_tokenizer
+from sftrun.options import as_use
+from sftrun.recipe.resolved import from_resolved
+from sftrun.registry import current
+from sftrun.types import Message
+
+Answer = Callable[[Sequence[list[Message]], int, int], list[str]]
+
+
+def answerer(path: str | Path, which: Literal["base", "tuned"] = "tuned") -> Answer:
+    """Loads a run's model; the result takes conversations, max_new_tokens and a batch size, and answers greedily.
+
+    Raises UserError where the run has no model.
+    """
+    folder = rundir.open_run(Path(path))
+    recipe = from_resolved((folder.path / "resolved.yaml").read_text("utf-8"))
+    model = current().create("backend", as_use(recipe.backend)).load(recipe, folder.path, which)
+    tokenizer = load_tokenizer(recipe.model)
+    renderer = Renderer(tokenizer.template, eot_token=recipe.model.eot_token)
+
+    def answer(talks: Sequence[list[Message]], max_new_tokens: int, batch_size: int) -> list[str]:
+        prompts = [encoding.ids for encoding in tokenizer.encode([renderer.prompt(talk) for talk in talks])]
+        return [model.decode(ids).strip() for ids in model.generate(prompts, max_new_tokens, batch_size)]
+
+    return answer

@@ -1,0 +1,66 @@
+"""`sftrun inspect`: what of each row is trained."""
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from sftrun.cli.options import overrides
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(dir_okay=False))
+@overrides
+@click.option("--split", default="train", type=click.Choice(["train", "val", "test"]), help="Which split.")
+@click.option("--rows", default=5, type=click.IntRange(min=1), help="How many rows.", show_default=True)
+@click.option("--origin", help="One row, by its origin, such as train.jsonl:17.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a row on standard output, of all rows.")
+def command(
+    recipe: str, sets: tuple[str, ...], split: str, rows: int, origin: str | None, as_json: bool
+) -> None:
+    """Show rendered rows with their trained tokens marked."""
+    from sftrun.look import inspect
+
+    items = inspect(recipe, sets, split, origin)
+    if as_json:
+        _print_json(items)
+    else:
+        _print_marked(items, rows)
+
+
+def _print_json(items: Iterator[Any]) -> None:
+    for item in items:
+        sample = item.sample
+        row = {"origin": sample.origin, "text": "".join(text for text, _ in item.pieces), "ids": sample.ids, "trained": sample.trained}
+        print(json.dumps(row, ensure_ascii=False))
+
+
+def _print_marked(items: Iterator[Any], rows: int) -> None:
+    shown = 0
+    for item in items:
+        if shown == rows:
+            break
+        shown += 1
+        trained = sum(item.sample.trained)
+        print(f"── {item.sample.origin}: {len(item.sample.ids)} tokens, {trained} trained", file=sys.stderr)
+        _show(item.pieces)
+    _note("trained text is green" if sys.stderr.isatty() else "trained text stands between ⟦ and ⟧")
+
+
+def _show(pieces: list[tuple[str, bool]]) -> None:
+    if not sys.stderr.isatty():
+        print("".join(f"⟦{text}⟧" if trained else text for text, trained in pieces), file=sys.stderr)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text()
+    for piece, trained in pieces:
+        text.append(piece, "bold green" if trained else "dim")
+    Console(stderr=True, highlight=False).print(text)
+
+
+def _note(text: str) -> None:
+    print(f"({text})", file=sys.stderr)

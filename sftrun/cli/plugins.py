@@ -1,0 +1,50 @@
+"""`sftrun plugins`: what is installed, and what is broken and why."""
+
+import json
+from typing import Any
+
+import click
+
+from sftrun.registry import Registry, current
+
+
+@click.command("plugins")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def command(as_json: bool) -> None:
+    """List the components that are installed, with the distribution each comes from, and plugins that are broken."""
+    data = _data(current())
+    print(json.dumps(data, indent=2) if as_json else _table(data))
+
+
+def _data(registry: Registry) -> dict[str, Any]:
+    components = [
+        {
+            "kind": kind,
+            "name": item.name,
+            "distribution": item.distribution,
+            "version": item.version,
+            "description": item.description,
+            "clash": problem.message if (problem := registry.clashes.get((kind, item.name))) else None,
+        }
+        for kind, items in registry.components.items()
+        for item in sorted(items.values(), key=lambda item: item.name)
+    ]
+    broken = [
+        {"module": b.module, "distribution": b.distribution, "version": b.version, "reason": b.reason}
+        for b in registry.broken
+    ]
+    return {"components": components, "broken": broken}
+
+
+def _table(data: dict[str, Any]) -> str:
+    rows = [
+        (item["kind"], item["name"], f"{item['distribution']} {item['version']}", item["description"])
+        for item in data["components"]
+    ]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    lines = [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+    ]
+    lines += [f"clash: {item['clash']}" for item in data["components"] if item["clash"]]
+    lines += [f"broken: {b['module']} of {b['distribution']} {b['version']}: {b['reason']}" for b in data["broken"]]
+    return "\n".join(line.rstrip() for line in lines)

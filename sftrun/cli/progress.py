@@ -1,0 +1,96 @@
+"""Shows the events of a run: a progress bar in a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+EVERY = 5.0  # seconds between two plain lines of training progress
+
+
+def watcher() -> Any:
+    """Something to call with each event, and to use as a context manager around the run."""
+    return Bar() if sys.stderr.isatty() else Lines()
+
+
+class Lines:
+    """One line for what matters, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self.said = 0.0
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        pass
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            now = time.monotonic()
+            if now - self.said < EVERY and event["step"] != event["steps"]:
+                return
+            self.said = now
+        line = told(event)
+        if line:
+            print(line, file=sys.stderr, flush=True)
+
+
+class Bar:
+    """A progress bar with step, loss, tokens a second and the time left."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True, highlight=False)
+        columns = [TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}")]
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=console)
+        self.task: Any = None
+
+    def __enter__(self) -> "Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] != "step":
+            line = told(event)
+            if line:
+                self.progress.console.print(line, markup=False)
+            return
+        if self.task is None:
+            self.task = self.progress.add_task("train", total=event["steps"], facts="")
+        self.progress.update(self.task, completed=event["step"], facts=_facts(event))
+
+
+def told(event: dict[str, Any]) -> str | None:
+    """One event as a line for people; None for what is not worth one."""
+    kind = event["event"]
+    if kind == "stage":
+        return _stage(event)
+    if kind == "step":
+        return f"  step {event['step']}/{event['steps']}  {_facts(event)}"
+    if kind == "eval":
+        return f"  step {event['step']}: validation loss {event['loss']:.4f}"
+    if kind == "warning":
+        return event["message"] if "warning:" in event["message"] else f"warning: {event['message']}"
+    if kind == "prepare":
+        return "  from the cache" if event["cached"] else None
+    if kind == "prepared":
+        return f"  {event['split']}: {event['rows']} rows read"
+    if kind == "evaluating":
+        return f"  the {event['which']} model answers"
+    return None
+
+
+def _stage(event: dict[str, Any]) -> str | None:
+    if event["status"] == "started":
+        return str(event["stage"])
+    return f"  done in {event['seconds']:.1f} s" if event["status"] == "done" else None
+
+
+def _facts(event: dict[str, Any]) -> str:
+    rates = f"{event['tokens_per_s']:,.0f} tokens/s, {event['trained_tokens_per_s']:,.0f} trained/s"
+    return f"loss {event['loss']:.4f}  {rates}"

@@ -1,0 +1,88 @@
+"""What the numbers of a run suggest to do next; silent where they suggest nothing."""
+
+from collections.abc import Iterator
+
+from sftrun.recipe.model import Recipe
+from sftrun.report.history import History, Points
+from sftrun.report.say import number
+from sftrun.report.scores import Metric
+
+FEWEST = 4  # points of a curve that has a direction
+ROSE = 1.02
+FELL = 0.98
+DIVERGED = 1.1
+HIGH = 0.5  # nats per token: a flat curve below is one that has learnt already
+TEACHER_FORCED = ("loss", "perplexity", "token_accuracy")
+
+
+def advice(recipe: Recipe, history: History, metrics: list[Metric]) -> list[str]:
+    """Sentences, the most urgent first."""
+    return [*_diverging(history), *_overfitting(history), *_flat(recipe, history), *_answers(metrics)]
+
+
+def _diverging(history: History) -> Iterator[str]:
+    if len(history.loss) >= FEWEST:
+        first, last = _ends(history.loss)
+        if last > first * DIVERGED:
+            yield (
+                f"The training loss rose, from {number(first)} to {number(last)}. "
+                "Lower train.learning_rate, or raise train.warmup."
+            )
+
+
+def _overfitting(history: History) -> Iterator[str]:
+    if len(history.validation) < 2 or len(history.loss) < FEWEST:
+        return
+    step, lowest = min(history.validation, key=lambda point: point[1])
+    last_step, last = history.validation[-1]
+    before, after = _around(history.loss, step), _around(history.loss, last_step)
+    if last > lowest * ROSE and before and after and after < before * FELL:
+        yield (
+            f"Overfitting: the validation loss was lowest at step {step:,.0f} ({number(lowest)}) and rose to "
+            f"{number(last)}, while the training loss fell on, from {number(before)} to {number(after)}. "
+            "Stop earlier (fewer train.epochs), or train on more and more varied rows."
+        )
+
+
+def _flat(recipe: Recipe, history: History) -> Iterator[str]:
+    if len(history.loss) < FEWEST:
+        return
+    first, last = _ends(history.loss)
+    flat = first * FELL < last <= first * DIVERGED
+    validation = history.validation
+    flat &= not validation or validation[-1][1] > validation[0][1] * FELL
+    if flat and last > HIGH:
+        both = "The training loss and the validation loss are" if validation else "The training loss is"
+        rate = recipe.train.learning_rate or max((value for _, value in history.learning_rate), default=None)
+        yield (
+            f"{both} flat and high ({number(first)} at first, {number(last)} at the end). "
+            f"Raise train.learning_rate (it was {number(rate)}), look at whether the rows say what they should, "
+            "or take a larger model."
+        )
+
+
+def _answers(metrics: list[Metric]) -> Iterator[str]:
+    of_answers = [metric for metric in metrics if not any(word in metric.name for word in TEACHER_FORCED)]
+    measured = [metric for metric in of_answers if metric.change is not None]
+    perfect = all(metric.tuned == 1 for metric in measured)
+    if measured and not perfect and not any(metric.verdict == "better" for metric in measured):
+        yield (
+            "No score of the answers is better than the base model's. Look at the data and its formatting first: "
+            "at the marked rows below, then at the wrong answers; what is amiss often shows in both."
+        )
+
+
+def _ends(points: Points) -> tuple[float, float]:
+    """Means of the first and of the last fifth."""
+    size = max(1, len(points) // 5)
+    return _mean(points[:size]), _mean(points[-size:])
+
+
+def _around(points: Points, step: float) -> float | None:
+    """The mean of the last three points up to a step."""
+    until = [point for point in points if point[0] <= step][-3:]
+    return _mean(until) if until else None
+
+
+def _mean(points: Points) -> float:
+    return sum(value for _, value in points) / len(points)

@@ -1,0 +1,109 @@
+"""The model card: README.md of a run directory, as the Hugging Face Hub reads it."""
+
+import re
+from functools import lru_cache
+from pathlib import Path, PurePath
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sftrun.options import as_use
+from sftrun.recipe.model import Recipe
+from sftrun.report import history, say, scores
+from sftrun.report.facts import Facts
+from sftrun.report.markdown import Plain, finished, literal
+
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9._-]{1,96})?", re.ASCII)
+
+
+def card(recipe: Recipe, facts: Facts) -> str:
+    """The card as Markdown with YAML front matter."""
+    return _environment().get_template("card.md.jinja").render(
+        recipe=recipe,
+        facts=facts,
+        model=say.model(recipe),
+        tiny=say.is_tiny(recipe),
+        base_model=literal(recipe.model.name) if _on_hub(recipe) else None,
+        adapter=is_adapter(recipe, facts),
+        base=literal(_base(recipe)),
+        local=say.is_local(recipe.model.name),
+        settings=settings(recipe, facts),
+        metrics=scores.metrics(facts),
+        groups=[group for group in scores.groups(facts) if group.right + group.wrong],
+        stop=stop_ids(facts),
+    )
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # `finalize` escapes for Markdown, which HTML's escapes do not
+        finalize=finished,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    filters = {"number": say.number, "share": say.share, "duration": say.duration}
+    environment.filters.update(filters | {"hardware": say.hardware, "literal": literal})
+    return environment
+
+
+def is_adapter(recipe: Recipe, facts: Facts) -> bool:
+    """Whether model/ holds an adapter; where there is no model/ yet, whether it would."""
+    return facts.adapter or (not facts.trained and recipe.tuning.mode != "full")
+
+
+def stop_ids(facts: Facts) -> Plain:
+    """The ids that end an answer, for a Python list; an adapter's folder does not say them."""
+    ends = facts.proof.get("end_of_turn", {})
+    return Plain(", ".join(str(ids[0]) for ids in ends.values() if len(ids) == 1))
+
+
+def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:
+    """The hyperparameters, by name."""
+    t, lora = recipe.train, recipe.tuning.lora
+    steps = max((event.get("steps") or 0 for event in facts.events if event.get("event") == "step"), default=None)
+    found: list[tuple[str, Any]] = [("tuning", recipe.tuning.mode)]
+    if recipe.tuning.mode != "full":
+        found.append(("LoRA", f"r {lora.r}, alpha {say.number(lora.alpha)}, dropout {say.number(lora.dropout)}"))
+        modules = lora.target_modules
+        found.append(("adapted modules", modules if isinstance(modules, str) else ", ".join(modules)))
+    return [
+        *found,
+        ("masker", as_use(recipe.masker).use),
+        ("backend", as_use(recipe.backend).use),
+        ("epochs", t.epochs),
+        ("steps", steps),
+        ("learning rate", _learning_rate(recipe, facts)),
+        ("schedule", f"{t.scheduler}, warm-up {say.number(t.warmup)} {'of all steps' if t.warmup < 1 else 'steps'}"),
+        ("rows per step", _rows_per_step(recipe)),
+        ("longest sequence", f"{say.number(recipe.model.max_seq_len)} tokens"),
+        ("optimizer", f"{t.optimizer}, weight decay {say.number(t.weight_decay)}"),
+        ("precision", t.precision),
+        ("seed", recipe.seed),
+    ]
+
+
+def _learning_rate(recipe: Recipe, facts: Facts) -> str:
+    if recipe.train.learning_rate is not None:
+        return say.number(recipe.train.learning_rate)
+    # the backend chose it: the highest that it logged is what there is to say
+    logged = [value for _, value in history.history(facts.events).learning_rate]
+    return f"the backend's default; {say.number(max(logged))} at most" if logged else "the backend's default"
+
+
+def _rows_per_step(recipe: Recipe) -> str:
+    t = recipe.train
+    return f"{t.batch_size} × {t.grad_accum} accumulated" if t.grad_accum > 1 else say.number(t.batch_size)
+
+
+def _on_hub(recipe: Recipe) -> bool:
+    return not say.is_tiny(recipe) and HUB_ID.fullmatch(recipe.model.name) is not None
+
+
+def _base(recipe: Recipe) -> str:
+    name = recipe.model.name
+    return PurePath(name).name if say.is_local(name) else name
+

@@ -1,0 +1,89 @@
+"""Reads the files of a run directory; one that is not there is empty."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from sftrun.rundir import RunDir
+
+SPLITS = ("train", "val", "test")
+LEDGER_SHOWN = 20
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """All that the report and the model card are made of."""
+
+    name: str
+    resolved: str
+    lock: dict[str, Any]
+    state: dict[str, dict[str, Any]]
+    events: list[dict[str, Any]]
+    stats: dict[str, dict[str, Any]]
+    proof: dict[str, Any]
+    ledger: list[dict[str, Any]]
+    scores: dict[str, dict[str, dict[str, float]]]
+    samples: list[dict[str, Any]]
+    exports: dict[str, dict[str, Any]]
+    trained: bool
+    adapter: bool
+
+    @property
+    def seconds(self) -> float:
+        """How long all stages took together."""
+        return float(sum(stage.get("seconds") or 0 for stage in self.state.values()))
+
+    @property
+    def started(self) -> str:
+        """When the first stage started, as ISO text; empty where nobody knows."""
+        return min((stage["started"] for stage in self.state.values() if "started" in stage), default="")
+
+    @property
+    def failed(self) -> list[str]:
+        """Stages that did not end well."""
+        return [name for name, stage in self.state.items() if stage.get("status") == "failed"]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the run warned of, each once."""
+        said = (str(event.get("message", "")) for event in self.events if event.get("event") == "warning")
+        return list(dict.fromkeys(said))
+
+
+def gather(run: RunDir) -> Facts:
+    """Everything there is to say about a run."""
+    resolved = run.path / "resolved.yaml"
+    return Facts(
+        name=run.path.name,
+        resolved=resolved.read_text("utf-8") if resolved.is_file() else "",
+        lock=run.read_json("lock.json"),
+        state=run.read_json("state.json"),
+        events=run.events(),
+        stats=in_order(run.read_json("prepared/stats.json")),
+        proof=_ordered_proof(run.read_json("prepared/proof.json")),
+        ledger=list(islice(_lines(run, "prepared/ledger.jsonl"), LEDGER_SHOWN)),
+        scores=run.read_json("eval/scores.json"),
+        samples=list(_lines(run, "eval/samples.jsonl")),
+        exports=run.read_json("export/facts.json"),
+        trained=run.model.is_dir(),
+        adapter=(run.model / "adapter_config.json").is_file(),
+    )
+
+
+def in_order(splits: dict[str, Any]) -> dict[str, Any]:
+    """The same, train first, then val and test."""
+    known = [split for split in SPLITS if split in splits]
+    return {split: splits[split] for split in [*known, *(split for split in splits if split not in SPLITS)]}
+
+
+def _ordered_proof(proof: dict[str, Any]) -> dict[str, Any]:
+    return {**proof, "splits": in_order(proof["splits"])} if "splits" in proof else proof
+
+
+def _lines(run: RunDir, name: str) -> Iterator[dict[str, Any]]:
+    file = run.path / name
+    if file.is_file():
+        with file.open(encoding="utf-8") as lines:
+            yield from (json.loads(line) for line in lines if line.strip())

@@ -1,0 +1,90 @@
+"""The report: one HTML page that needs nothing beside itself."""
+
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from sftrun.recipe.model import Recipe
+from sftrun.report import advice, curves, history, say, scores
+from sftrun.report.facts import Facts
+
+LONGEST = 6000  # characters of one text that are shown
+
+# control and direction marks, byte order marks, tag characters, halves of pairs: what an eye would miss
+INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
+)
+UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
+
+
+def page(recipe: Recipe, facts: Facts) -> str:
+    """The report as HTML; every value is escaped by the template engine."""
+    past = history.history(facts.events)
+    metrics = scores.metrics(facts)
+    html = _environment().get_template("report.html.jinja").render(
+        recipe=recipe,
+        facts=facts,
+        model=say.model(recipe),
+        tiny=say.is_tiny(recipe),
+        metrics=metrics,
+        advice=advice.advice(recipe, past, metrics),
+        charts=curves.charts(past),
+        points=curves.table(past),
+        skipped=past.skipped,
+        speed=history.speed(facts.events),
+        groups=scores.groups(facts),
+        is_right=scores.is_right,
+        score=scores.score,
+    )
+    return UNWRITABLE.sub("\ufffd", html)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = {"number": say.number, "duration": say.duration, "moment": say.moment, "share": say.share}
+    filters |= {"hardware": say.hardware, "plain": say.plain, "text": visible, "said": said, "labels": labels}
+    environment.filters.update(filters)
+    return environment
+
+
+def visible(text: Any) -> Markup:
+    """A text as it is, with marks at line ends and in place of characters that cannot be seen."""
+    text = str(text)
+    shown = escape(text[:LONGEST])
+    shown = Markup(INVISIBLE.sub(_code, shown)).replace(Markup("\n"), Markup('<i class="nl"></i>\n'))
+    more = len(text) - LONGEST
+    return shown + Markup('<i class="cut">… {} more characters</i>').format(f"{more:,}") if more > 0 else shown
+
+
+def _code(match: re.Match[str]) -> str:
+    return f'<i class="cc">U+{ord(match[0]):04X}</i>'
+
+
+def said(message: dict[str, Any]) -> str:
+    """What a message says: its text, and below it what else it holds (tool calls, names, parts)."""
+    content = message.get("content")
+    text = content if isinstance(content, str) else _json(content) if content else ""
+    rest = {key: value for key, value in message.items() if key not in ("role", "content") and value}
+    return "\n".join(part for part in (text, _json(rest) if rest else "") if part)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1)
+
+
+def labels(splits: dict[str, dict[str, Any]], key: str) -> list[str]:
+    """All names that occur below a key of any split, in order of appearance."""
+    return list(dict.fromkeys(label for split in splits.values() for label in split.get(key) or {}))

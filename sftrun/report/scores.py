@@ -1,0 +1,119 @@
+"""Metrics before and after, and which answers to show."""
+
+import math
+from typing import Any, Literal
+
+import msgspec
+
+from sftrun.report.facts import Facts
+
+SHOWN = 20
+RIGHT = 0.5
+LOWER_IS_BETTER = ("loss", "perplexity")
+
+Verdict = Literal["better", "worse", "same", "unknown"]
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """One metric of the base and of the tuned model; None where it was not measured."""
+
+    evaluator: str
+    name: str
+    base: float | None
+    tuned: float | None
+
+    @property
+    def lower_is_better(self) -> bool:
+        return any(word in self.name for word in LOWER_IS_BETTER)
+
+    @property
+    def change(self) -> float | None:
+        """Tuned less base; None where either is missing or not finite."""
+        if self.base is None or self.tuned is None:
+            return None
+        change = self.tuned - self.base
+        return change if math.isfinite(change) else None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the tuned model is better, by the direction of the metric."""
+        if self.change is None:
+            return "unknown"
+        if not self.change:
+            return "same"
+        return "better" if (self.change < 0) == self.lower_is_better else "worse"
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """The answers of one evaluator: how many are right, and the few that are shown.
+
+    `graded` is true where answers have a score from 0 to 1 instead of an exact match.
+    """
+
+    evaluator: str
+    all: int
+    right: int
+    wrong: int
+    base_right: int
+    graded: bool
+    shown: list[dict[str, Any]]
+
+
+def metrics(facts: Facts) -> list[Metric]:
+    """Every metric of every evaluator, in the order of the recipe."""
+    base, tuned = facts.scores.get("base", {}), facts.scores.get("tuned", {})
+    return [
+        Metric(evaluator, name, base.get(evaluator, {}).get(name), tuned.get(evaluator, {}).get(name))
+        for evaluator in {**tuned, **base}
+        for name in {**tuned.get(evaluator, {}), **base.get(evaluator, {})}
+    ]
+
+
+def groups(facts: Facts) -> list[Group]:
+    """The answers by evaluator; together no more than SHOWN are picked."""
+    by_evaluator: dict[str, list[dict[str, Any]]] = {}
+    for sample in facts.samples:
+        by_evaluator.setdefault(str(sample.get("evaluator", "")), []).append(sample)
+    room = max(1, SHOWN // max(1, len(by_evaluator)))
+    return [_group(name, samples, room) for name, samples in by_evaluator.items()]
+
+
+def _group(evaluator: str, samples: list[dict[str, Any]], room: int) -> Group:
+    right = [sample for sample in samples if is_right(sample.get("tuned"))]
+    wrong = [sample for sample in samples if is_right(sample.get("tuned")) is False]
+    unscored = [sample for sample in samples if is_right(sample.get("tuned")) is None]
+    return Group(
+        evaluator=evaluator,
+        all=len(samples),
+        right=len(right),
+        wrong=len(wrong),
+        base_right=sum(is_right(sample.get("base")) is True for sample in samples),
+        graded=any("score" in (sample.get("tuned") or {}) for sample in samples),
+        shown=_picked(wrong, right, unscored, room),
+    )
+
+
+def _picked(wrong: list[Any], right: list[Any], unscored: list[Any], room: int) -> list[Any]:
+    # wrong ones first: they say more; half the room is kept for right ones where there are any
+    few_wrong = spread(wrong, max(room - len(right), (room + 1) // 2))
+    few_right = spread(right, room - len(few_wrong))
+    return [*few_wrong, *few_right, *spread(unscored, room - len(few_wrong) - len(few_right))]
+
+
+def spread(items: list[Any], count: int) -> list[Any]:
+    """Up to `count` items, evenly from the whole list: files are often sorted by task."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def score(answer: dict[str, Any] | None) -> float | None:
+    """What an evaluator gave one answer: its exact match, or its score."""
+    found = answer or {}
+    value = found.get("exact_match", found.get("score"))
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def is_right(answer: dict[str, Any] | None) -> bool | None:
+    """Whether an answer counts as right; None where it has no score."""
+    value = score(answer)
+    return None if value is None else value >= RIGHT

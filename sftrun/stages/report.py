@@ -1,0 +1,17 @@
+"""Stage 5, report: what the run directory says, as report.html and as a model card."""
+
+from sftrun.recipe.model import Recipe
+from sftrun.report.card import card
+from sftrun.report.facts import gather
+from sftrun.report.page import page
+from sftrun.rundir import RunDir
+
+
+def report(recipe: Recipe, run: RunDir) -> None:
+    """Writes report.html and README.md; a copy of the card goes with the model."""
+    facts = gather(run)
+    run.write("report.html", page(recipe, facts))
+    text = card(recipe, facts)
+    run.write("README.md", text)
+    if run.model.is_dir():
+        run.write("model/README.md", text)
