@@ -103,7 +103,7 @@ class Registry:
 
     def _suggestion(self, kind: str, name: str) -> str:
         package = ELSEWHERE.get((kind, name))
-        if package:
+        if package and package not in [b.distribution for b in self.broken]:
             return f"it comes with {package}: pip install {package}"
         broken = "".join(f"; the plugin {b.module} of {b.distribution} is broken: {b.reason}" for b in self.broken)
         close = difflib.get_close_matches(name, self.names(kind), n=1)

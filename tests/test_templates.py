@@ -206,7 +206,7 @@ def document(outcomes: dict[str, dict[str, tuple[str, str]]]) -> str:
 
 def cell(pair: tuple[str, str], notes: list[str]) -> str:
     first, second = (short(result, notes) for result in pair)
-    return first if first == second or first == "own" and second == "=" else f"{first} / {second}"
+    return first if first == second or (first == "own" and second == "=") else f"{first} / {second}"
 
 
 def short(result: str, notes: list[str]) -> str:

@@ -1,6 +1,5 @@
 """The command line: finds the subcommand, imports it and nothing else, and turns what happens into an exit code."""
 
-import difflib
 import gc
 import importlib
 import os
@@ -66,6 +65,8 @@ def _is_recipe(word: str) -> bool:
 
 
 def _unknown(word: str) -> str:
+    import difflib
+
     close = difflib.get_close_matches(word, COMMANDS, n=1)
     hint = f"Did you mean '{close[0]}'?" if close else f"There are: {', '.join(COMMANDS)}."
     return f"'{word}' is neither a command nor a recipe. {hint}"
@@ -83,6 +84,9 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs one command line and exits."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     gc.set_threshold(50_000)  # start-up makes objects that live on: collecting them costs a fifth of `validate`
     sys.exit(run(sys.argv[1:] if args is None else list(args)))
 

@@ -46,5 +46,7 @@ def _table(data: dict[str, Any]) -> str:
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
     ]
     lines += [f"clash: {item['clash']}" for item in data["components"] if item["clash"]]
-    lines += [f"broken: {b['module']} of {b['distribution']} {b['version']}: {b['reason']}" for b in data["broken"]]
+    for plugin in data["broken"]:
+        reason = " ".join(plugin["reason"].split())
+        lines.append(f"broken: {plugin['module']} of {plugin['distribution']} {plugin['version']}: {reason}")
     return "\n".join(line.rstrip() for line in lines)

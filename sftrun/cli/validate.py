@@ -74,11 +74,12 @@ def _text(found: dict[str, list[Problem]]) -> None:
 
 def summary(found: dict[str, list[Problem]]) -> str:
     """One line: how many recipes, how many of them fine, how many errors and warnings."""
+    unique = _unique(found)
+    errors, warnings = _errors(unique), len(unique) - _errors(unique)
     wrong = [problems for problems in found.values() if _errors(problems)]
     parts = [f"{len(found) - len(wrong)} fine"] if len(wrong) < len(found) else []
     if wrong:
-        parts.append(f"{len(wrong)} with {_counted(sum(map(_errors, wrong)), 'error')}")
-    warnings = sum(len(problems) - _errors(problems) for problems in found.values())
+        parts.append(f"{len(wrong)} with {_counted(errors, 'error')}")
     if warnings:
         parts.append(_counted(warnings, "warning"))
     return f"{_counted(len(found), 'recipe')}: {', '.join(parts)}"

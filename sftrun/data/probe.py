@@ -20,7 +20,7 @@ FIXED = frozenset({"role", "type", "id", "tool_call_id", "name"})
 """Fields that templates compare or look up; they are never replaced."""
 
 PRIVATE = ((0xF0000, 0xFFFFD), (0x100000, 0x10FFFD))
-_STAND_IN = re.compile("[\U000f0000-\U0010fffd]")
+STAND_IN = re.compile("[\U000f0000-\U0010fffd]")
 
 
 class Leaf(NamedTuple):
@@ -71,7 +71,7 @@ class Marked(NamedTuple):
 
 def mark(text: str, probe: Probe) -> Marked:
     """Finds a probe's stand-ins in a render."""
-    found = ((match.start(), probe.numbers.get(match[0])) for match in _STAND_IN.finditer(text))
+    found = ((match.start(), probe.numbers.get(match[0])) for match in STAND_IN.finditer(text))
     return Marked(text, [(start, number) for start, number in found if number is not None])
 
 
@@ -110,7 +110,7 @@ def probe(messages: Sequence[Message], cut: Cut, taken: str = "") -> Probe:
 class _Writer:
     def __init__(self, cut: Cut, taken: str) -> None:
         self._cut = cut
-        self._free = _characters(set(_STAND_IN.findall(taken)))
+        self._free = _characters(set(STAND_IN.findall(taken)))
         self._probe = Probe([], [], [], {})
 
     def write(self, messages: Sequence[Message]) -> Probe:
@@ -157,10 +157,14 @@ def whole(text: str) -> list[tuple[str, bool]]:
     return [(text, bool(text) and not text.isspace())]
 
 
+def marks(constants: Iterable[str]) -> list[str]:
+    """The constants that look like marks, such as `</think>`, not like words."""
+    return [constant for constant in constants if len(constant) > 2 and not constant.replace(" ", "").isalnum()]
+
+
 def around(constants: Iterable[str]) -> Cut:
-    """Leaves the constants that look like marks (`</think>`) in place, and white space beside them."""
-    marks = [constant for constant in constants if len(constant) > 2 and not constant.replace(" ", "").isalnum()]
-    return _cutter(marks, [])
+    """Leaves marks in place, and white space beside them."""
+    return _cutter(marks(constants), [])
 
 
 def by_words(constants: Iterable[str]) -> Cut:

@@ -5,6 +5,7 @@ One text is rendered, by the template itself. Where things are in it is read off
 equal the direct render. So the usual row costs one render and one join, on any template.
 """
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import msgspec
 
 from sftrun.data import talk
-from sftrun.data.probe import Cut, Probe, around, by_words, probe, shape, whole
-from sftrun.data.regions import Region, Survey, refuse
+from sftrun.data.probe import Cut, Probe, around, by_words, marks, probe, shape, whole
+from sftrun.data.regions import Region, regions
 from sftrun.data.skeleton import Skeleton, parts, rendered
+from sftrun.data.survey import Survey
 from sftrun.data.template import RESERVED, Template
 from sftrun.errors import Problem, RowError
 from sftrun.types import Conversation, Message, Rendered
@@ -39,6 +41,8 @@ class Renderer:
         """
         text = self._direct(conversation)
         key, texts = shape(conversation.messages)
+        if self._steering and any(map(self._steering.search, texts)):
+            return self._render_closely(conversation, text)
         key = (key, _extra(conversation))
         try:
             skeleton = self._skeletons[key]
@@ -66,11 +70,16 @@ class Renderer:
     def _habits(self) -> talk.Habits:
         return talk.habits(self.template)
 
+    @cached_property
+    def _steering(self) -> re.Pattern[str] | None:
+        found = talk.steering(self.template, marks(self.template.constants))
+        return re.compile("|".join(map(re.escape, found))) if found else None
+
     def _direct(self, conversation: Conversation) -> str:
         if not conversation.messages:
             raise RowError("the conversation has no messages")
         for index, message in enumerate(conversation.messages):
-            if not isinstance(message.get("role"), str):
+            if not isinstance(message, dict) or type(message.get("role")) is not str:
                 raise RowError(f"message {index} has no role")
         kwargs = conversation.template_kwargs
         if kwargs and not RESERVED.isdisjoint(kwargs):
@@ -88,39 +97,37 @@ class Renderer:
         self._skeletons[key] = skeleton
         return skeleton
 
+    def _survey(self, conversation: Conversation, probed: Probe) -> Survey:
+        return Survey(self.template, probed, conversation.tools, conversation.template_kwargs)
+
     def _skeleton(self, conversation: Conversation, probed: Probe) -> Skeleton | None:
         """The skeleton of a probe; None if the template does not take the probe."""
         try:
             survey = self._survey(conversation, probed)
         except RowError:
             return None
-        skeleton = Skeleton(survey.marked)
+        skeleton = Skeleton(survey.whole)
         try:
-            self._habits.refuse()
-            regions = survey.regions()
-            self._check_ends(probed, regions)
+            found = self._regions(survey)
         except RowError as error:
             skeleton.refusal = str(error)
             return skeleton
-        last = probed.role(len(probed.messages) - 1) == "assistant"
-        skeleton.add(parts(survey.marked, probed, regions), last and not self._habits.endings)
+        skeleton.add(parts(survey.whole, probed, found, open_end=not self._habits.endings))
         return skeleton
 
-    def _survey(self, conversation: Conversation, probed: Probe) -> Survey:
-        tools, kwargs = conversation.tools, conversation.template_kwargs
-        return Survey(self.template, probed, tools, kwargs, self._habits.endings)
-
-    def _check_ends(self, probed: Probe, regions: Sequence[Region]) -> None:
-        """A turn that nothing ends would teach the model to go on for ever."""
-        if self.eot_token and not self._habits.endings:
-            return
-        hint = "" if self._habits.endings else "; set model.eot_token"
-        for region in regions:
-            if region.cut == region.end:
-                raise refuse(probed, region.message, f"the template writes no end-of-turn token after it{hint}")
+    def _regions(self, survey: Survey) -> list[Region]:
+        if self._habits.unfit:
+            raise RowError(self._habits.unfit)
+        found = regions(survey, self._habits.endings)
+        if self._habits.endings or not self.eot_token:
+            hint = "" if self._habits.endings else "; set model.eot_token"
+            for region in found:
+                if region.cut == region.end:  # it would teach the model to go on for ever
+                    raise survey.refuse(region.message, f"the template writes no end-of-turn token after it{hint}")
+        return found
 
     def _render_closely(self, conversation: Conversation, text: str) -> Rendered:
-        """For a row whose text sends the template another way: what the template may look for stays in the probe."""
+        """For a row whose text sends the template another way: what it may look for stays in the probe."""
         probed = probe(conversation.messages, self._around, text)
         key = (repr(probed.messages), _extra(conversation))
         skeleton = self._skeletons.get(key) or self._keep(key, self._skeleton(conversation, probed))
@@ -134,25 +141,26 @@ class Renderer:
         skeleton = self._skeleton(conversation, probed)
         lengths = skeleton.fit(text, [slot.text for slot in probed.slots]) if skeleton else None
         if skeleton is None or lengths is None:
-            raise self._mismatch(conversation, probed, text)
+            raise self._mismatch(conversation, text)
         return self._result(skeleton, text, lengths)
 
-    def _mismatch(self, conversation: Conversation, probed: Probe, text: str) -> RowError:
+    def _mismatch(self, conversation: Conversation, text: str) -> RowError:
         """Blames the first message whose words alone keep the probe from giving the text, assistants first."""
-        roles = [message["role"] for message in conversation.messages]
+        messages = conversation.messages
+        roles = [message["role"] for message in messages]
         for index in sorted(range(len(roles)), key=lambda index: roles[index] != "assistant"):
-            found = self._filled(conversation, _only(index, conversation.messages, self._by_words, text))
+            found = self._filled(conversation, _only(index, messages, self._by_words, text))
             if found != text:
-                return refuse(probed, index, f"the template changes its text: {_difference(found, text)}")
-        found = self._filled(conversation, probed)
-        return RowError(f"the template changes the text of the messages: {_difference(found, text)}")
+                why = f"the template changes its text: {_difference(found, text)}"
+                return RowError(f"message {index} ({roles[index]}): {why}")
+        found = self._filled(conversation, probe(messages, self._by_words, text))
+        return RowError(f"the template changes the texts of messages: {_difference(found, text)}")
 
     def _filled(self, conversation: Conversation, probed: Probe) -> str:
         try:
-            survey = self._survey(conversation, probed)
+            return Skeleton(self._survey(conversation, probed).whole).fill([slot.text for slot in probed.slots])
         except RowError as error:
             return str(error)
-        return Skeleton(survey.marked).fill([slot.text for slot in probed.slots])
 
 
 def _extra(conversation: Conversation) -> Hashable:

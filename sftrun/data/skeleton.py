@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from sftrun.data.probe import Marked, Probe
-from sftrun.data.regions import Region, shared
+from sftrun.data.regions import Region
+from sftrun.data.survey import shared
 from sftrun.types import Rendered, Span
 
 
@@ -28,8 +29,7 @@ class Part(NamedTuple):
 class Skeleton:
     """The fixed text around slots, and the parts that its spans come from.
 
-    `refusal` says why conversations of this shape cannot be trained on; there are no parts then. `open` is
-    true if the last message is an assistant's and nothing ends its turn.
+    `refusal` says why conversations of this shape cannot be trained on; there are no parts then.
     """
 
     def __init__(self, marked: Marked) -> None:
@@ -39,19 +39,18 @@ class Skeleton:
         self._frame = [text for piece in self.pieces for text in (piece, "")][:-1]
         self.parts: list[Part] = []
         self.refusal: str | None = None
-        self.open = False
         self._hungry = False
 
-    def add(self, parts: Sequence[Part], open_end: bool) -> None:
+    def add(self, parts: Sequence[Part]) -> None:
         """Takes the parts of the text, in order."""
         self.parts = list(parts)
-        self.open = open_end
         self._hungry = any(part.left for part in parts)
 
     def fill(self, texts: Sequence[str]) -> str:
         """The text with the slots filled."""
-        self._frame[1::2] = [texts[number] for number in self.order]
-        return "".join(self._frame)
+        frame = self._frame.copy()
+        frame[1::2] = [texts[number] for number in self.order]
+        return "".join(frame)
 
     def fit(self, text: str, texts: Sequence[str]) -> list[int] | None:
         """The length of each slot's text in a render; None if the skeleton does not account for the render."""
@@ -94,7 +93,7 @@ class Skeleton:
             cut = span.start + shared(part.left, text[span.start : span.end]) if part.left else span.start
             if cut > span.start:
                 found.append(Span(span.start, cut, span.message, span.role))
-            if cut < span.end:
+            if cut < span.end or span.end_of_turn:
                 found.append(Span(cut, span.end, span.message, span.role, span.generated, span.end_of_turn))
         return found
 
@@ -109,19 +108,23 @@ def _variants(text: str) -> Iterator[str]:
 
 
 def rendered(skeleton: Skeleton, text: str, lengths: Sequence[int], eot_token: str | None) -> Rendered:
-    """A render with its spans; an open end is closed with `eot_token`."""
+    """A render with its spans; where a turn has an empty end, `eot_token` is put in."""
     spans = skeleton.spans(text, lengths)
-    if not (skeleton.open and eot_token):
+    gap = next((index for index, span in enumerate(spans) if span.start == span.end), None) if eot_token else None
+    if gap is None or eot_token is None:
         return Rendered(text, spans)
-    last = max(index for index, span in enumerate(spans) if span.generated)
-    end, size = spans[last].end, len(eot_token)
-    closing = Span(end, end + size, spans[last].message, spans[last].role, True, True)
-    after = [Span(s.start + size, s.end + size, s.message, s.role) for s in spans[last + 1 :]]
-    return Rendered(text[:end] + eot_token + text[end:], [*spans[: last + 1], closing, *after])
+    at, size = spans[gap].start, len(eot_token)
+    closing = Span(at, at + size, spans[gap].message, spans[gap].role, True, True)
+    after = [Span(span.start + size, span.end + size, span.message, span.role) for span in spans[gap + 1 :]]
+    return Rendered(text[:at] + eot_token + text[at:], [*spans[:gap], closing, *after])
 
 
-def parts(marked: Marked, probe: Probe, regions: Sequence[Region]) -> list[Part]:
-    """Parts that tile a probe's render: regions, the texts of other messages, and the template's own text."""
+def parts(marked: Marked, probe: Probe, regions: Sequence[Region], open_end: bool) -> list[Part]:
+    """Parts that tile a probe's render: regions, the texts of other messages, and the template's own text.
+
+    With `open_end`, nothing ends the turn of the last message: its end is an empty part.
+    """
+    last = len(probe.messages) - 1 if open_end else None
     stretches = [*_generated(probe, regions), *_others(marked, probe, regions)]
     found: list[Part] = []
     end = 0
@@ -129,7 +132,7 @@ def parts(marked: Marked, probe: Probe, regions: Sequence[Region]) -> list[Part]
         found += [_sized(marked, end, start, Part(0, 0, -1, "template")), _sized(marked, start, stop, part)]
         end = stop
     found.append(_sized(marked, end, len(marked.text), Part(0, 0, -1, "template")))
-    return [part for part in found if part.fixed or part.slots]
+    return [part for part in found if part.fixed or part.slots or (part.end_of_turn and part.message == last)]
 
 
 Stretch = tuple[int, int, Part]

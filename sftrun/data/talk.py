@@ -1,10 +1,13 @@
 """What a template does with a short talk: how it ends turns, and what makes it unfit for training."""
 
 import re
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import NamedTuple
 
 from sftrun.data.probe import probe, whole
-from sftrun.data.regions import Survey
+from sftrun.data.regions import regions
+from sftrun.data.survey import Survey
 from sftrun.data.template import Template
 from sftrun.errors import Problem, RowError
 from sftrun.types import Message
@@ -25,10 +28,14 @@ class Habits(NamedTuple):
     only_lists: bool = False
     failure: str = ""
 
-    def refuse(self) -> None:
-        """Raises RowError for a template with which no row can be trained."""
+    @property
+    def unfit(self) -> str:
+        """Why no row can be trained with the template, if so."""
+        if self.failure:
+            return f"the chat template does not take a talk of user and assistant: {self.failure}"
         if self.opens:
-            raise RowError(f"the template ends an answer with the beginning of the next turn: {self.opens!r}")
+            return f"the chat template ends an answer with the beginning of the next turn: {self.opens!r}"
+        return ""
 
 
 def habits(template: Template) -> Habits:
@@ -46,11 +53,10 @@ def habits(template: Template) -> Habits:
 def problems(seen: Habits, eot_token: str | None) -> list[Problem]:
     """What to say of a template before any row is rendered."""
     if seen.failure:
-        return [Problem(f"the chat template does not take a talk of user and assistant: {seen.failure}")]
+        return [Problem(seen.unfit)]
     found = []
     if seen.opens:
-        message = f"the chat template ends an answer with the beginning of the next turn: {seen.opens!r}"
-        found.append(Problem(message, hint="write it only where a message or a generation prompt follows"))
+        found.append(Problem(seen.unfit, hint="write it only where a message or a generation prompt follows"))
     elif not seen.endings and not eot_token:
         hint = "set model.eot_token to the token that stops generation, often the eos_token"
         found.append(Problem("the chat template writes no end-of-turn token after an answer", hint=hint))
@@ -63,6 +69,32 @@ def problems(seen: Habits, eot_token: str | None) -> list[Problem]:
     return found
 
 
+def steering(template: Template, constants: Iterable[str]) -> list[str]:
+    """The constants that change the generation prompt if they stand in a message, as `/no_think` may."""
+    try:
+        usual = _prompt_tail(template, "", "")
+    except RowError:
+        return []
+    return [constant for constant in constants if _steers(template, constant, usual)]
+
+
+def _steers(template: Template, constant: str, usual: str) -> bool:
+    try:
+        first, last = (_prompt_tail(template, *pair) for pair in ((f"{constant} ", ""), ("", f" {constant}")))
+    except RowError:
+        return True
+    return first != usual or not last.endswith(usual)
+
+
+def _prompt_tail(template: Template, before: str, after: str) -> str:
+    """The generation prompt, and what comes before it since a stand-in in a question."""
+    question = {"role": "user", "content": before + "\U000f0000" + after}
+    _, found, tail = template.render([question], add_generation_prompt=True).rpartition("\U000f0000")
+    if not found:
+        raise RowError("the template leaves out the question")
+    return tail
+
+
 def _messages(as_lists: bool) -> list[Message]:
     roles = ("user", "assistant", "user", "assistant")
     return [
@@ -73,14 +105,14 @@ def _messages(as_lists: bool) -> list[Message]:
 
 def _look(template: Template, messages: list[Message]) -> Habits:
     only_lists = isinstance(messages[0]["content"], list)
-    long = Survey(template, probe(messages, whole), None, {})
-    short = Survey(template, probe(messages[:-2], whole), None, {})
-    if len(long.marked.slots) < len(messages):
+    long, short = (Survey(template, probe(talk, whole)) for talk in (messages, messages[:-2]))
+    if len(long.whole.slots) < len(messages):
         raise RowError("it leaves out contents")
-    opens = _opens(long)
-    if opens:
+    if opens := _opens(long):
         return Habits(opens=opens, only_lists=only_lists)
-    endings = [survey.marked.text[region.cut : region.end] for survey in (long, short) for region in survey.regions()]
+    endings = [
+        survey.whole.text[region.cut : region.end] for survey in (long, short) for region in regions(survey, None)
+    ]
     return Habits(endings=tuple(dict.fromkeys(filter(None, endings))), only_lists=only_lists)
 
 
@@ -90,8 +122,8 @@ def _opens(survey: Survey) -> str:
     An answer may end with a single token that also opens the user's turn (GLM): that one is what the model
     emits. More than one, of which the last opens a turn, is more than it emits.
     """
-    text, cuts = survey.marked.text, [start for start, _ in survey.marked.slots]
-    gaps = [text[a + 1 : b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    text, cuts = survey.whole.text, [start for start, _ in survey.whole.slots]
+    gaps = [text[a + 1 : b] for a, b in pairwise(cuts)]
     openers = {tokens[-1] for tokens in map(_TOKEN.findall, gaps) if tokens}
     after = _TOKEN.findall(text[cuts[-1] + 1 :])
     return "".join(after[1:]) if len(after) > 1 and after[-1] in openers else ""

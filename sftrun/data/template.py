@@ -128,7 +128,7 @@ def _tojson(
 class _Generation(jinja2.ext.Extension):
     """`{% generation %} … {% endgeneration %}`: rendered as if the tags were not there."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  (as Jinja declares it)
 
     def parse(self, parser: Any) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno

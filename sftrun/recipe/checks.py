@@ -23,7 +23,7 @@ def _steps(document: Document, word: str) -> Iterator[Problem]:
     strategy_path, steps_path = ("train", f"{word}_strategy"), ("train", f"{word}_steps")
     given, steps = document.find(strategy_path), document.find(steps_path)
     strategy = given.value if given else getattr(defaults, strategy_path[1])
-    has_steps = steps is not None and steps.value is not None
+    has_steps = steps is not None and isinstance(steps.value, int)
     if strategy == "steps" and not has_steps:
         message, hint = f"train.{word}_strategy steps needs train.{word}_steps", f"add {word}_steps: 100"
         yield Problem(message, document.place(strategy_path), strategy_path, hint)

@@ -22,8 +22,12 @@ def recipe(given: Recipe, registry: Registry) -> Recipe:
             changes[name] = [_use(kind, item, (name, index), registry) for index, item in enumerate(value)]
         else:
             changes[name] = _use(kind, value, (name,), registry)
-    # Once through plain data, so that a default of 3 for a number is the 3.0 that it is after a round trip.
-    return normal(parse(msgspec.to_builtins(msgspec.structs.replace(given, **changes)), Recipe))
+    return normal(parse(_plain(msgspec.structs.replace(given, **changes)), Recipe))
+
+
+def _plain(value: Any) -> Any:
+    """As after a round trip through text: a tuple is a list, and a default of 3 for a number, parsed again, 3.0."""
+    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 def _use(kind: str, use: Use, path: RecipePath, registry: Registry) -> Use:
@@ -31,7 +35,7 @@ def _use(kind: str, use: Use, path: RecipePath, registry: Registry) -> Use:
     if options is None:
         return use
     try:
-        data = msgspec.to_builtins(parse(msgspec.to_builtins(parse(use.with_, options)), options))
+        data = _plain(parse(_plain(parse(use.with_, options)), options))
     except UserError as error:
         raise UserError(Problem(error.problems[0].message, path=(*path, "with"))) from None
     for name, about in schema(options)["properties"].items():
@@ -48,4 +52,4 @@ def _nested(kind: str, value: Any, path: RecipePath, registry: Registry) -> Any:
     if isinstance(value, list):
         return [_nested(kind, item, (*path, index), registry) for index, item in enumerate(value)]
     use = Use(use=value) if isinstance(value, str) else Use(use=value["use"], with_=value.get("with", {}))
-    return msgspec.to_builtins(_use(kind, use, path, registry))
+    return _plain(_use(kind, use, path, registry))

@@ -81,8 +81,10 @@ class Diagnosis:
         return f"did you mean {words.name((*path, 'with', key))}? Options stand under 'with'"
 
     def _missing_keys(self, error: ValidationError, path: RecipePath, base: RecipePath) -> Iterator[Problem]:
+        beside = self.document.find(path[:-1]) if path[-1:] == ("with",) else None
         for key in error.validator_value:
-            if key not in error.instance and not self.partial:
+            misplaced = beside is not None and beside.child(key) is not None  # said already, as an unknown key
+            if key not in error.instance and not misplaced and not self.partial:
                 message = f"missing key '{key}' in {words.name(path)}"
                 yield Problem(message, self.document.key_place(path), path, self._how(key, path, error.instance))
 
@@ -108,7 +110,12 @@ class Diagnosis:
         if keyword in LIMITS:
             return self._at(path, f"{name} must be {LIMITS[keyword]} {limit}, not {given}")
         if keyword in SIZES:
-            return self._at(path, f"{name} must be {SIZES[keyword].format(limit)}")
+            size = (
+                "must not be empty"
+                if limit == 1 and keyword.startswith("min")
+                else f"must be {SIZES[keyword].format(limit)}"
+            )
+            return self._at(path, f"{name} {size}")
         if keyword == "pattern":
             return self._at(path, f"{name} must match {limit}, not {words.bare(given)}")
         return self._at(path, f"{name}: {error.message}")

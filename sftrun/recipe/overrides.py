@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from sftrun.errors import Place, Problem, UserError
-from sftrun.recipe.compose import LINE_BREAK, compose
+from sftrun.recipe.compose import LINE_BREAK, MAX_DEPTH, UNPRINTABLE, compose
 from sftrun.recipe.merge import merge
 from sftrun.recipe.nodes import Document, Node, Origin
 
@@ -28,7 +28,7 @@ def from_options(sets: Iterable[str]) -> tuple[list[Override], list[Problem]]:
         name, equals, value = text.partition("=")
         keys = name.strip().split(".")
         where = Place(f"--set {text}", None, 7, len(text), f"--set {text}")
-        if not equals or not all(keys):
+        if not equals or not all(keys) or len(keys) > MAX_DEPTH:
             hint = "for example --set train.epochs=1"
             problems.append(Problem("an override is KEY=VALUE", where, hint=hint))
         elif keys[0] == "extends":
@@ -45,7 +45,7 @@ def from_environment(environment: Mapping[str, str]) -> tuple[list[Override], li
         if not name.upper().startswith(PREFIX):
             continue
         keys = name[len(PREFIX) :].lower().split("__")
-        if not all(keys) or keys[0] == "extends":
+        if not all(keys) or keys[0] == "extends" or len(keys) > MAX_DEPTH:
             where = Place(f"{name}={value}", None, 1, len(name), f"{name}={value}")
             problems.append(
                 Problem("this variable names no key of a recipe", where, hint=f"as in {PREFIX}TRAIN__EPOCHS")
@@ -90,6 +90,10 @@ def applied(
     by_option, wrong_options = from_options(options)
     root, problems = document.root, wrong_variables + wrong_options
     for override in by_variable + by_option:
+        shown = override.node.origin.shown
+        if UNPRINTABLE.search(shown):
+            problems.append(Problem("an override may not hold control characters", Place(shown)))
+            continue
         try:
             root = _put(root, override, 0)
         except UserError as error:
@@ -105,6 +109,8 @@ def _put(node: Node | None, override: Override, depth: int) -> Node:
         return _put_item(node, int(key), override, depth)
     under = node.child(key) if node else None
     new = _put(under, override, depth + 1)
+    if node and under and not new.origin.is_override:  # a mapping that the override only adds to
+        place = node.keys.get(key, place)
     wrapped = Node({key: new}, place, override.node.origin, {key: place})
     return merge(node, wrapped) if node else wrapped
 

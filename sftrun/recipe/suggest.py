@@ -14,6 +14,7 @@ from sftrun.recipe.walk import Schema, alternatives, kind_of
 SURE = 0.8  # a key of another level has to be this alike; beside it the usual 0.6 will do
 FEW = 8  # keys that are listed where nothing is close
 NUMBER = re.compile(r"[-+]?[0-9][0-9_,]*(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 TRUTH = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
@@ -57,6 +58,8 @@ def _keys(schema: Schema, path: RecipePath = ()) -> Iterator[RecipePath]:
 
 def value(given: Any, allowed: set[str], *, quoted: bool) -> str | None:
     """A hint for a value of the wrong type."""
+    if given is None and allowed & {"object", "array"}:
+        return "leave the key out, or put something under it"
     if not isinstance(given, str):
         return "put it in quotes" if "string" in allowed and isinstance(given, int | float) else None
     if "boolean" in allowed and given.lower() in TRUTH:
@@ -66,7 +69,7 @@ def value(given: Any, allowed: set[str], *, quoted: bool) -> str | None:
         return f"write it without quotes: {plain}" if quoted and plain == given else f"write {plain}"
     if "null" in allowed and given.lower() == "none":
         return "write null"
-    return None
+    return f"write [{given}]" if allowed == {"array"} and WORD.fullmatch(given) else None
 
 
 def one_of(given: Any, values: Iterable[Any]) -> str | None:

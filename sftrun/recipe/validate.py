@@ -20,7 +20,7 @@ from sftrun.registry import Registry, current
 
 __all__ = ["Checked", "Loaded", "check", "from_resolved", "load", "read", "resolved_yaml", "validate"]
 
-Path_ = str | os.PathLike[str]
+PathLike = str | os.PathLike[str]
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -39,17 +39,17 @@ class Loaded(msgspec.Struct, frozen=True):
     warnings: list[Problem]
 
 
-def load(path: Path_, overrides: Sequence[str] = ()) -> Recipe:
+def load(path: PathLike, overrides: Sequence[str] = ()) -> Recipe:
     """The typed recipe; raises UserError with all that is wrong. `overrides` are texts like `train.epochs=1`."""
     return read(path, overrides).recipe
 
 
-def validate(path: Path_, overrides: Sequence[str] = ()) -> list[Problem]:
+def validate(path: PathLike, overrides: Sequence[str] = ()) -> list[Problem]:
     """All errors and warnings of a recipe, in the order of their places."""
     return check(path, overrides).problems
 
 
-def read(path: Path_, overrides: Sequence[str] = ()) -> Loaded:
+def read(path: PathLike, overrides: Sequence[str] = ()) -> Loaded:
     """As `load`, with the document (for places) and the warnings."""
     found = check(path, overrides)
     if found.recipe is None or found.document is None:
@@ -57,7 +57,7 @@ def read(path: Path_, overrides: Sequence[str] = ()) -> Loaded:
     return Loaded(found.recipe, found.document, found.problems)
 
 
-def check(path: Path_, overrides: Sequence[str] = ()) -> Checked:
+def check(path: PathLike, overrides: Sequence[str] = ()) -> Checked:
     """Reads and validates; never raises for what stands in the recipe."""
     try:
         root, reading = files.read(Path(path))

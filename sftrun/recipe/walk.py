@@ -84,7 +84,8 @@ def walk(node: Node, schema: Schema, registry: Registry, path: RecipePath = ()) 
 
 def _walk(node: Node, choices: list[Schema], kind: str | None, registry: Registry, path: RecipePath) -> Iterator[Visit]:
     is_list = isinstance(node.value, list)
-    visit = Visit(path, node, choices, None if is_list else kind)
+    here = None if is_list or all(types(choice) == {"array"} for choice in choices) else kind
+    visit = Visit(path, node, choices, here)
     yield visit
     if is_list:
         items = [choice["items"] for choice in choices if isinstance(choice.get("items"), dict)]
@@ -94,7 +95,7 @@ def _walk(node: Node, choices: list[Schema], kind: str | None, registry: Registr
             yield from _walk(item, flat, inner, registry, (*path, index))
     elif isinstance(node.value, dict):
         for key, child in node.value.items():
-            schemas = _options(visit, registry) if kind and key == "with" else _property(choices, key)
+            schemas = _options(visit, registry) if visit.kind and key == "with" else _property(choices, key)
             flat = [option for schema in schemas for option in alternatives(schema)]
             inner = next(filter(None, map(kind_of, schemas)), None)
             yield from _walk(child, flat, inner, registry, (*path, key))

@@ -50,7 +50,7 @@ def wanted(choices: Sequence[Schema], kind: str | None) -> str:
     """What a place may hold, as in "must be …"."""
     if kind:
         nullable = " or null" if any("null" in types(choice) for choice in choices) else ""
-        return f"the name of a {kind}, or a mapping with 'use' and 'with'{nullable}"
+        return f"the name of {a(kind)}, or a mapping with 'use' and 'with'{nullable}"
     said = dict.fromkeys(phrase for choice in choices for phrase in _phrases(choice))
     if "null" in said:  # last, it reads better
         del said["null"]
@@ -63,6 +63,11 @@ def _phrases(choice: Schema) -> list[str]:
     if values is not None:
         return [v if isinstance(v, str) else value(v).removeprefix("the number ") for v in values]
     return [TYPES[name] for name in types(choice)] or ["something else"]
+
+
+def a(kind: str) -> str:
+    """A kind with its article."""
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
 def listed(words: Sequence[str]) -> str:

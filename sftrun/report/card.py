@@ -2,7 +2,7 @@
 
 import re
 from functools import lru_cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -18,19 +18,23 @@ HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9._-]{1,96})?", 
 
 def card(recipe: Recipe, facts: Facts) -> str:
     """The card as Markdown with YAML front matter."""
-    return _environment().get_template("card.md.jinja").render(
-        recipe=recipe,
-        facts=facts,
-        model=say.model(recipe),
-        tiny=say.is_tiny(recipe),
-        base_model=literal(recipe.model.name) if _on_hub(recipe) else None,
-        adapter=is_adapter(recipe, facts),
-        base=literal(_base(recipe)),
-        local=say.is_local(recipe.model.name),
-        settings=settings(recipe, facts),
-        metrics=scores.metrics(facts),
-        groups=[group for group in scores.groups(facts) if group.right + group.wrong],
-        stop=stop_ids(facts),
+    return (
+        _environment()
+        .get_template("card.md.jinja")
+        .render(
+            recipe=recipe,
+            facts=facts,
+            model=say.model(recipe),
+            tiny=say.is_tiny(recipe),
+            base_model=literal(recipe.model.name) if _on_hub(recipe) else None,
+            adapter=is_adapter(recipe, facts),
+            base=literal(_base(recipe)),
+            local=say.is_local(recipe.model.name),
+            settings=settings(recipe, facts),
+            metrics=scores.metrics(facts),
+            groups=[group for group in scores.groups(facts) if group.right + group.wrong],
+            stop=stop_ids(facts),
+        )
     )
 
 
@@ -105,5 +109,4 @@ def _on_hub(recipe: Recipe) -> bool:
 
 def _base(recipe: Recipe) -> str:
     name = recipe.model.name
-    return PurePath(name).name if say.is_local(name) else name
-
+    return say.folder(name) if say.is_local(name) else name

@@ -9,7 +9,7 @@ from sftrun.report.history import History, Points
 from sftrun.report.scores import spread
 
 WIDTH, HEIGHT = 560, 260
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 42
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 30, 42  # the legend stands above the lines
 MOST_POINTS = 600  # more cannot be told apart on a screen
 FEW_POINTS = 40  # up to here each point gets a mark of its own
 TABLE_ROWS = 8

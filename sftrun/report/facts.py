@@ -41,9 +41,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return min((stage["started"] for stage in self.state.values() if "started" in stage), default="")
 
     @property
-    def failed(self) -> list[str]:
-        """Stages that did not end well."""
-        return [name for name, stage in self.state.items() if stage.get("status") == "failed"]
+    def failed(self) -> dict[str, str]:
+        """Stages that did not end well, and why."""
+        stages = self.state.items()
+        return {name: str(stage.get("reason", "")) for name, stage in stages if stage.get("status") == "failed"}
 
     @property
     def warnings(self) -> list[str]:
@@ -60,7 +61,7 @@ def gather(run: RunDir) -> Facts:
         resolved=resolved.read_text("utf-8") if resolved.is_file() else "",
         lock=run.read_json("lock.json"),
         state=run.read_json("state.json"),
-        events=run.events(),
+        events=list(_lines(run, "events.jsonl")),
         stats=in_order(run.read_json("prepared/stats.json")),
         proof=_ordered_proof(run.read_json("prepared/proof.json")),
         ledger=list(islice(_lines(run, "prepared/ledger.jsonl"), LEDGER_SHOWN)),
@@ -83,7 +84,8 @@ def _ordered_proof(proof: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(run: RunDir, name: str) -> Iterator[dict[str, Any]]:
+    """Objects of a file of JSON lines; a last line that a kill cut short is left out."""
     file = run.path / name
     if file.is_file():
-        with file.open(encoding="utf-8") as lines:
-            yield from (json.loads(line) for line in lines if line.strip())
+        with file.open(encoding="utf-8", newline="\n") as lines:
+            yield from (json.loads(line) for line in lines if line.endswith("\n"))

@@ -53,7 +53,7 @@ def history(events: list[dict[str, Any]]) -> History:
 
 def _points(events: list[dict[str, Any]], key: str) -> Points:
     # by step: an evaluation repeated at the same step replaces the earlier one
-    found = {float(event["step"]): event.get(key) for event in events}
+    found: dict[float, Any] = {float(event["step"]): event.get(key) for event in events}
     return [(step, float(value)) for step, value in found.items() if is_number(value)]
 
 

@@ -9,7 +9,6 @@ from sftrun.report import say
 MARKUP = re.compile(r"[\\`*\[\]|~#$]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is plain text
 STARTS = re.compile(r"^([-+=]|\d+(?=[.)](?:\s|$)))")
 SPACE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-UNWRITABLE = re.compile("[\ud800-\udfff\ufffe\uffff]")
 
 
 class Plain(str):
@@ -25,7 +24,7 @@ def finished(value: Any) -> str:
 
 def escaped(text: str) -> str:
     """One line that Markdown shows as it is, in a paragraph or in a cell of a table."""
-    line = UNWRITABLE.sub("\ufffd", SPACE.sub(" ", text)).strip()
+    line = say.INVISIBLE.sub("\ufffd", SPACE.sub(" ", text)).strip()
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return STARTS.sub(_start, MARKUP.sub(r"\\\g<0>", line))
 
@@ -38,8 +37,9 @@ def _start(match: re.Match[str]) -> str:
 def literal(text: str) -> Plain:
     """A string of Python or YAML, in double quotes, on one line."""
     quoted = json.dumps(text, ensure_ascii=False)
-    return Plain(re.sub("[\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff\ufffe\uffff]", _code, quoted))
+    return Plain(say.INVISIBLE.sub(_code, quoted))
 
 
 def _code(match: re.Match[str]) -> str:
-    return f"\\u{ord(match[0]):04x}"
+    code = ord(match[0])
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -15,11 +15,6 @@ from sftrun.report.facts import Facts
 
 LONGEST = 6000  # characters of one text that are shown
 
-# control and direction marks, byte order marks, tag characters, halves of pairs: what an eye would miss
-INVISIBLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
-    "\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
-)
 UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 
 
@@ -27,20 +22,24 @@ def page(recipe: Recipe, facts: Facts) -> str:
     """The report as HTML; every value is escaped by the template engine."""
     past = history.history(facts.events)
     metrics = scores.metrics(facts)
-    html = _environment().get_template("report.html.jinja").render(
-        recipe=recipe,
-        facts=facts,
-        model=say.model(recipe),
-        tiny=say.is_tiny(recipe),
-        metrics=metrics,
-        advice=advice.advice(recipe, past, metrics),
-        charts=curves.charts(past),
-        points=curves.table(past),
-        skipped=past.skipped,
-        speed=history.speed(facts.events),
-        groups=scores.groups(facts),
-        is_right=scores.is_right,
-        score=scores.score,
+    html = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            recipe=recipe,
+            facts=facts,
+            model=say.model(recipe),
+            tiny=say.is_tiny(recipe),
+            metrics=metrics,
+            advice=advice.advice(recipe, past, metrics),
+            charts=curves.charts(past),
+            points=curves.table(past),
+            skipped=past.skipped,
+            speed=history.speed(facts.events),
+            groups=scores.groups(facts),
+            is_right=scores.is_right,
+            score=scores.score,
+        )
     )
     return UNWRITABLE.sub("\ufffd", html)
 
@@ -64,7 +63,7 @@ def visible(text: Any) -> Markup:
     """A text as it is, with marks at line ends and in place of characters that cannot be seen."""
     text = str(text)
     shown = escape(text[:LONGEST])
-    shown = Markup(INVISIBLE.sub(_code, shown)).replace(Markup("\n"), Markup('<i class="nl"></i>\n'))
+    shown = Markup(say.INVISIBLE.sub(_code, shown)).replace(Markup("\n"), Markup('<i class="nl"></i>\n'))
     more = len(text) - LONGEST
     return shown + Markup('<i class="cut">… {} more characters</i>').format(f"{more:,}") if more > 0 else shown
 

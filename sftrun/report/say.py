@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import PurePath
 from typing import Any
 
@@ -9,6 +10,13 @@ from sftrun import tiny
 from sftrun.recipe.model import Recipe
 
 NOTHING = "–"
+IN_A_RUN = ("export", "merged", "model")  # folders of a run directory, whose names tell nothing
+
+# control and direction marks, byte order marks, tag characters, halves of pairs: what an eye would miss
+INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
 
 def number(value: Any) -> str:
@@ -80,11 +88,18 @@ def is_local(name: str) -> bool:
     return name.startswith((".", "/", "~"))
 
 
+def folder(path: str) -> str:
+    """The end of a folder's path, from its last telling name on; the rest is nobody's business."""
+    parts = PurePath(path).parts
+    telling = next((index for index in range(len(parts) - 1, 0, -1) if parts[index] not in IN_A_RUN), 0)
+    return "/".join(parts[telling:])
+
+
 def model(recipe: Recipe) -> str:
-    """The base model for a reader elsewhere: of a local folder only its last name, the rest is nobody's business."""
+    """The base model, for a reader elsewhere."""
     name = recipe.model.name
     if is_local(name):
-        return f"{PurePath(name).name} (a local folder)"
+        return f"{folder(name)} (a local folder)"
     return f"{name} at {recipe.model.revision}" if recipe.model.revision else name
 
 

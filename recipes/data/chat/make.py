@@ -8,6 +8,8 @@ Each task draws facts (names, places, numbers) and words a talk about them. A se
 what is held out is new combinations of known words. A talk has one right last answer: exact match is fair.
 """
 
+# ruff: noqa: SIM905 - a list of words reads better as a text
+
 import argparse
 import json
 import random
@@ -125,9 +127,7 @@ def amounts(number: int, large: str, small: str) -> str:
 def convert(rng: random.Random) -> tuple[Facts, Talk]:
     large, small = rng.choice(list(UNITS))
     number = rng.randint(10, 99)
-    question = rng.choice(
-        [f"How many {small} are {number} {large}?", f"Convert {number} {large} to {small}."]
-    )
+    question = rng.choice([f"How many {small} are {number} {large}?", f"Convert {number} {large} to {small}."])
     return (number, large, question[0]), [user(question), assistant(amounts(number, large, small))]
 
 
@@ -166,9 +166,7 @@ def judge_loudly(rng: random.Random) -> tuple[Facts, Talk]:
 def meeting(rng: random.Random) -> tuple[Facts, str, list[tuple[str, str, str]]]:
     """Facts, the text of a note, and questions about it, each with the short and the long answer."""
     (one, two), city, day = rng.sample(NAMES, 2), rng.choice(CITIES), rng.choice(DAYS)
-    text = rng.choice(
-        [f"On {day}, {one} will meet {two} in {city}.", f"In {city}, {one} will meet {two} on {day}."]
-    )
+    text = rng.choice([f"On {day}, {one} will meet {two} in {city}.", f"In {city}, {one} will meet {two} on {day}."])
     questions = [
         ("Where do they meet?", f"In {city}.", f"They meet in {city}."),
         ("When do they meet?", f"On {day}.", f"They meet on {day}."),
@@ -185,7 +183,7 @@ def read(rng: random.Random) -> tuple[Facts, Talk]:
 
 def read_on(rng: random.Random) -> tuple[Facts, Talk]:
     facts, text, questions = meeting(rng)
-    (first, _, answer), (second, _, answer_too) = rng.sample(questions, 2)
+    (first, _, answer), (second, _, answer_too) = rng.sample(questions[:2], 2)
     return facts, [user(f"{text} {first}"), assistant(answer), user(second), assistant(answer_too)]
 
 
@@ -206,15 +204,15 @@ TASKS: dict[Callable[[random.Random], tuple[Facts, Talk]], int] = {  # with thei
     greet: 2,
     greet_as_pirate: 2,
     remember: 3,
-    extract: 4,
+    extract: 5,
     reverse: 4,
     reverse_then_pick: 3,
     convert: 3,
     convert_twice: 3,
-    judge: 4,
+    judge: 3,
     judge_loudly: 2,
-    read: 4,
-    read_on: 2,
+    read: 3,
+    read_on: 3,
     read_briefly: 2,
     read_and_sign: 2,
 }

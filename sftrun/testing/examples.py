@@ -1,0 +1,100 @@
+"""What components are tried on: conversations, their real renderings, prompts, and a model that says one thing."""
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sftrun import tiny, types
+from sftrun.recipe.model import ModelOptions
+from sftrun.types import Conversation, LossSums, Prompt, Rendered
+
+if TYPE_CHECKING:
+    from sftrun.data.render import Renderer
+    from sftrun.data.tokenizer import Tokenizer
+
+TALKS = {
+    "one turn": "user: Name a river. | assistant: The Danube.",
+    "three turns": "system: Be terse. | user: 1? | assistant: One. | user: 2? | assistant: Two. | user: 3? "
+    "| assistant: Three.",
+    "twelve turns": " | ".join(f"user: {number}? | assistant: It is {number}." for number in range(12)),
+    "the same text twice": "user: yes | assistant: yes | user: yes | assistant: yes",
+    "one turn again": "user: Name a river. | assistant: The Danube.",
+    "odd texts": "user: \n a <b>\t | assistant: Дунай 🏞️ \n | user: a<|im_end|>\n<|im_start|>assistant\nb "
+    "| assistant: e\u0301",
+    "an empty answer": "user: Say nothing. | assistant: | user: More? | assistant: No.",
+    "a tool": "user: How warm is it? | assistant: Let me look. | tool: 7 | assistant: Seven degrees.",
+    "ends with a question": "user: Name a river. | assistant: The Danube. | user: And a lake?",
+    "no answer": "user: Is anybody there?",
+}
+
+
+def talks() -> list[Conversation]:
+    """Conversations of many shapes: one turn and twelve, with and without system and tool, odd texts, no answer."""
+    return [Conversation([_message(turn) for turn in text.split(" | ")], origin) for origin, text in TALKS.items()]
+
+
+def _message(turn: str) -> types.Message:
+    role, _, content = turn.partition(":")
+    return {"role": role, "content": content.removeprefix(" ")}
+
+
+def shown(masker: types.Masker, talk: Conversation) -> str:
+    """A conversation as `sftrun inspect` shows it: the text that a model reads, what is trained between ⟦ and ⟧."""
+    from sftrun.data import encode
+
+    text = rendered(talk)
+    encoding = _tokenizer().encode([text.text])[0]
+    sample, _ = encode.to_sample(text, masker.choose(text.spans), encoding, talk.origin)
+    pieces = encode.pieces(text.text, encoding.offsets, sample.trained)
+    return "".join(f"⟦{piece}⟧" if trained else piece for piece, trained in pieces)
+
+
+def rendered(talk: Conversation) -> Rendered:
+    """What the embedded chat template makes of a conversation."""
+    return _renderer().render(talk)
+
+
+def prompts(split: str) -> list[Prompt]:
+    """The conversations that end with an answer, as held-out prompts."""
+    found = []
+    for talk in talks():
+        before, last = talk.messages[:-1], talk.messages[-1]
+        if last["role"] == "assistant":
+            ids = _tokenizer().encode([_renderer().prompt(before)])[0].ids
+            found.append(Prompt(f"{split}: {talk.origin}", before, ids, last["content"]))
+    return found
+
+
+class Parrot:
+    """A model that gives every prompt the same answer."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer: list[int] = _tokenizer().encode([answer])[0].ids
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
+        """The answer, cut where it is too long."""
+        assert all(prompts), "a prompt has no tokens"
+        assert min(max_new_tokens, batch_size) > 0, "max_new_tokens and batch_size must be at least 1"
+        return [self.answer[:max_new_tokens] for _ in prompts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+        return _tokenizer().decode(ids)
+
+    def losses(self, split: str) -> LossSums | None:
+        """Made up, for val and test."""
+        return LossSums(tokens=8, loss=4.0, correct=6) if split in ("val", "test") else None
+
+
+@functools.cache
+def _tokenizer() -> "Tokenizer":
+    from sftrun.data.tokenizer import load_tokenizer
+
+    return load_tokenizer(ModelOptions(name=tiny.NAME))
+
+
+@functools.cache
+def _renderer() -> "Renderer":
+    from sftrun.data.render import Renderer
+
+    return Renderer(_tokenizer().template)

@@ -1,0 +1,76 @@
+"""What a plugin module promises: its API version, light imports, complete components, described options."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from sftrun import registry, types
+from sftrun.options import Options, schema
+from sftrun.registry import Registered
+
+HEAVY = {"torch", "transformers", "datasets", "numpy", "pandas", "pyarrow", "tokenizers"}
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+
+def check_plugin(module: ModuleType) -> None:
+    """The module declares its API version, imports nothing heavy, and registers components that are complete."""
+    name = module.__name__
+    try:
+        found = registry._collect(module, name, "the distribution under test", "0")
+    except Exception as error:
+        raise AssertionError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
+    heavy = _heavy_imports(name)
+    assert not heavy, f"importing {name} imports {', '.join(heavy)}; import such modules inside what uses them"
+    for item in found:
+        _check_component(item)
+
+
+def _check_component(item: Registered) -> None:
+    who = f"the {item.kind} {item.name!r} of {item.module}"
+    assert NAME.fullmatch(item.name), f"{who}: a name is lower-case words with hyphens between them"
+    assert item.description, f"{who} has no description; give its factory a docstring"
+    factory = registry._resolve(item.factory)
+    assert callable(factory), f"{who}: its factory cannot be called"
+    if isinstance(factory, type):
+        missing = [method for method in _methods(item.kind) if not callable(getattr(factory, method, None))]
+        assert not missing, f"{who} lacks the method {', '.join(missing)}"
+    if item.options is not None:
+        check_options(item.options)
+
+
+def _methods(kind: str) -> list[str]:
+    return [name for name in vars(getattr(types, kind.capitalize())) if not name.startswith("_")]
+
+
+def _heavy_imports(name: str) -> list[str]:
+    # in a process of its own: this one has imported much already
+    code = f"import importlib, sys; importlib.import_module({name!r}); print(*sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{name} cannot be imported on its own: {done.stderr.strip()}"
+    return sorted(HEAVY & set(done.stdout.split()))
+
+
+def check_options(options: type) -> None:
+    """An options class whose schema is closed, with a description of every option, nested ones too."""
+    assert issubclass(options, Options), f"{options.__name__} must be a subclass of sftrun.Options"
+    _check_schema(schema(options), options.__name__)
+
+
+def _check_schema(node: Any, where: str) -> None:
+    for inner in node if isinstance(node, list) else []:
+        _check_schema(inner, where)
+    if not isinstance(node, dict):
+        return
+    properties: Mapping[str, Any] = node.get("properties", {})
+    if properties:
+        assert node.get("additionalProperties") is False, f"{where} takes unknown keys; derive it from sftrun.Options"
+    for name, inner in properties.items():
+        assert inner.get("description"), f"{where}.{name} has no description: Annotated[…, sftrun.Meta(description=…)]"
+        _check_schema(inner, f"{where}.{name}")
+    for key in ("anyOf", "items", "prefixItems", "additionalProperties"):
+        _check_schema(node.get(key), where)

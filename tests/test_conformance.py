@@ -1,0 +1,358 @@
+"""The conformance kit: the built-ins pass it, and whatever breaks a promise does not."""
+
+import itertools
+import json
+import sys
+from typing import Annotated
+
+import msgspec
+import pytest
+
+import sftrun
+from sftrun import testing
+from sftrun.registry import current
+from sftrun.types import Conversation, Row
+
+COMPONENTS = [
+    item for items in current().components.values() for item in items.values() if item.distribution == "sftrun"
+]
+TALK = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+ROWS = [
+    {"messages": TALK},
+    {"messages": TALK, "system": "Be terse."},
+    {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]},
+    {"system": "Be terse.", "user": "2+2?", "assistant": "4"},
+]
+
+
+def create(kind, use, **options):
+    return sftrun.create(kind, sftrun.Use(use=use, with_=options))
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_the_source_jsonl_keeps_its_promises(tmp_path, folder):
+    lines = [*(json.dumps({"user": str(number)}) for number in range(50)), "not JSON", "[1]"]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines), "utf-8")
+    if folder:
+        (tmp_path / "test.jsonl").write_text(lines[0], "utf-8")
+    testing.check_source(create("source", "jsonl", path=str(tmp_path if folder else tmp_path / "train.jsonl")))
+
+
+def test_the_formatter_chat_keeps_its_promises():
+    testing.check_formatter(create("formatter", "chat"), ROWS)
+
+
+def test_the_masker_assistant_keeps_its_promises():
+    testing.check_masker(create("masker", "assistant"))
+
+
+@pytest.mark.parametrize("where", ["missing", "replace", "append"])
+def test_the_transform_style_keeps_its_promises(where):
+    testing.check_transform(create("transform", "style", prompt="Be terse.", where=where))
+
+
+def test_the_judge_reference_keeps_its_promises():
+    testing.check_judge(create("judge", "reference"))
+
+
+@pytest.mark.parametrize("use", ["loss", "generation", "judge"])
+def test_evaluators_keep_their_promises(use):
+    testing.check_evaluator(create("evaluator", use))
+
+
+@pytest.mark.parametrize("item", COMPONENTS, ids=lambda item: f"{item.kind}-{item.name}")
+def test_the_options_of_built_ins_are_described(item):
+    assert item.description
+    if item.options is not None:
+        testing.check_options(item.options)
+
+
+def test_masks_are_shown_as_text():
+    masker = create("masker", "assistant")
+    assert testing.shown(masker, Conversation(TALK)) == (
+        "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n⟦4<|im_end|>⟧\n"
+    )
+
+
+class Fake:
+    """A component whose methods are given: `Fake(choose=…)`."""
+
+    def __init__(self, **methods):
+        self.__dict__.update(methods)
+
+
+def source(**methods):
+    rows = methods.pop("rows", lambda split: iter([Row({}, "a:1"), Row({}, "a:2")]))
+    usual = {"splits": lambda: ["train"], "rows": rows, "fingerprint": lambda: "f", "locate": lambda origin: origin}
+    return Fake(**{**usual, **methods})
+
+
+def numbers():
+    """A function that returns another number each time."""
+    count = itertools.count()
+    return lambda *_: str(next(count))
+
+
+ONE = [Row({}, "a:1")]
+SHARED = iter([Row({}, f"a:{number}") for number in range(9)])
+SOURCES = {
+    "names none": source(splits=list),
+    "must be among": source(splits=lambda: ["train", "dev"]),
+    "must be a text: 7": source(fingerprint=lambda: 7),
+    "fingerprint() is not the same a second time": source(fingerprint=numbers()),
+    "rows('train') is not the same a second time": source(rows=lambda split: SHARED),
+    "two rows have the origin 'a:1'": source(rows=lambda split: iter(ONE * 2)),
+    "must be a Row or a BadRow, not dict": source(rows=lambda split: iter([{}])),
+    "must have an origin": source(rows=lambda split: iter([Row({}, "")])),
+    "the bad row a:1 must have a reason": source(rows=lambda split: iter([sftrun.BadRow("a:1", "")])),
+    "must be a dict, not []": source(rows=lambda split: iter([Row([], "a:1")])),
+    "must say where to look": source(locate=lambda origin: ""),
+    "has no row": source(rows=lambda split: iter([])),
+}
+
+
+@pytest.mark.parametrize("reason", SOURCES)
+def test_a_source_that_breaks_a_promise_fails(reason):
+    with pytest.raises(AssertionError) as caught:
+        testing.check_source(SOURCES[reason])
+    assert reason in str(caught.value)
+
+
+def made(row, messages=TALK, **changes):
+    return msgspec.structs.replace(Conversation(list(messages), row.origin), **changes)
+
+
+def popped(row):
+    row.data.pop("user", None)
+    return made(row)
+
+
+def refused(row):
+    if row.data != {"user": "2+2?"}:
+        raise sftrun.RowError("")
+    return made(row)
+
+
+ANY = numbers()
+FORMATTERS = {
+    "must return a Conversation, not dict": lambda row: {},
+    "the origin is ''": lambda row: made(row, origin=""),
+    "has no messages": lambda row: made(row, []),
+    "message 0 has no role": lambda row: made(row, [{"content": "a"}]),
+    "content must be a text": lambda row: made(row, [{"role": "user", "content": 4}]),
+    "it ends on a user turn": lambda row: made(row, TALK[:1]),
+    "changed in place": popped,
+    "not the same a second time": lambda row: made(row, [{"role": "assistant", "content": ANY()}]),
+    "must be a RowError, not KeyError: 'user'": lambda row: made(row, [*TALK, {**TALK[1], "name": row.data["user"]}]),
+    "neither refused nor right: message 0: content": lambda row: made(
+        row, [{"role": "user", "content": row.data.get("user")}, TALK[1]]
+    ),
+    "has no reason": refused,
+}
+
+
+@pytest.mark.parametrize("reason", FORMATTERS)
+def test_a_formatter_that_breaks_a_promise_fails(reason):
+    with pytest.raises(AssertionError) as caught:
+        testing.check_formatter(Fake(format=FORMATTERS[reason]), [{"user": "2+2?"}])
+    assert reason in str(caught.value)
+
+
+FLAGS = itertools.count()
+MASKERS = {
+    "flags for": lambda spans: [],
+    "flags must be bools": lambda spans: [1] * len(spans),
+    "not the same a second time": lambda spans: [next(FLAGS) % 2 == 0 and span.generated for span in spans],
+    "(message -1, template) is trained": lambda spans: [True] * len(spans),
+    "user) is trained, but the model never emits it": lambda spans: [span.role == "user" for span in spans],
+    "nothing is trained in any": lambda spans: [False] * len(spans),
+}
+
+
+@pytest.mark.parametrize("reason", MASKERS)
+def test_a_masker_that_breaks_a_promise_fails(reason):
+    with pytest.raises(AssertionError) as caught:
+        testing.check_masker(Fake(choose=MASKERS[reason]))
+    assert reason in str(caught.value)
+
+
+def test_a_masker_may_train_other_roles_where_that_is_meant():
+    testing.check_masker(Fake(choose=lambda spans: [s.generated or s.role == "tool" for s in spans]), also=["tool"])
+
+
+def each(change, noting=None):
+    """A transform that changes every conversation, and notes what it is told to."""
+
+    def apply(conversations, note):
+        for talk in conversations:
+            if noting:
+                note(*noting(talk))
+            yield from change(talk)
+
+    return Fake(apply=apply)
+
+
+def louder(talk):
+    messages = [{**message, "content": message["content"] + "!"} for message in talk.messages]
+    return [msgspec.structs.replace(talk, messages=messages)]
+
+
+def in_place(talk):
+    talk.messages[0]["content"] += "!"
+    return [talk]
+
+
+TRANSFORMS = {
+    "was changed, but noted is: nothing": each(louder),
+    "was dropped, but noted is: nothing": each(lambda talk: []),
+    "was dropped, but noted is: changed": each(lambda talk: [], lambda talk: (talk.origin, "changed", "why")),
+    "was kept as it is, but noted is: changed": each(lambda talk: [talk], lambda talk: (talk.origin, "changed", "why")),
+    "changed in place": each(in_place),
+    "not the same a second time": each(lambda talk: [msgspec.structs.replace(talk, origin=ANY())]),
+    "is that of no conversation given": each(lambda talk: [msgspec.structs.replace(talk, origin="new")]),
+    "is about no conversation given": each(lambda talk: [talk], lambda talk: ("new", "changed", "why")),
+    "the action is 'lost'": each(lambda talk: [], lambda talk: (talk.origin, "lost", "why")),
+    "the note has no reason": each(lambda talk: [], lambda talk: (talk.origin, "dropped", "")),
+    "must yield Conversations, not list": each(lambda talk: [talk.messages]),
+}
+
+
+@pytest.mark.parametrize("reason", TRANSFORMS)
+def test_a_transform_that_breaks_a_promise_fails(reason):
+    with pytest.raises(AssertionError) as caught:
+        testing.check_transform(TRANSFORMS[reason])
+    assert reason in str(caught.value)
+
+
+def test_a_transform_may_add_conversations():
+    testing.check_transform(each(lambda talk: [talk, *louder(talk)]))
+    testing.check_transform(each(louder, lambda talk: (talk.origin, "changed", "louder")))
+
+
+JUDGES = {
+    "must return a Grade, not float": lambda prompt, answer: 0.5,
+    "must be from 0 to 1, not 2": lambda prompt, answer: sftrun.Grade(2, "good"),
+    "must be from 0 to 1, not nan": lambda prompt, answer: sftrun.Grade(float("nan"), "good"),
+    "there must be a reason": lambda prompt, answer: sftrun.Grade(1, ""),
+    "not the same grade a second time": lambda prompt, answer: sftrun.Grade(1, ANY()),
+}
+
+
+@pytest.mark.parametrize("reason", JUDGES)
+def test_a_judge_that_breaks_a_promise_fails(reason):
+    with pytest.raises(AssertionError) as caught:
+        testing.check_judge(Fake(grade=JUDGES[reason]))
+    assert reason in str(caught.value)
+
+
+def scored(metrics, samples=()):
+    return lambda model, prompts: sftrun.Scores(metrics, list(samples))
+
+
+def said(model, prompts):
+    asked = [prompt for each in prompts.values() for prompt in each if model.decode(model.generate([[1]], 9, 1)[0])]
+    samples = [{"origin": prompt.origin, "messages": [], "reference": ""} for prompt in asked]
+    return sftrun.Scores({"share": 1.0}, samples)
+
+
+EVALUATORS = {
+    "must return Scores, not dict": lambda model, prompts: {},
+    "there is no metric": scored({}),
+    "share must be finite, not nan": scored({"share": float("nan")}),
+    "share must be a number, not '1'": scored({"share": "1"}),
+    "a sample lacks messages, reference": scored({"share": 1.0}, [{"origin": "a:1"}]),
+    "not the same a second time": lambda model, prompts: sftrun.Scores({"share": float(ANY())}),
+    "the names of the metrics depend on the model": lambda model, prompts: sftrun.Scores(
+        {model.decode(model.generate([[1]], 9, 1)[0]): 1.0}
+    ),
+    "must be of the same prompts": said,
+    "without prompts: must be a UserError, not KeyError": lambda model, prompts: sftrun.Scores(
+        {"prompts": float(len(prompts["test"]))}
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", EVALUATORS)
+def test_an_evaluator_that_breaks_a_promise_fails(reason):
+    with pytest.raises(AssertionError) as caught:
+        testing.check_evaluator(Fake(score=EVALUATORS[reason]))
+    assert reason in str(caught.value)
+
+
+PLUGIN = """
+import sftrun
+SFTRUN_API = 1
+class Thing:
+    \"\"\"A thing.\"\"\"
+    def choose(self, spans): return [span.generated for span in spans]
+@sftrun.hookimpl
+def register_maskers(register):
+    register("thing", Thing)
+"""
+PLUGINS = {
+    "declares no API version; add SFTRUN_API = 1": PLUGIN.replace("SFTRUN_API = 1", ""),
+    "registers nothing": "SFTRUN_API = 1",
+    "importing {name} imports numpy": "import numpy\n" + PLUGIN,
+    "a name is lower-case words": PLUGIN.replace('"thing"', '"Thing One"'),
+    "has no description": PLUGIN.replace('"""A thing."""', ""),
+    "lacks the method choose": PLUGIN.replace("def choose", "def chose"),
+    "its factory cannot be called": PLUGIN.replace("Thing)", "'sys:path', description='A thing.')"),
+}
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch, request):
+    """Imports a plugin module with the given source."""
+    monkeypatch.syspath_prepend(tmp_path)
+    names = itertools.count()
+
+    def load(text):
+        name = f"kit_plugin_{next(names)}"
+        (tmp_path / f"{name}.py").write_text(text, "utf-8")
+        request.addfinalizer(lambda: sys.modules.pop(name, None))
+        return __import__(name)
+
+    return load
+
+
+def test_a_whole_plugin_passes(plugin):
+    testing.check_plugin(plugin(PLUGIN))
+
+
+@pytest.mark.parametrize("reason", PLUGINS)
+def test_a_plugin_that_breaks_a_promise_fails(plugin, reason):
+    module = plugin(PLUGINS[reason])
+    with pytest.raises(AssertionError) as caught:
+        testing.check_plugin(module)
+    assert reason.format(name=module.__name__) in str(caught.value)
+
+
+class Inner(msgspec.Struct):
+    """Open to unknown keys."""
+
+    x: Annotated[int, sftrun.Meta(description="A number.")] = 0
+
+
+class Undescribed(sftrun.Options):
+    """One option is not described."""
+
+    x: int = 0
+
+
+class Nested(sftrun.Options):
+    """An option whose own options take unknown keys."""
+
+    inner: Annotated[tuple[Inner, ...], sftrun.Meta(description="Some.")] = ()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (Inner, "must be a subclass of sftrun.Options"),
+        (Undescribed, "Undescribed.x has no description"),
+        (Nested, "Nested.inner takes unknown keys"),
+    ],
+)
+def test_options_that_are_not_closed_and_described_fail(options, reason):
+    with pytest.raises(AssertionError, match=reason):
+        testing.check_options(options)

@@ -1,0 +1,420 @@
+"""The marked render. Trained parts stand in brackets, the end of a turn in brackets of its own."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sftrun.data
+from sftrun.data.render import Renderer
+from sftrun.data.template import Template
+from sftrun.errors import RowError, UserError
+from sftrun.types import Conversation, Message, Rendered
+from tests.conversations import assistant, call, result, system, user
+
+CHATML = (Path(sftrun.data.__file__).parent / "templates" / "chatml.jinja").read_text("utf-8")
+
+LLAMA = """{{- bos_token -}}
+{%- for m in messages -%}
+{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}{%- endif -%}"""
+
+MISTRAL = """{{- bos_token -}}
+{%- for m in messages -%}
+{%- if m.role == 'user' -%}{{- '[INST] ' + m.content + ' [/INST]' -}}
+{%- else -%}{{- ' ' + m.content + eos_token -}}{%- endif -%}
+{%- endfor -%}"""
+
+SYSTEM_LAST = """{%- for m in messages if m.role != 'system' -%}
+{%- if m.role == 'user' -%}
+{{- '[INST]' -}}
+{%- if loop.last or loop.index0 == loop.length - 2 and messages[-1].role == 'assistant' -%}
+{{- messages[0].content + '\\n\\n' -}}
+{%- endif -%}
+{{- m.content + '[/INST]' -}}
+{%- else -%}{{- m.content + eos_token -}}{%- endif -%}
+{%- endfor -%}"""
+
+THINKING = """{%- for m in messages -%}
+{%- if m.role == 'assistant' -%}
+{%- if loop.last and m.reasoning_content -%}
+{{- '<|assistant|><think>\\n' + m.reasoning_content + '</think>' + m.content.split('</think>')[-1] + '<|end|>' -}}
+{%- else -%}{{- '<|assistant|>' + m.content.split('</think>')[-1] + '<|end|>' -}}{%- endif -%}
+{%- else -%}{{- '<|user|>' + m.content + '<|end|>' -}}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|><think>\\n' -}}{%- endif -%}"""
+
+OPEN = """{%- for m in messages -%}{{- '<|' + m.role + '|>' + m.content -}}{%- endfor -%}
+{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"""
+
+ALWAYS_OPEN = """{%- for m in messages -%}
+{%- if m.role == 'user' -%}{{- m.content + '<|END|><|START|><|BOT|>' -}}
+{%- else -%}{{- m.content + '<|END|><|START|><|USER|>' -}}{%- endif -%}
+{%- endfor -%}"""
+
+CALLS = """{%- for m in messages -%}
+{{- '<|' + m.role + '|>' + (m.content or '') -}}
+{%- for c in m.tool_calls or [] -%}{{- '<call>' + c.function.name + c.function.arguments | tojson + '</call>' -}}
+{%- endfor -%}{{- '<|end|>' -}}{%- endfor -%}
+{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"""
+
+SWITCH = """{%- set quiet = messages[-1].role == 'user' and '/no_think' in messages[-1].content -%}
+{%- for m in messages -%}{{- '<|' + m.role + '|>' + m.content + '<|end|>' -}}{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' + ('<think></think>' if quiet else '') -}}{%- endif -%}"""
+
+
+def renderer(source: str = CHATML, eot_token: str | None = None) -> Renderer:
+    return Renderer(Template(source, {"bos_token": "<s>", "eos_token": "</s>"}), eot_token=eot_token)
+
+
+def shown(rendered: Rendered) -> str:
+    """The text with its generated spans in brackets."""
+    text = ((rendered.text[span.start : span.end], span.generated) for span in rendered.spans)
+    return "".join(f"[{part}]" if generated else part for part, generated in text)
+
+
+def show(source: str, *messages: Message, eot_token: str | None = None) -> str:
+    return shown(renderer(source, eot_token).render(Conversation(list(messages))))
+
+
+def refusal(source: str, *messages: Message) -> str:
+    with pytest.raises(RowError) as caught:
+        renderer(source).render(Conversation(list(messages)))
+    return str(caught.value)
+
+
+def test_the_answer_and_its_end_are_generated_and_the_line_break_after_is_not():
+    expected = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n[4][<|im_end|>]\n"
+    assert show(CHATML, user("2+2?"), assistant("4")) == expected
+
+
+def test_every_answer_of_a_talk_is_generated():
+    assert show(MISTRAL, user("a"), assistant("b"), user("c"), assistant("d")) == (
+        "<s>[INST] a [/INST][ b][</s>][INST] c [/INST][ d][</s>]"
+    )
+
+
+def test_spans_say_whose_text_it_is():
+    talk = [system("Be terse."), user("2+2?"), assistant("4"), user("ok")]
+    rendered = renderer().render(Conversation(talk))
+    whose = [(rendered.text[s.start : s.end], s.message, s.role) for s in rendered.spans if s.role != "template"]
+    assert whose == [
+        ("Be terse.", 0, "system"),
+        ("2+2?", 1, "user"),
+        ("4", 2, "assistant"),
+        ("<|im_end|>", 2, "assistant"),
+        ("ok", 3, "user"),
+    ]
+    assert [s.message for s in rendered.spans if s.role == "template"] == [-1] * 5
+    assert [rendered.text[s.start : s.end] for s in rendered.spans if s.end_of_turn] == ["<|im_end|>"]
+
+
+def test_what_the_template_trims_is_not_in_the_text_and_so_not_generated():
+    assert show(LLAMA, user(" \n2+2? "), assistant("\n\n4 \n")).endswith(
+        "assistant<|end_header_id|>\n\n[4][<|eot_id|>]"
+    )
+
+
+def test_control_tokens_that_a_user_types_are_the_users():
+    typed = "<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>"
+    assert show(CHATML, user(typed), assistant("no")) == (
+        f"<|im_start|>user\n{typed}<|im_end|>\n<|im_start|>assistant\n[no][<|im_end|>]\n"
+    )
+
+
+def test_control_tokens_in_an_answer_are_part_of_it():
+    assert "assistant\n[say <|im_end|> now][<|im_end|>]" in show(CHATML, user("a"), assistant("say <|im_end|> now"))
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "\n", "<|im_end|>", "\U000f0000", "\U0010fffd\ue000", "é🌊\u200d", '"\\', "user"]
+)
+def test_any_text_can_be_a_question_or_an_answer(text: str):
+    expected = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n[{text}][<|im_end|>]\n"
+    assert show(CHATML, user(text), assistant(text)) == expected.replace("[]", "")
+
+
+def test_a_system_message_may_be_moved():
+    assert show(SYSTEM_LAST, system("S"), user("a"), assistant("b"), user("c"), assistant("d")) == (
+        "[INST]a[/INST][b][</s>][INST]S\n\nc[/INST][d][</s>]"
+    )
+
+
+def test_a_talk_may_begin_with_an_answer():
+    assert show(CHATML, assistant("Hello!"), user("a")).startswith("<|im_start|>assistant\n[Hello!][<|im_end|>]\n")
+    raising = "{%- if not messages -%}{{- raise_exception('no messages') -}}{%- endif -%}" + CHATML
+    assert show(raising, assistant("Hello!"), user("a")).startswith("<|im_start|>assistant\n[Hello!][<|im_end|>]\n")
+
+
+def test_two_answers_in_a_row_are_two_turns():
+    assert show(CHATML, user("a"), assistant("b"), assistant("c")).endswith(
+        "assistant\n[b][<|im_end|>]\n<|im_start|>assistant\n[c][<|im_end|>]\n"
+    )
+
+
+def test_what_the_generation_prompt_already_holds_is_not_generated():
+    thoughts = {"reasoning_content": "Sum."}
+    assert show(THINKING, user("2+2?"), assistant("4", **thoughts)) == (
+        "<|user|>2+2?<|end|><|assistant|><think>\n[Sum.</think>4][<|end|>]"
+    )
+
+
+def test_an_answer_without_the_thoughts_that_the_prompt_opens_is_generated_from_where_they_part():
+    assert show(THINKING, user("2+2?"), assistant("4")) == "<|user|>2+2?<|end|><|assistant|>[4][<|end|>]"
+
+
+def test_thoughts_written_in_the_content_do_not_repeat_the_prompt():
+    plain = THINKING.replace(".split('</think>')[-1]", "")
+    assert show(plain, user("2+2?"), assistant("<think>\nSum.</think>4")) == (
+        "<|user|>2+2?<|end|><|assistant|><think>\n[Sum.</think>4][<|end|>]"
+    )
+    assert show(plain, user("2+2?"), assistant("<b>4</b>")) == "<|user|>2+2?<|end|><|assistant|>[<b>4</b>][<|end|>]"
+
+
+def test_thoughts_of_older_turns_may_be_left_out_but_not_all_thoughts():
+    thoughts = {"reasoning_content": "Sum."}
+    assert show(THINKING, user("a"), assistant("b", **thoughts), user("c"), assistant("d", **thoughts)) == (
+        "<|user|>a<|end|><|assistant|>[b][<|end|>]<|user|>c<|end|><|assistant|><think>\n[Sum.</think>d][<|end|>]"
+    )
+    assert refusal(CHATML, user("a"), assistant("b", **thoughts)) == (
+        "message 1 (assistant): the template never writes its reasoning_content; take that out, or use another template"
+    )
+
+
+def test_a_word_of_the_user_that_changes_the_generation_prompt_changes_what_is_generated():
+    assert show(SWITCH, user("a"), assistant("<think></think>b")).endswith("<|assistant|>[<think></think>b][<|end|>]")
+    assert show(SWITCH, user("a /no_think"), assistant("<think></think>b")).endswith(
+        "<|assistant|><think></think>[b][<|end|>]"
+    )
+
+
+def test_a_tool_call_is_generated_and_the_tools_answer_is_not():
+    talk = [user("Oslo?"), call({"city": 'O"s\nlo', "n": [1, "x"]}), result("7 °C"), assistant("Mild.")]
+    assert show(CALLS, *talk) == (
+        "<|user|>Oslo?<|end|><|assistant|>"
+        '[<call>find_weather{"city": "O\\"s\\nlo", "n": [1, "x"]}</call>][<|end|>]'
+        "<|tool|>7 °C<|end|><|assistant|>[Mild.][<|end|>]"
+    )
+
+
+def test_a_template_without_end_of_turn_needs_one():
+    assert refusal(OPEN, user("a"), assistant("b")) == (
+        "message 1 (assistant): the template writes no end-of-turn token after it; set model.eot_token"
+    )
+    talk = [user("a"), assistant("b"), user("c"), assistant("d")]
+    assert show(OPEN, *talk, eot_token="</s>") == "<|user|>a<|assistant|>[b]<|user|>c<|assistant|>[d][</s>]"
+    assert show(OPEN, *talk[:3], eot_token="</s>") == "<|user|>a<|assistant|>[b]<|user|>c"
+    assert show(OPEN, user("a"), assistant(""), eot_token="</s>") == "<|user|>a<|assistant|>[</s>]"
+
+
+def test_a_template_that_opens_the_next_turn_is_refused():
+    assert refusal(ALWAYS_OPEN, user("a"), assistant("b")) == (
+        "the chat template ends an answer with the beginning of the next turn: '<|START|><|USER|>'"
+    )
+
+
+def test_a_template_that_changes_an_answer_is_refused_with_the_first_difference():
+    loud = CHATML.replace("message['content']", "message['content'] | upper")
+    expected = (
+        "message 1 (assistant): the template changes its text: 'sistant\\nriver<|im_end|>\\n' became 'sistant\\nRIVER"
+    )
+    assert refusal(loud, user("2"), assistant("river")).startswith(expected)
+
+
+def test_a_template_that_changes_a_question_is_refused():
+    loud = CHATML.replace("message['content']", "(message.content | upper if loop.first else message.content)")
+    assert "message 0 (user): the template changes its text: " in refusal(loud, user("Name one"), assistant("b"))
+
+
+def test_a_template_that_leaves_out_text_of_an_answer_is_refused():
+    assert refusal(THINKING, user("a"), assistant("Sum.</think>4")) == (
+        "message 1 (assistant): the template leaves out text of its content (it takes </think> for the end of thoughts)"
+    )
+    assert refusal(LLAMA, user("a"), call({"city": "Oslo"}, "b")) == (
+        "message 1 (assistant): the template leaves out text of its tool_calls"
+    )
+
+
+def test_a_template_that_repeats_an_answer_elsewhere_is_refused():
+    quoting = "(messages[1].content if loop.index0 == 4 else '') + message['content']"
+    talk = [user("a"), assistant("b"), user("c"), assistant("d"), user("e")]
+    assert refusal(CHATML.replace("message['content']", quoting), *talk).startswith("message 1 (assistant): its end ")
+
+
+def test_a_template_that_puts_another_text_into_the_answer_is_refused():
+    echo = "(messages[0].content if message.role == 'assistant' and messages[0].role == 'system' else '')"
+    between = CHATML.replace("message['content']", f"message['content'] + {echo} + message['content']")
+    assert refusal(between, system("S"), user("a"), assistant("b")) == (
+        "message 2 (assistant): the template puts the text of message 0 (system) into it"
+    )
+    before = CHATML.replace("message['content']", f"{echo} + message['content']")
+    assert refusal(before, system("S"), user("a"), assistant("b")).startswith("message 2 (assistant): the ")
+
+
+def test_the_templates_own_words_are_reported():
+    strict = "{%- if messages[0].role == 'system' -%}{{- raise_exception('No system role') -}}{%- endif -%}" + CHATML
+    assert refusal(strict, system("S"), user("a"), assistant("b")) == "the chat template refuses: No system role"
+    broken = "line one\n{{ messages[0].content + 1 }}"
+    assert refusal(broken, user("a")).startswith("the chat template fails at line 2: TypeError: ")
+
+
+@pytest.mark.parametrize(
+    ("talk", "message"),
+    [
+        (Conversation([]), "the conversation has no messages"),
+        (Conversation([{"content": "a"}]), "message 0 has no role"),
+        (Conversation([user("a")], template_kwargs={"messages": 1}), "template_kwargs must not set messages"),
+    ],
+)
+def test_what_is_no_conversation_is_refused(talk: Conversation, message: str):
+    with pytest.raises(RowError, match=message):
+        renderer().render(talk)
+
+
+def test_the_prompt_is_what_the_answer_is_generated_after():
+    talk = [user("2+2?"), assistant("4")]
+    rendered = renderer().render(Conversation(talk))
+    assert renderer().prompt(talk[:1]) == rendered.text[: next(s.start for s in rendered.spans if s.generated)]
+
+
+@pytest.mark.parametrize(
+    ("source", "eot_token", "messages"),
+    [
+        (CHATML, None, []),
+        (OPEN, "</s>", []),
+        (OPEN, None, ["the chat template writes no end-of-turn token after an answer"]),
+        (CHATML, "</s>", ["model.eot_token has no effect: the chat template ends answers itself, with '<|im_end|>'"]),
+        (
+            ALWAYS_OPEN,
+            None,
+            ["the chat template ends an answer with the beginning of the next turn: '<|START|><|USER|>'"],
+        ),
+        (
+            CHATML.replace("['content']", "['content'][0].text"),
+            None,
+            ["the chat template reads contents only as lists"],
+        ),
+        (
+            "{{- raise_exception('Never') -}}",
+            None,
+            ["the chat template does not take a talk of user and assistant: the chat template refuses: Never"],
+        ),
+    ],
+)
+def test_the_check_finds_templates_that_do_not_end_turns(source: str, eot_token: str | None, messages: list[str]):
+    assert [problem.message for problem in renderer(source, eot_token).check()] == messages
+
+
+def test_a_template_that_wants_a_system_message_passes_the_check():
+    strict = "{%- if messages[0].role != 'system' -%}{{- raise_exception('Needs one') -}}{%- endif -%}" + CHATML
+    assert renderer(strict).check() == []
+
+
+def test_a_usual_row_costs_one_render():
+    one = renderer()
+    one.render(Conversation([user("a"), assistant("b")]))
+    counted: list[str] = []
+    compiled = one.template._compiled
+    one.template._compiled = type(
+        "Counting", (), {"render": lambda _, values: counted.append("") or compiled.render(values)}
+    )()
+    one.render(Conversation([user(" another\n"), assistant('longer "text"')]))
+    assert len(counted) == 1
+
+
+def test_a_syntax_error_names_the_line():
+    with pytest.raises(UserError, match="line 2: "):
+        Template("{% for m in messages %}\n{% endfo %}", {})
+
+
+def test_the_clock_of_a_template_stands_still():
+    template = Template("{{ strftime_now('%d %b %Y') }}", {}, now=datetime(2024, 7, 26))
+    assert template.render([]) == "26 Jul 2024"
+
+
+def test_a_template_cannot_leave_the_sandbox():
+    for source in ("{{ ''.__class__.__mro__ }}", "{% set n = namespace(__class__=1) %}", "{{ dict.__init__ }}"):
+        with pytest.raises(RowError, match=r"SecurityError|underscore"):
+            Template(source + "{{ messages.append(1) }}", {}).render([])
+
+
+def test_reasoning_is_found_under_all_its_names():
+    template = Template("{% for m in messages %}{{ m.reasoning_content }}|{{ m.thinking }}{% endfor %}", {})
+    assert {
+        template.render([{"role": "assistant", name: "r"}]) for name in ("reasoning_content", "thinking", "reasoning")
+    } == {"r|r"}
+
+
+FRAGMENTS = [
+    "<|im_end|>",
+    "<think>",
+    "\n\n",
+    " ",
+    "<|im_start|>assistant\n",
+    "[INST]",
+    "\U000f0000",
+    "user",
+    "🌊",
+    '"\\',
+]
+TEXTS = st.lists(st.one_of(st.text(max_size=6), st.sampled_from(FRAGMENTS)), max_size=5).map("".join)
+TURNS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "llama3", "gemma", "phi3", "qwen3", "deepseekv3", "gptoss", "cohere2"])
+@settings(max_examples=60, deadline=None)
+@given(turns=TURNS)
+def test_any_talk_is_tiled_and_its_answers_are_generated_whole(shipped, name: str, turns: list[tuple[str, str]]):
+    talk = [message for ask, answer in turns for message in (user(ask), assistant(answer))]
+    rendered = shipped(name).render(Conversation(talk))
+    assert rendered.text == shipped(name).template.render(talk)
+    assert "".join(rendered.text[span.start : span.end] for span in rendered.spans) == rendered.text
+    assert all(span.start < span.end for span in rendered.spans)
+    assert all(span.role == "assistant" for span in rendered.spans if span.generated)
+    for index, message in enumerate(talk):
+        own = [span for span in rendered.spans if span.message == index]
+        text = "".join(rendered.text[span.start : span.end] for span in own)
+        if message["role"] == "assistant":
+            assert [span.end_of_turn for span in own] == [False] * (len(own) - 1) + [True]
+            assert text.endswith(tuple(kept + rendered.text[own[-1].start : own[-1].end] for kept in trims(message)))
+        else:
+            assert text in trims(message)
+
+
+def test_variables_of_the_template_move_the_generation_prompt(shipped):
+    talk = [user("2+2?"), assistant("4")]
+    usual, quiet = (Conversation(talk, template_kwargs=kwargs) for kwargs in ({}, {"enable_thinking": False}))
+    head = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+    assert shown(shipped("qwen3").render(usual)) == head + "[<think>\n\n</think>\n\n4][<|im_end|>]\n"
+    assert shown(shipped("qwen3").render(quiet)) == head + "<think>\n\n</think>\n\n[4][<|im_end|>]\n"
+
+
+def test_a_call_without_texts_has_an_end_too(shipped):
+    talk = [user("Now?"), call({"days": 2}, None), result("7"), assistant("Mild."), user("Ok")]
+    assert '[<tool_call>\n{"name": "find_weather", "arguments": {"days": 2}}\n</tool_call>][<|im_end|>]' in (
+        shown(shipped("qwen3").render(Conversation(talk)))
+    )
+
+
+def trims(message: Message) -> list[str]:
+    text = message["content"]
+    return [text, text.strip(), text.lstrip("\n")]
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Callable[[str], Renderer]:
+    folder = Path(pytest.importorskip("trl").__file__).parent / "chat_templates"
+    return cache(lambda name: renderer((folder / f"{name}.jinja").read_text("utf-8")))
+
+
+def test_rendering_needs_no_heavy_library():
+    code = "import sys, sftrun.data.render; print({'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
