@@ -48,8 +48,8 @@ class RunDir:
     def events(self) -> list[dict[str, Any]]:
         """All events so far; a last line that a kill cut short is left out."""
         file = self.path / "events.jsonl"
-        lines = file.read_text("utf-8").splitlines(keepends=True) if file.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        *whole, _cut = (file.read_text("utf-8") if file.is_file() else "").split("\n")
+        return [json.loads(line) for line in whole]
 
     def stage(self, name: str, status: str, **made: Any) -> None:
         """Records where a stage stands and what it made."""

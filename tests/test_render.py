@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from conversations import assistant, call, result, system, user
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,6 @@ from sftrun.data.render import Renderer
 from sftrun.data.template import Template
 from sftrun.errors import RowError, UserError
 from sftrun.types import Conversation, Message, Rendered
-from tests.conversations import assistant, call, result, system, user
 
 CHATML = (Path(sftrun.data.__file__).parent / "templates" / "chatml.jinja").read_text("utf-8")
 

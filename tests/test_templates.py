@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from conversations import KINDS, as_lists
 
 from sftrun.data.render import Renderer
 from sftrun.data.template import Template
 from sftrun.errors import RowError
 from sftrun.types import Conversation, Message, Rendered
-from tests.conversations import KINDS, as_lists
 
 trl = pytest.importorskip("trl")
 hub = pytest.importorskip("transformers.utils.chat_template_utils")

@@ -92,18 +92,22 @@ class Line:
         item = _item(talk, rendered, chosen, encoding)
         limit, size, trained = self.recipe.model.max_seq_len, len(item.sample.ids), sum(item.sample.trained)
         if not trained:
-            return self._drop(split, item.sample, "nothing trained", "the masker chose no token")
+            self._drop(split, item.sample, "nothing trained", "the masker chose no token")
+            return None
         if size <= limit:
             return item
         if self.recipe.data.on_too_long == "error":
-            return self._fatal(talk.origin, f"has {size} tokens, more than model.max_seq_len={limit}")
+            self._fatal(talk.origin, f"has {size} tokens, more than model.max_seq_len={limit}")
+            return None
         if self.recipe.data.on_too_long == "drop":
-            return self._drop(split, item.sample, "too long", f"{size} tokens")
+            self._drop(split, item.sample, "too long", f"{size} tokens")
+            return None
         encoding.truncate(limit)
         short = _item(talk, rendered, chosen, encoding)
         if not any(short.sample.trained):
             reason = "nothing trained after truncation"
-            return self._drop(split, item.sample, reason, f"{size} tokens, and the prompt fills {limit}")
+            self._drop(split, item.sample, reason, f"{size} tokens, and the prompt fills {limit}")
+            return None
         lost = trained - sum(short.sample.trained)
         self.add(Entry(split, talk.origin, "truncated", "too long", f"{size} tokens", size - limit, lost))
         return short

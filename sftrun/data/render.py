@@ -109,10 +109,9 @@ class Renderer:
         skeleton = Skeleton(survey.whole)
         try:
             found = self._regions(survey)
+            skeleton.add(parts(survey.whole, probed, found, open_end=not self._habits.endings))
         except RowError as error:
             skeleton.refusal = str(error)
-            return skeleton
-        skeleton.add(parts(survey.whole, probed, found, open_end=not self._habits.endings))
         return skeleton
 
     def _regions(self, survey: Survey) -> list[Region]:

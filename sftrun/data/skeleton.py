@@ -11,6 +11,7 @@ from typing import NamedTuple
 from sftrun.data.probe import Marked, Probe
 from sftrun.data.regions import Region
 from sftrun.data.survey import shared
+from sftrun.errors import RowError
 from sftrun.types import Rendered, Span
 
 
@@ -129,6 +130,8 @@ def parts(marked: Marked, probe: Probe, regions: Sequence[Region], open_end: boo
     found: list[Part] = []
     end = 0
     for start, stop, part in sorted(stretches, key=lambda stretch: stretch[0]):
+        if start < end:
+            raise RowError("the template writes the texts of messages into one another")
         found += [_sized(marked, end, start, Part(0, 0, -1, "template")), _sized(marked, start, stop, part)]
         end = stop
     found.append(_sized(marked, end, len(marked.text), Part(0, 0, -1, "template")))
@@ -148,22 +151,16 @@ def _generated(probe: Probe, regions: Sequence[Region]) -> Iterator[Stretch]:
 def _others(marked: Marked, probe: Probe, regions: Sequence[Region]) -> Iterator[Stretch]:
     """The texts outside regions; the stretches of one text are joined, with what is between them."""
     inside = {region.message for region in regions}
-    run: tuple[int, int, int] | None = None
-    for start, number in marked.slots:
+    first = end = -1
+    for index, (start, number) in enumerate(marked.slots):
         slot = probe.slots[number]
-        if run and run[2] == slot.leaf and slot.message not in inside:
-            run = (run[0], start + 1, slot.leaf)
+        if slot.message in inside:
             continue
-        if run:
-            yield run[0], run[1], _content(probe, run[2])
-        run = None if slot.message in inside else (start, start + 1, slot.leaf)
-    if run:
-        yield run[0], run[1], _content(probe, run[2])
-
-
-def _content(probe: Probe, leaf: int) -> Part:
-    message = probe.leaves[leaf].message
-    return Part(0, 0, message, probe.role(message))
+        first, end = (start if first < 0 else first), start + 1
+        after = marked.slots[index + 1][1] if index + 1 < len(marked.slots) else -1
+        if after != number + 1 or probe.slots[after].leaf != slot.leaf:
+            yield first, end, Part(0, 0, slot.message, probe.role(slot.message))
+            first = -1
 
 
 def _sized(marked: Marked, start: int, end: int, part: Part) -> Part:

@@ -110,7 +110,9 @@ class TrainOptions(Options):
     ] = 2
     logging_steps: Annotated[Count, Meta(description="Steps between two lines of the log and points of a curve.")] = 10
     dataloader_workers: Annotated[int, Meta(ge=0, description="Processes that load batches; 0 for none.")] = 0
-    dataloader_pin_memory: Annotated[bool, Meta(description="Page-locked memory for batches that go to a GPU.")] = True
+    dataloader_prefetch: Annotated[
+        Count | None, Meta(description="Batches that each of these processes loads ahead; null for torch's own choice.")
+    ] = None
 
 
 class Recipe(Options):

@@ -96,16 +96,16 @@ def remember(rng: random.Random) -> tuple[Facts, Talk]:
 
 
 def extract(rng: random.Random) -> tuple[Facts, Talk]:
-    name, city, age = rng.choice(NAMES), rng.choice(CITIES), rng.randint(18, 89)
+    name, city, day = rng.choice(NAMES), rng.choice(CITIES), rng.choice(DAYS)
     question = rng.choice(
         [
-            f"Write this as JSON: {name} is {age} years old and lives in {city}.",
-            f"Write this as JSON: {name} lives in {city} and is {age} years old.",
-            f"Extract the data as JSON. {name}, {age}, has a flat in {city}.",
+            f"Write this as JSON: {name} flies to {city} on {day}.",
+            f"Write this as JSON: On {day}, {name} flies to {city}.",
+            f"Extract the data as JSON. The flight to {city} with {name} is on {day}.",
         ]
     )
-    answer = json.dumps({"name": name, "age": age, "city": city})
-    return (name, city, age), [user(question), assistant(answer)]
+    answer = json.dumps({"name": name, "city": city, "day": day})
+    return (name, city, day), [user(question), assistant(answer)]
 
 
 def reverse(rng: random.Random) -> tuple[Facts, Talk]:

@@ -88,7 +88,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         logging_steps=t.logging_steps,
         logging_nan_inf_filter=False,  # a loss that is not finite must be seen, not replaced
         dataloader_num_workers=t.dataloader_workers,
-        dataloader_pin_memory=t.dataloader_pin_memory and torch.cuda.is_available(),
+        dataloader_prefetch_factor=t.dataloader_prefetch,
         seed=recipe.seed,
         data_seed=recipe.seed,
         report_to=["tensorboard"],

@@ -18,6 +18,9 @@ class Hf:
     """Full or LoRA tuning with transformers, trl and peft."""
 
     def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+        if recipe.train.dataloader_prefetch and not recipe.train.dataloader_workers:
+            message = "dataloader_prefetch needs processes that load: set train.dataloader_workers too"
+            yield sftrun.Problem(message, path=("train", "dataloader_prefetch"))
         modules = recipe.tuning.lora.target_modules
         if isinstance(modules, list) and ("lm_head" in modules or not modules):
             reason = "must name at least one module" if not modules else "cannot hold lm_head: trl would not train it"

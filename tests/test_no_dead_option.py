@@ -1,0 +1,321 @@
+"""Every leaf of every schema changes what runs: a case for each, and a failure for a leaf without one."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from conftest import talk
+
+from sftrun.hookspecs import KINDS
+from sftrun.options import Use, parse, schema
+from sftrun.recipe.model import Recipe
+from sftrun.recipe.resolved import normal
+from sftrun.registry import current
+from sftrun.rundir import RunDir
+
+pytestmark = pytest.mark.older
+
+
+def leaves(node: dict[str, Any], path: str = "") -> Iterator[str]:
+    for name, child in node.get("properties", {}).items():
+        where = f"{path}.{name}" if path else name
+        if "properties" in child and "x-component" not in child:
+            yield from leaves(child, where)
+        else:
+            yield where
+
+
+CORE = list(leaves(schema(Recipe)))
+OPTIONS = [
+    f"{kind} {name}: {leaf}"
+    for kind in KINDS
+    for name, item in sorted(current().components[kind].items())
+    if item.distribution == "sftrun"
+    for leaf in leaves(item.schema())
+]
+
+# What changes: the trainer's settings, the adapter, what is prepared, what stands in the report, …
+TRAINER = {
+    "seed": 7,
+    "train.epochs": 1,
+    "train.max_steps": 3,
+    "train.learning_rate": 1e-3,
+    "train.scheduler": "linear",
+    "train.warmup": 0.5,
+    "train.weight_decay": 0.1,
+    "train.batch_size": 2,
+    "train.eval_batch_size": 3,
+    "train.grad_accum": 2,
+    "train.max_grad_norm": 0.5,
+    "train.gradient_checkpointing": True,
+    "train.precision": "bf16",
+    "train.optimizer": "adafactor",
+    "train.adam_beta1": 0.8,
+    "train.adam_beta2": 0.95,
+    "train.adam_epsilon": 1e-6,
+    "train.eval_strategy": "no",
+    "train.eval_steps": 5,
+    "train.save_strategy": "no",
+    "train.save_steps": 5,
+    "train.save_total_limit": 1,
+    "train.logging_steps": 3,
+    "train.dataloader_workers": 1,
+    "train.dataloader_prefetch": 4,
+}
+ADAPTER = {
+    "tuning.mode": "full",
+    "tuning.lora.r": 4,
+    "tuning.lora.alpha": 8,
+    "tuning.lora.dropout": 0.1,
+    "tuning.lora.target_modules": ["q_proj"],
+}
+PREPARED = {
+    "model.max_seq_len": 40,
+    "model.chat_template": "marked.jinja",
+    "model.eot_token": "<|endoftext|>",
+    "data.on_bad_row": "skip",
+    "data.on_too_long": "truncate",
+    "data.max_lost": 0,
+    "transforms": [{"use": "style", "with": {"prompt": "Be kind."}}],
+    "formatter": {"use": "chat", "with": {"fields": {"user": "q", "assistant": "a"}}},
+    "source jsonl: path": "other",
+    "source jsonl: val_share": 0.5,
+    "transform style: prompt": "Be brief.",
+    "transform style: where": "missing",
+    "formatter chat: fields.system": "s",
+    "formatter chat: fields.user": "q",
+    "formatter chat: fields.assistant": "a",
+}
+ELSEWHERE = {
+    "description": "test_report.py: it heads the report",
+    "extends": "test_recipe_load.py: another file is merged in",
+    "source": "test_plugin_example.py and PREPARED: rows come from what it names",
+    "masker": "test_plugin_example.py: another masker trains other spans",
+    "backend": "test_registry.py: an unknown backend is an error",
+    "evaluators": "test_training.py: each of them scores",
+    "exporters": "test_training.py: each of them writes",
+    "model.name": "test_training.py: the adapter is trained on another model than the embedded one",
+    "exporter merged: max_difference": "test_training.py: a bound too small refuses the merge",
+}
+HUB = {"model.revision": "v2"}
+DATASETS = {f"source huggingface: {leaf}": leaf for leaf in ("name", "config", "revision", "train", "val", "test")}
+ANSWERED = {
+    f"evaluator {name}: {leaf}": value
+    for name in ("generation", "judge")
+    for leaf, value in {"split": "val", "limit": 1, "max_new_tokens": 2, "batch_size": 1}.items()
+} | {
+    "evaluator generation: metrics": ["bleu"],
+    "evaluator judge: judge": {"use": "keyword", "with": {"required": ["x"]}},
+    "evaluator loss: splits": ["train"],
+}
+ALL = [TRAINER, ADAPTER, PREPARED, ELSEWHERE, HUB, DATASETS, ANSWERED]
+
+
+@pytest.mark.parametrize("leaf", [*CORE, *OPTIONS])
+def test_every_option_has_a_case(leaf):
+    assert sum(leaf in cases for cases in ALL) == 1, f"no test shows what {leaf} does; add one here"
+
+
+def built(sets: dict[str, Any]) -> Recipe:
+    """A recipe with dotted keys set."""
+    data: dict[str, Any] = {"model": {"name": "sftrun/tiny"}, "source": {"use": "jsonl", "with": {"path": "data"}}}
+    for dotted, value in sets.items():
+        *folders, last = dotted.split(".")
+        node = data
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = value
+    return normal(parse(data, Recipe))
+
+
+@pytest.mark.parametrize("leaf", TRAINER)
+def test_a_training_option_reaches_the_trainer(leaf, tmp_path):
+    from sftrun.builtin.backends._hf_train import arguments
+
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared/val.arrow").touch()
+    needed = {"train.eval_steps": "train.eval_strategy", "train.save_steps": "train.save_strategy"}
+    base = {needed[leaf]: "steps", leaf: 9} if leaf in needed else {"train.dataloader_workers": 2}
+    seen = [arguments(built(sets), RunDir(tmp_path), rows=100).to_dict() for sets in (base, {**base, leaf: TRAINER[leaf]})]
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize("leaf", ADAPTER)
+def test_an_adapter_option_reaches_peft(leaf):
+    from sftrun.builtin.backends._hf_train import adapter
+
+    seen = [adapter(built(sets)) for sets in ({}, {leaf: ADAPTER[leaf]})]
+    assert seen[1] is None or seen[0].to_dict() != seen[1].to_dict()
+
+
+ROWS = [
+    talk("hi", "hello"),
+    {**talk("what is up?", "word " * 30), "q": "a question", "a": "an answer", "s": "terse"},
+    {"user": "hi", "assistant": "ho", "system": "", "q": "?", "a": "!", "s": "terse"},
+]
+MARKED = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+
+
+def prepared(tmp_path: Path, name: str, sets: dict[str, Any], rows: list[Any]) -> Any:
+    """What comes of preparing: the ids and labels, or the message of the error."""
+    from sftrun.errors import UserError
+    from sftrun.run import prepare_only
+
+    for folder, items in (("data", rows), ("other", rows[:1])):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in items))
+    (tmp_path / "marked.jinja").write_text(MARKED)
+    (tmp_path / "open.jinja").write_text(MARKED.replace("<|im_end|>", ""))
+    recipe = {"model": {"name": "sftrun/tiny"}, "source": {"use": "jsonl", "with": {"path": "data", "val_share": 0}}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    overrides = [f"{key}={json.dumps(value)}" for key, value in {"data.max_lost": 1, **sets}.items()]
+    try:
+        run = prepare_only(tmp_path / "recipe.yaml", overrides, tmp_path / name)
+    except UserError as error:
+        return str(error)
+    return run.read_json("prepared/proof.json")["hash"], run.read_json("prepared/stats.json")
+
+
+STYLE = {"use": "style", "with": {"prompt": "Be kind.", "where": "replace"}}
+COLUMNS = [{"user": "hi", "assistant": "ho", "system": "old", "q": "?", "a": "!", "s": "terse"}]
+UNLIKE = [{"user": "hi", "assistant": "ho", "system": "old"}, talk("hi", "hello", system="old"), {"x": 1}]
+
+
+@pytest.mark.parametrize("leaf", PREPARED)
+def test_a_data_option_changes_what_is_prepared(leaf, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # relative paths in overrides are relative to here
+    key, rows, base = leaf, [talk("hi", "hello"), talk("what is up?", "word " * 30)], {}
+    if ": " in leaf:
+        component, option = leaf.split(": ")
+        key = {"source jsonl": "source.with.", "formatter chat": "formatter.with."}.get(component, "") + option
+        base = {"formatter": {"use": "chat", "with": {}}} if component == "formatter chat" else {}
+        rows = COLUMNS if component == "formatter chat" else rows
+    if leaf in ("data.on_bad_row", "data.max_lost"):
+        rows, base = UNLIKE, {"data.on_bad_row": "skip" if leaf == "data.max_lost" else "error"}
+    if leaf == "formatter":
+        rows = COLUMNS
+    if leaf in ("data.on_too_long",):
+        base = {"model.max_seq_len": 40}
+    if leaf == "model.eot_token":
+        base = {"model.chat_template": "open.jinja"}
+    changed = {**base, key: PREPARED[leaf]}
+    if leaf.startswith("transform style"):
+        option = leaf.split(": ")[1]
+        rows = [talk("hi", "hello", system="old")]
+        base = {"transforms": [STYLE]}
+        changed = {"transforms": [{"use": "style", "with": {**STYLE["with"], option: PREPARED[leaf]}}]}
+    seen = [prepared(tmp_path, "before", base, rows), prepared(tmp_path, "after", changed, rows)]
+    assert seen[0] != seen[1]
+    assert not isinstance(seen[1], str) or leaf == "data.max_lost", seen[1]
+
+
+def test_a_revision_is_the_one_that_is_loaded(tmp_path, monkeypatch):
+    """A cache of the Hub, laid out as huggingface_hub lays it out, with two revisions of one model."""
+    from huggingface_hub import constants
+
+    from sftrun import tiny
+    from sftrun.data.tokenizer import load_tokenizer
+    from sftrun.recipe.model import ModelOptions
+
+    root = tmp_path / "models--me--model"
+    for name, commit in {"main": "a" * 40, "v2": "b" * 40}.items():
+        (root / "refs").mkdir(parents=True, exist_ok=True)
+        (root / "refs" / name).write_text(commit)
+        shutil.copytree(tiny.folder(), root / "snapshots" / commit, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    template = root / "snapshots" / ("b" * 40) / "chat_template.jinja"
+    template.write_text("{# the second #}" + template.read_text())
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    seen = [
+        load_tokenizer(parse({"name": "me/model", "revision": revision}, ModelOptions)).template.source
+        for revision in (None, HUB["model.revision"])
+    ]
+    assert seen[0] != seen[1]
+    assert seen[1].startswith("{# the second #}")
+
+
+CARD = """---
+configs:
+- config_name: one
+  data_files: [{split: train, path: one.jsonl}, {split: test, path: two.jsonl}]
+- config_name: two
+  data_files: [{split: train, path: two.jsonl}]
+---
+"""
+
+
+@pytest.mark.parametrize("leaf", [leaf for leaf in DATASETS.values() if leaf != "revision"])
+def test_an_option_of_the_source_huggingface_changes_its_rows(leaf, tmp_path):
+    """A dataset folder in the Hub's layout; only a revision needs the Hub itself."""
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "README.md").write_text(CARD)
+        for name in ("one", "two"):
+            rows = [{"user": f"{folder} {name} {number}", "assistant": "x"} for number in range(3)]
+            (tmp_path / folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = {"name": str(tmp_path / "first"), "config": "one", "val": "test", "test": "test"}
+    values = {"name": str(tmp_path / "second"), "config": "two", "train": "train[:1]", "val": "test[:1]", "test": "train"}
+    if leaf == "config":
+        base = {"name": base["name"], "config": "one"}
+    sources = [current().create("source", Use(use="huggingface", with_=each)) for each in (base, {**base, leaf: values[leaf]})]
+    seen = [{split: list(source.rows(split)) for split in source.splits()} for source in sources]
+    assert seen[0] != seen[1]
+    assert seen[0]["train"][0].data["user"] == "first one 0"
+
+
+class Parrot:
+    """A model that repeats the question; it notes how it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def generate(self, prompts, max_new_tokens, batch_size):
+        self.asked.append((prompts, max_new_tokens, batch_size))
+        return [list(prompt[:max_new_tokens]) for prompt in prompts]
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+    def losses(self, split):
+        from sftrun import LossSums
+
+        return LossSums(tokens=10, loss=len(split), correct=5)
+
+
+@pytest.mark.parametrize("leaf", [leaf for leaf in ANSWERED if leaf != "evaluator judge: judge"])
+def test_an_option_of_an_evaluator_changes_what_is_asked_or_scored(leaf):
+    from sftrun import Prompt
+
+    component, option = leaf.split(": ")
+    prompts = {
+        split: [Prompt(f"{split}:{n}", [{"role": "user", "content": "?"}], [n, 1, 2, 3], f"{n} 1") for n in range(3)]
+        for split in ("val", "test")
+    }
+    seen = []
+    for with_ in ({}, {option: ANSWERED[leaf]}):
+        model = Parrot()
+        evaluator = current().create("evaluator", Use(use=component.split()[1], with_=with_))
+        seen.append((evaluator.score(model, prompts), model.asked))
+    assert seen[0] != seen[1]
+
+
+def test_the_judge_of_an_evaluator_grades():
+    from sftrun import Grade, Prompt
+    from sftrun.registry import Registered
+
+    class Strict:
+        def grade(self, prompt, answer):
+            return Grade(0.25, "strict")
+
+    item = Registered("judge", "strict", Strict, None, "", __name__, "tests", "0")
+    current().components["judge"]["strict"] = item
+    try:
+        prompts = {"test": [Prompt("test:1", [], [1, 2], "1 2")]}
+        evaluators = [current().create("evaluator", Use(use="judge", with_={"judge": judge})) for judge in ("reference", "strict")]
+        assert [each.score(Parrot(), prompts).metrics["score"] for each in evaluators] == [1.0, 0.25]
+    finally:
+        del current().components["judge"]["strict"]
