@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from sftrun.recipe.model import Recipe
     from sftrun.recipe.validate import load, validate
     from sftrun.registry import create
-    from sftrun.run import run
+    from sftrun.flow import run
     from sftrun.rundir import RunDir
 
 _LATE = {
     "Recipe": "sftrun.recipe.model",
     "load": "sftrun.recipe.validate",
     "validate": "sftrun.recipe.validate",
-    "run": "sftrun.run",
+    "run": "sftrun.flow",
     "create": "sftrun.registry",
     "RunDir": "sftrun.rundir",
     "load_tokenizer": "sftrun.data.tokenizer",

@@ -13,9 +13,10 @@ from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry
 
 PACKAGES = (
-    "torch transformers trl peft datasets accelerate tokenizers safetensors huggingface_hub numpy pyarrow jinja2 "
-    "bitsandbytes sacrebleu rouge-score pluggy msgspec jsonschema ruamel.yaml"
-).split()
+    *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors"),
+    *("huggingface_hub", "numpy", "pyarrow", "jinja2", "bitsandbytes", "sacrebleu", "rouge-score"),
+    *("pluggy", "msgspec", "jsonschema", "ruamel.yaml"),
+)
 
 
 def facts(recipe: Recipe, registry: Registry, overrides: Sequence[str]) -> dict[str, Any]:

@@ -10,4 +10,6 @@ def missing(*modules: str, extra: str, path: RecipePath, why: str) -> Iterator[P
     """A problem for each module that is not installed."""
     for module in modules:
         if find_spec(module) is None:
-            yield Problem(f"{why} needs {module}, which is not installed", path=path, hint=f"pip install 'sftrun[{extra}]'")
+            yield Problem(
+                f"{why} needs {module}, which is not installed", path=path, hint=f"pip install 'sftrun[{extra}]'"
+            )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pluggy
@@ -73,7 +73,7 @@ class Registry:
         """Loads one plugin: all that it registers, or nothing and the reason."""
         try:
             plugin = importer()
-            found = _collect(plugin, module, distribution, version)
+            found = _collect(plugin, Origin(module, distribution, version))
         except (Exception, SystemExit) as error:  # whatever a plugin raises, the tool goes on
             self.broken.append(Broken(module, distribution, version, f"{type(error).__name__}: {error}"))
             return
@@ -134,9 +134,18 @@ def _builtin_modules() -> list[str]:
     return sorted(found.name for found in walk if not found.ispkg and not found.name.rsplit(".", 1)[1].startswith("_"))
 
 
-def _collect(plugin: ModuleType, module: str, distribution: str, version: str) -> list[Registered]:
+class Origin(NamedTuple):
+    """Where a plugin comes from."""
+
+    module: str
+    distribution: str
+    version: str
+
+
+def _collect(plugin: ModuleType, origin: Origin) -> list[Registered]:
     """All that one plugin registers; raises when any of it is wrong."""
-    wanted = API_VERSION if distribution == "sftrun" else getattr(plugin, "SFTRUN_API", None)
+    module = origin.module
+    wanted = API_VERSION if origin.distribution == "sftrun" else getattr(plugin, "SFTRUN_API", None)
     if wanted is None:
         raise ValueError(f"{module} declares no API version; add SFTRUN_API = {API_VERSION}")
     if wanted != API_VERSION:
@@ -147,16 +156,13 @@ def _collect(plugin: ModuleType, module: str, distribution: str, version: str) -
     manager.check_pending()  # a misspelled hook name is an error, not a silent no-op
     found: list[Registered] = []
     for kind in KINDS:
-        register = _register(found, kind, plugin, module, distribution, version)
-        getattr(manager.hook, f"register_{kind}s")(register=register)
+        getattr(manager.hook, f"register_{kind}s")(register=_register(found, kind, plugin, origin))
     if not found:
         raise ValueError(f"{module} registers nothing; it needs a function marked @sftrun.hookimpl")
     return found
 
 
-def _register(
-    found: list[Registered], kind: str, plugin: ModuleType, module: str, distribution: str, version: str
-) -> hookspecs.Register:
+def _register(found: list[Registered], kind: str, plugin: ModuleType, origin: Origin) -> hookspecs.Register:
     def register(
         name: str,
         factory: Callable[..., Any] | str,
@@ -166,7 +172,7 @@ def _register(
     ) -> None:
         said = description or (plugin if isinstance(factory, str) else factory).__doc__ or ""
         first = said.strip().split("\n", 1)[0]
-        found.append(Registered(kind, name, factory, options, first, module, distribution, version))
+        found.append(Registered(kind, name, factory, options, first, *origin))
         if options is not None:
             schema(options)  # options that have no schema break the plugin now, not a recipe later
 
@@ -181,15 +187,10 @@ def _resolve(factory: Callable[..., Any] | str) -> Callable[..., Any]:
     return resolved
 
 
-_current: Registry | None = None
-
-
+@functools.cache
 def current() -> Registry:
     """The registry of this process, made on first use."""
-    global _current
-    if _current is None:
-        _current = Registry()
-    return _current
+    return Registry()
 
 
 def create(kind: str, use: str | Use) -> Any:

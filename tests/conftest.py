@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +19,11 @@ class Said(NamedTuple):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nothing that a test makes reaches the user's cache, and nothing there reaches a test."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["SFTRUN_CACHE"] = str(folder)
-    yield folder
+    return folder
 
 
 @pytest.fixture

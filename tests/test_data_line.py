@@ -14,8 +14,8 @@ def trained(said):
 
 
 def _marked(row):
-    from sftrun.options import parse
     from sftrun.data.tokenizer import load_tokenizer
+    from sftrun.options import parse
     from sftrun.recipe.model import ModelOptions
 
     tokenizer = load_tokenizer(parse({"name": "sftrun/tiny"}, ModelOptions))

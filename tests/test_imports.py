@@ -23,7 +23,7 @@ LAYERS = [
     {"recipe"},
     {"data", "rundir", "lock", "report"},
     {"launch", "stages", "answer"},
-    {"run"},
+    {"flow"},
     {"look", "testing"},
     {"cli"},
 ]
@@ -137,3 +137,10 @@ def test_every_public_name_is_there():
 
     for name in sftrun.__all__:
         assert getattr(sftrun, name) is not None
+
+
+def test_the_public_functions_are_not_hidden_by_modules_of_the_same_name():
+    import sftrun
+    import sftrun.flow
+
+    assert all(callable(getattr(sftrun, name)) for name in ("load", "validate", "run", "create"))

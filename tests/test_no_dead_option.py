@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from conftest import talk
 
@@ -140,7 +139,9 @@ def test_a_training_option_reaches_the_trainer(leaf, tmp_path):
     (tmp_path / "prepared/val.arrow").touch()
     needed = {"train.eval_steps": "train.eval_strategy", "train.save_steps": "train.save_strategy"}
     base = {needed[leaf]: "steps", leaf: 9} if leaf in needed else {"train.dataloader_workers": 2}
-    seen = [arguments(built(sets), RunDir(tmp_path), rows=100).to_dict() for sets in (base, {**base, leaf: TRAINER[leaf]})]
+    seen = [
+        arguments(built(sets), RunDir(tmp_path), rows=100).to_dict() for sets in (base, {**base, leaf: TRAINER[leaf]})
+    ]
     assert seen[0] != seen[1]
 
 
@@ -157,13 +158,16 @@ ROWS = [
     {**talk("what is up?", "word " * 30), "q": "a question", "a": "an answer", "s": "terse"},
     {"user": "hi", "assistant": "ho", "system": "", "q": "?", "a": "!", "s": "terse"},
 ]
-MARKED = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+MARKED = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 
 
 def prepared(tmp_path: Path, name: str, sets: dict[str, Any], rows: list[Any]) -> Any:
     """What comes of preparing: the ids and labels, or the message of the error."""
     from sftrun.errors import UserError
-    from sftrun.run import prepare_only
+    from sftrun.flow import prepare_only
 
     for folder, items in (("data", rows), ("other", rows[:1])):
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -225,7 +229,9 @@ def test_a_revision_is_the_one_that_is_loaded(tmp_path, monkeypatch):
     for name, commit in {"main": "a" * 40, "v2": "b" * 40}.items():
         (root / "refs").mkdir(parents=True, exist_ok=True)
         (root / "refs" / name).write_text(commit)
-        shutil.copytree(tiny.folder(), root / "snapshots" / commit, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+        shutil.copytree(
+            tiny.folder(), root / "snapshots" / commit, ignore=shutil.ignore_patterns("*.py", "__pycache__")
+        )
     template = root / "snapshots" / ("b" * 40) / "chat_template.jinja"
     template.write_text("{# the second #}" + template.read_text())
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -258,10 +264,18 @@ def test_an_option_of_the_source_huggingface_changes_its_rows(leaf, tmp_path):
             rows = [{"user": f"{folder} {name} {number}", "assistant": "x"} for number in range(3)]
             (tmp_path / folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     base = {"name": str(tmp_path / "first"), "config": "one", "val": "test", "test": "test"}
-    values = {"name": str(tmp_path / "second"), "config": "two", "train": "train[:1]", "val": "test[:1]", "test": "train"}
+    values = {
+        "name": str(tmp_path / "second"),
+        "config": "two",
+        "train": "train[:1]",
+        "val": "test[:1]",
+        "test": "train",
+    }
     if leaf == "config":
         base = {"name": base["name"], "config": "one"}
-    sources = [current().create("source", Use(use="huggingface", with_=each)) for each in (base, {**base, leaf: values[leaf]})]
+    sources = [
+        current().create("source", Use(use="huggingface", with_=each)) for each in (base, {**base, leaf: values[leaf]})
+    ]
     seen = [{split: list(source.rows(split)) for split in source.splits()} for source in sources]
     assert seen[0] != seen[1]
     assert seen[0]["train"][0].data["user"] == "first one 0"
@@ -315,7 +329,9 @@ def test_the_judge_of_an_evaluator_grades():
     current().components["judge"]["strict"] = item
     try:
         prompts = {"test": [Prompt("test:1", [], [1, 2], "1 2")]}
-        evaluators = [current().create("evaluator", Use(use="judge", with_={"judge": judge})) for judge in ("reference", "strict")]
+        evaluators = [
+            current().create("evaluator", Use(use="judge", with_={"judge": judge})) for judge in ("reference", "strict")
+        ]
         assert [each.score(Parrot(), prompts).metrics["score"] for each in evaluators] == [1.0, 0.25]
     finally:
         del current().components["judge"]["strict"]

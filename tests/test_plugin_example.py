@@ -1,6 +1,6 @@
 """The plugin in plugins/sftrun-example, as its users meet it: installed beside sftrun in an environment of its own.
 
-What sftrun declares as needed is linked into that environment, and nothing else is (see `tests.environments`). The
+What sftrun declares as needed is linked into that environment, and nothing else is (see `environments`). The
 plugin is built and installed by pip, which checks what it declares. So a dependency that is not declared is missing.
 """
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from shutil import copytree, ignore_patterns
 
 import pytest
+from environments import Environment
 
 import sftrun
-from tests.environments import Environment
 
 PLUGIN = Path(__file__).parent.parent / "plugins" / "sftrun-example"
 RECIPE = PLUGIN / "recipes" / "support.yaml"
@@ -25,7 +25,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The plugin, built from a copy: a build leaves files behind."""
-    pytest.importorskip("setuptools", "77")
     folder = tmp_path_factory.mktemp("wheel")
     copytree(PLUGIN, folder / "source", ignore=ignore_patterns("build", "*.egg-info", "__pycache__"))
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation"]

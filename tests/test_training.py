@@ -11,7 +11,11 @@ pytestmark = pytest.mark.older
 ROWS = [talk(f"What comes after {number}?", str(number + 1)) for number in range(60)]
 DATA = {"train": ROWS[:40], "val": ROWS[40:50], "test": ROWS[50:]}
 TRAIN = {"max_steps": 12, "learning_rate": 5e-3, "batch_size": 8, "logging_steps": 1, "save_strategy": "no"}
-EVALUATORS = ["loss", {"use": "generation", "with": {"max_new_tokens": 8}}, {"use": "judge", "with": {"max_new_tokens": 8}}]
+EVALUATORS = [
+    "loss",
+    {"use": "generation", "with": {"max_new_tokens": 8}},
+    {"use": "judge", "with": {"max_new_tokens": 8}},
+]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +125,8 @@ def test_the_lock_says_what_the_run_was_made_from(full):
     lock = full.read_json("lock.json")
     assert {"torch", "transformers", "trl"} <= set(lock["packages"])
     assert lock["mask"] == full.read_json("prepared/proof.json")["hash"]
-    assert lock["prepared"]["template"] and lock["prepared"]["tokenizer"] and lock["prepared"]["source"]["fingerprint"]
+    hashes = [lock["prepared"]["template"], lock["prepared"]["tokenizer"], lock["prepared"]["source"]["fingerprint"]]
+    assert [len(each) for each in hashes] == [64, 64, 64]
     assert lock["parameters"]["trained"] == lock["parameters"]["all"] > 400_000
     assert {plugin["name"] for plugin in lock["plugins"]} >= {"jsonl", "chat", "assistant", "hf", "loss"}
 
@@ -144,9 +149,18 @@ def test_an_adapter_trains_alone_and_its_merge_says_the_same(lora):
     assert (lora.export / "merged/chat_template.jinja").is_file()
 
 
+def test_a_merge_that_says_something_else_is_refused(lora):
+    from sftrun import Use, UserError, create
+    from sftrun.recipe.resolved import from_resolved
+
+    exporter = create("exporter", Use(use="merged", with_={"max_difference": 1e-12}))
+    with pytest.raises(UserError, match="differs from the adapter by"):
+        exporter.export(from_resolved((lora.path / "resolved.yaml").read_text()), lora.path, print)
+
+
 def test_evaluation_and_checkpoints_come_when_the_recipe_says(lora):
     events = lora.events()
-    assert [event["step"] for event in events if event["event"] == "eval"] == [5, 10]
+    assert [event["step"] for event in events if event["event"] == "eval"] == [5, 10, 12]
     assert [event["step"] for event in events if event["event"] == "checkpoint"] == [5, 10, 12]
 
 
@@ -173,7 +187,9 @@ def test_an_adapter_is_no_base(recipe, lora, sftrun, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(recipe, sftrun, tmp_path):
-    said = sftrun("run", recipe, "--set", "train.learning_rate=1e30", "--set", "train.max_grad_norm=0", "--out", tmp_path / "out")
+    said = sftrun(
+        "run", recipe, "--set", "train.learning_rate=1e30", "--set", "train.max_grad_norm=0", "--out", tmp_path / "out"
+    )
     assert said.code == 1
     assert "the loss is nan at step" in said.err or "the loss is inf at step" in said.err
     assert "lower train.learning_rate" in said.err

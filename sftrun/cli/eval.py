@@ -13,7 +13,7 @@ from sftrun.cli import progress, scores
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON on standard output.")
 def command(run: str, as_json: bool) -> None:
     """Score the base and the tuned model of a run directory again."""
-    from sftrun.run import evaluate_again
+    from sftrun.flow import evaluate_again
 
     with progress.watcher() as watch:
         done = evaluate_again(run, watch)

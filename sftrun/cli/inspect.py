@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import click
@@ -15,11 +16,9 @@ from sftrun.cli.options import overrides
 @overrides
 @click.option("--split", default="train", type=click.Choice(["train", "val", "test"]), help="Which split.")
 @click.option("--rows", default=5, type=click.IntRange(min=1), help="How many rows.", show_default=True)
-@click.option("--origin", help="One row, by its origin, such as train.jsonl:17.")
+@click.option("--origin", default="", help="One row, by its origin, such as train.jsonl:17.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a row on standard output, of all rows.")
-def command(
-    recipe: str, sets: tuple[str, ...], split: str, rows: int, origin: str | None, as_json: bool
-) -> None:
+def command(recipe: str, sets: tuple[str, ...], split: str, rows: int, origin: str, as_json: bool) -> None:
     """Show rendered rows with their trained tokens marked."""
     from sftrun.look import inspect
 
@@ -33,16 +32,17 @@ def command(
 def _print_json(items: Iterator[Any]) -> None:
     for item in items:
         sample = item.sample
-        row = {"origin": sample.origin, "text": "".join(text for text, _ in item.pieces), "ids": sample.ids, "trained": sample.trained}
+        row = {
+            "origin": sample.origin,
+            "text": "".join(text for text, _ in item.pieces),
+            "ids": sample.ids,
+            "trained": sample.trained,
+        }
         print(json.dumps(row, ensure_ascii=False))
 
 
 def _print_marked(items: Iterator[Any], rows: int) -> None:
-    shown = 0
-    for item in items:
-        if shown == rows:
-            break
-        shown += 1
+    for item in islice(items, rows):
         trained = sum(item.sample.trained)
         print(f"── {item.sample.origin}: {len(item.sample.ids)} tokens, {trained} trained", file=sys.stderr)
         _show(item.pieces)

@@ -17,7 +17,7 @@ from sftrun.cli.options import overrides
 @click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON on standard output.")
 def command(recipe: str, sets: tuple[str, ...], out: str | None, as_json: bool) -> None:
     """Prepare a recipe's data, prove its masks and show what came out."""
-    from sftrun.run import prepare_only
+    from sftrun.flow import prepare_only
 
     with progress.watcher() as watch:
         done = prepare_only(recipe, sets, out, watch)

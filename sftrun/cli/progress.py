@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 EVERY = 5.0  # seconds between two plain lines of training progress
@@ -67,22 +68,8 @@ class Bar:
 
 def told(event: dict[str, Any]) -> str | None:
     """One event as a line for people; None for what is not worth one."""
-    kind = event["event"]
-    if kind == "stage":
-        return _stage(event)
-    if kind == "step":
-        return f"  step {event['step']}/{event['steps']}  {_facts(event)}"
-    if kind == "eval":
-        return f"  step {event['step']}: validation loss {event['loss']:.4f}"
-    if kind == "warning":
-        return event["message"] if "warning:" in event["message"] else f"warning: {event['message']}"
-    if kind == "prepare":
-        return "  from the cache" if event["cached"] else None
-    if kind == "prepared":
-        return f"  {event['split']}: {event['rows']} rows read"
-    if kind == "evaluating":
-        return f"  the {event['which']} model answers"
-    return None
+    teller = TELLERS.get(event["event"])
+    return teller(event) if teller else None
 
 
 def _stage(event: dict[str, Any]) -> str | None:
@@ -94,3 +81,19 @@ def _stage(event: dict[str, Any]) -> str | None:
 def _facts(event: dict[str, Any]) -> str:
     rates = f"{event['tokens_per_s']:,.0f} tokens/s, {event['trained_tokens_per_s']:,.0f} trained/s"
     return f"loss {event['loss']:.4f}  {rates}"
+
+
+def _warning(event: dict[str, Any]) -> str:
+    message: str = event["message"]
+    return message if "warning:" in message else f"warning: {message}"
+
+
+TELLERS: dict[str, Callable[[dict[str, Any]], str | None]] = {
+    "stage": _stage,
+    "step": lambda event: f"  step {event['step']}/{event['steps']}  {_facts(event)}",
+    "eval": lambda event: f"  step {event['step']}: validation loss {event['loss']:.4f}",
+    "warning": _warning,
+    "prepare": lambda event: "  from the cache" if event["cached"] else None,
+    "prepared": lambda event: f"  {event['split']}: {event['rows']} rows read",
+    "evaluating": lambda event: f"  the {event['which']} model answers",
+}

@@ -14,7 +14,7 @@ from sftrun.cli.options import overrides
 @click.option("--out", type=click.Path(file_okay=False), help="The run directory; by default runs/<recipe>-<time>.")
 def command(recipe: str, sets: tuple[str, ...], out: str | None) -> None:
     """Run a recipe: prepare, train, evaluate, export, report."""
-    from sftrun.run import run
+    from sftrun.flow import run
 
     with progress.watcher() as watch:
         done = run(recipe, sets, out, watch)

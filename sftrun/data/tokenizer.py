@@ -97,7 +97,12 @@ def _local(name: str) -> Path:
 
 def _from_hub(model: ModelOptions) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=list(FILES)))

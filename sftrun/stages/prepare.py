@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from sftrun.data import store
-from sftrun.data.ledger import Ledger
+from sftrun.data.ledger import LOST, Ledger
 from sftrun.data.pipeline import Item, Line
 from sftrun.data.proof import Proof
 from sftrun.errors import Problem, UserError
@@ -35,7 +36,9 @@ def prepare(recipe: Recipe, run: RunDir, registry: Registry, emit: Emit) -> None
     if entry is None:
         entry = _make(recipe, line, key, emit)
     store.link(entry, run.prepared)
-    run.merge_json("lock.json", {"prepared": {"key": key, **parts}, "mask": run.read_json("prepared/proof.json")["hash"]})
+    run.merge_json(
+        "lock.json", {"prepared": {"key": key, **parts}, "mask": run.read_json("prepared/proof.json")["hash"]}
+    )
 
 
 def key_parts(recipe: Recipe, line: Line, registry: Registry) -> dict[str, Any]:
@@ -71,13 +74,22 @@ def _component(registry: Registry, kind: str, named: Any) -> dict[str, Any]:
 
 def _code_hash() -> str:
     digest = hashlib.sha256()
-    for file in sorted((HERE / "data").glob("*.py")) + [Path(__file__)]:
+    for file in [*sorted((HERE / "data").glob("*.py")), Path(__file__)]:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
 def _make(recipe: Recipe, line: Line, key: str, emit: Emit) -> Path:
     making = store.begin()
+    try:
+        _fill(recipe, line, making, emit)
+    except BaseException:
+        shutil.rmtree(making)
+        raise
+    return store.publish(making, key)
+
+
+def _fill(recipe: Recipe, line: Line, making: Path, emit: Emit) -> None:
     ledger = Ledger(making / "ledger.jsonl")
     line.add = ledger.add
     proof = Proof(line.tokenizer)
@@ -90,7 +102,6 @@ def _make(recipe: Recipe, line: Line, key: str, emit: Emit) -> Path:
         raise UserError(problems)
     _write(making / "proof.json", proof.result())
     _write(making / "stats.json", proof.stats(line.rows_in, ledger))
-    return store.publish(making, key)
 
 
 def _split(line: Line, split: str, making: Path, proof: Proof) -> None:
@@ -125,10 +136,14 @@ def _lost(recipe: Recipe, line: Line, ledger: Ledger) -> list[Problem]:
     for split, rows in line.rows_in.items():
         lost = ledger.lost(split)
         if lost > recipe.data.max_lost * rows:
-            reasons = ", ".join(f"{number} {label}" for label, number in ledger.counts[split].most_common())
-            message = f"{split}: {lost} of {rows} rows are lost, more than data.max_lost={recipe.data.max_lost:g} ({reasons})"
+            counts = ledger.counts[split].most_common()
+            reasons = ", ".join(f"{number} {label}" for label, number in counts if label.startswith(LOST))
+            message = (
+                f"{split}: {lost} of {rows} rows are lost, more than data.max_lost={recipe.data.max_lost:g} ({reasons})"
+            )
             example = ledger.first_lost(split)
-            hint = f"first: {line.source.locate(example.origin)}: {example.detail}; mend the rows, raise model.max_seq_len or data.max_lost"
+            first = f"first: {line.source.locate(example.origin)}: {example.detail}"
+            hint = f"{first}; mend the rows, raise model.max_seq_len or data.max_lost"
             problems.append(Problem(message, path=("data", "max_lost"), hint=hint))
     return problems
 

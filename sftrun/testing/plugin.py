@@ -10,7 +10,7 @@ from typing import Any
 
 from sftrun import registry, types
 from sftrun.options import Options, schema
-from sftrun.registry import Registered
+from sftrun.registry import Origin, Registered
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pandas", "pyarrow", "tokenizers"}
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -20,7 +20,7 @@ def check_plugin(module: ModuleType) -> None:
     """The module declares its API version, imports nothing heavy, and registers components that are complete."""
     name = module.__name__
     try:
-        found = registry._collect(module, name, "the distribution under test", "0")
+        found = registry._collect(module, Origin(name, "the distribution under test", "0"))
     except Exception as error:
         raise AssertionError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
     heavy = _heavy_imports(name)

@@ -121,7 +121,7 @@ def adapter(recipe: sftrun.Recipe) -> Any:
     )
 
 
-class Untouched(DataCollatorForLanguageModeling):
+class Untouched(DataCollatorForLanguageModeling):  # type: ignore[misc]
     """trl's collator, with the proof that padding is all it adds."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         metrics = {"eval_loss": sums.loss / sums.tokens, "eval_token_accuracy": sums.correct / sums.tokens}
         self.log(metrics)
         self.emit({"event": "eval", "step": self.state.global_step, "loss": metrics["eval_loss"]})
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.since += time.monotonic() - started  # tokens/s is of training alone
         return metrics
 

@@ -26,7 +26,9 @@ def pick(options: AnswerOptions, prompts: Mapping[str, Sequence[sftrun.Prompt]])
     split = options.split or ("test" if "test" in prompts else "val")
     if not prompts.get(split):
         there = ", ".join(prompts) or "none"
-        raise sftrun.UserError(f"no held-out prompts in the split {split} (there are: {there})", hint="add a test.jsonl")
+        raise sftrun.UserError(
+            f"no held-out prompts in the split {split} (there are: {there})", hint="add a test.jsonl"
+        )
     return prompts[split][: options.limit]
 
 

@@ -53,5 +53,7 @@ def _rouge(name: str, answers: Sequence[str], references: Sequence[str]) -> floa
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer: Any = RougeScorer([name])
-    scores = [scorer.score(reference, answer)[name].fmeasure for answer, reference in zip(answers, references, strict=True)]
+    scores = [
+        scorer.score(reference, answer)[name].fmeasure for answer, reference in zip(answers, references, strict=True)
+    ]
     return float(sum(scores) / len(scores))

@@ -44,7 +44,7 @@ class Chat:
         return sftrun.Conversation(messages, row.origin)
 
     def _shape(self, data: dict[str, Any]) -> Callable[[dict[str, Any]], list[sftrun.Message]]:
-        shapes = [name for name in ("messages", "conversations") if name in data]
+        shapes: list[str] = [name for name in ("messages", "conversations") if name in data]
         if self.fields.user in data and self.fields.assistant in data:
             shapes.append("columns")
         if len(shapes) > 1:
@@ -113,4 +113,7 @@ def _check(messages: list[sftrun.Message]) -> None:
 
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), f"the number {msgspec.json.encode(value).decode()}" if isinstance(value, int | float) else type(value).__name__)
+    return names.get(
+        type(value),
+        f"the number {msgspec.json.encode(value).decode()}" if isinstance(value, int | float) else type(value).__name__,
+    )

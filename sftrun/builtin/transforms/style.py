@@ -30,9 +30,7 @@ class Style:
         self.prompt = options.prompt
         self.where = options.where
 
-    def apply(
-        self, conversations: Iterable[sftrun.Conversation], note: sftrun.Note
-    ) -> Iterator[sftrun.Conversation]:
+    def apply(self, conversations: Iterable[sftrun.Conversation], note: sftrun.Note) -> Iterator[sftrun.Conversation]:
         for talk in conversations:
             styled = self._styled(talk.messages)
             if styled == talk.messages:
