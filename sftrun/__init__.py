@@ -34,10 +34,10 @@ from sftrun.types import (
 if TYPE_CHECKING:
     from sftrun.data.store import cache_folder, read_samples, to_sample
     from sftrun.data.tokenizer import load_tokenizer
+    from sftrun.flow import run
     from sftrun.recipe.model import Recipe
     from sftrun.recipe.validate import load, validate
     from sftrun.registry import create
-    from sftrun.flow import run
     from sftrun.rundir import RunDir
 
 _LATE = {

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from sftrun.data.pipeline import Item, Line
 from sftrun.errors import UserError
+from sftrun.flow import explained, ready
 from sftrun.recipe.validate import read
 from sftrun.registry import current
-from sftrun.flow import explained, ready
 
 
 def inspect(path: str | Path, overrides: Sequence[str] = (), split: str = "train", origin: str = "") -> Iterator[Item]:

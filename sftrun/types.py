@@ -171,7 +171,11 @@ class Evaluator(Protocol):
     """Scores a model."""
 
     def score(self, model: Model, prompts: Mapping[str, Sequence[Prompt]]) -> Scores:
-        """`prompts` holds the held-out prompts of each split that has any."""
+        """`prompts` holds the held-out prompts of each split that has any.
+
+        A sample has `origin`, `messages`, `reference` and `answer`, and what else the report should show. Asked
+        twice, as for the base and the tuned model, it gives samples of the same prompts in the same order.
+        """
 
 
 class Judge(Protocol):

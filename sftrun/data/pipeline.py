@@ -13,7 +13,7 @@ from sftrun.errors import Place, Problem, RowError, UserError
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry
-from sftrun.types import BadRow, Conversation, Rendered, Sample
+from sftrun.types import BadRow, Conversation, Note, Rendered, Sample
 
 BATCH = 512
 
@@ -50,8 +50,8 @@ class Line:
     def samples(self, split: str) -> Iterator[Item]:
         """Every sample of a split that can be trained on; what cannot is in the ledger or in `problems`."""
         conversations: Iterable[Conversation] = self._conversations(split)
-        for transform in self.transforms:
-            conversations = transform.apply(conversations, self._note(split))
+        for use, transform in zip(self.recipe.transforms, self.transforms, strict=True):
+            conversations = _applied(as_use(use).use, transform, conversations, self._note(split))
         yield from self._encoded(self._rendered(conversations, split), split)
 
     def _conversations(self, split: str) -> Iterator[Conversation]:
@@ -123,6 +123,13 @@ class Line:
 
     def _fatal(self, origin: str, message: str) -> None:
         self.problems.append(Problem(message, Place(self.source.locate(origin))))
+
+
+def _applied(name: str, transform: Any, talks: Iterable[Conversation], note: Note) -> Iterator[Conversation]:
+    try:
+        yield from transform.apply(talks, note)
+    except RowError as error:  # it has stopped, so no row after this one would be seen
+        raise UserError(f"the transform {name} stopped: {error}") from error
 
 
 def _item(talk: Conversation, rendered: Rendered, chosen: Sequence[bool], encoding: Any) -> Item:

@@ -1,6 +1,6 @@
 """Evaluator `judge`: a judge grades every answer to held-out prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 import sftrun
@@ -24,6 +24,10 @@ class JudgeEvaluator:
     def __init__(self, options: JudgeOptions) -> None:
         self.options = options
         self.judge: sftrun.Judge = sftrun.create("judge", options.judge)
+
+    def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
+        ready = getattr(self.judge, "ready", None)
+        return ready(recipe) if ready else ()
 
     def score(self, model: sftrun.Model, prompts: Mapping[str, Sequence[sftrun.Prompt]]) -> sftrun.Scores:
         asked = _answers.pick(self.options, prompts)

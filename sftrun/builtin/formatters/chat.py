@@ -86,7 +86,7 @@ def _message(item: Any, where: str) -> sftrun.Message:
     unread = [key for key, value in item.items() if key not in (role_key, content_key) and value is not None]
     if unread:
         raise sftrun.RowError(f"{where} has '{unread[0]}', which the formatter chat does not read")
-    if item[role_key] not in ROLES:
+    if not isinstance(item[role_key], str) or item[role_key] not in ROLES:
         raise sftrun.RowError(f"{where} has the role {item[role_key]!r}; known are {', '.join(ROLES)}")
     return {"role": ROLES[item[role_key]], "content": item[content_key]}
 
