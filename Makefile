@@ -14,7 +14,7 @@ chat: $(VENV)/.train
 	$(BIN)/sftrun recipes/chat.yaml
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q -n 2 $(PYTEST)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(PYTEST)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -10,6 +10,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # pytest forks workers of its own
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, each with workers of its own
 
 
 class Said(NamedTuple):

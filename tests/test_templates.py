@@ -21,6 +21,8 @@ from sftrun.types import Conversation, Message, Rendered
 trl = pytest.importorskip("trl")
 hub = pytest.importorskip("transformers.utils.chat_template_utils")
 
+pytestmark = pytest.mark.older
+
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 TWINS = sorted(file.stem.removesuffix("_training") for file in FOLDER.glob("*_training.jinja"))
 TOKENS = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}

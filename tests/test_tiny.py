@@ -61,7 +61,7 @@ def test_a_digit_is_a_token() -> None:
 
 
 def test_special_tokens_are_single_ids() -> None:
-    assert RAW.get_vocab_size() == 512
+    assert RAW.get_vocab_size() == sftrun.tiny.ARCHITECTURE["vocab_size"]
     assert (FAST.pad_token, FAST.pad_token_id) == ("<|endoftext|>", 0)
     assert (FAST.eos_token, FAST.eos_token_id) == ("<|im_end|>", 2)
     assert RAW.encode("<|endoftext|><|im_start|><|im_end|>").ids == [0, 1, 2]

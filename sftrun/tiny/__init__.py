@@ -19,7 +19,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 PADDING, END_OF_TURN = 0, 2  # <|endoftext|> and <|im_end|>
 
 ARCHITECTURE: dict[str, Any] = {
-    "vocab_size": 512,
+    "vocab_size": 768,
     "hidden_size": 128,
     "intermediate_size": 352,
     "num_hidden_layers": 2,

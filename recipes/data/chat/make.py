@@ -95,17 +95,13 @@ def remember(rng: random.Random) -> tuple[Facts, Talk]:
     return (name, city, question), [*talk, user(question), assistant(answer)]
 
 
-def extract(rng: random.Random) -> tuple[Facts, Talk]:
-    name, city, day = rng.choice(NAMES), rng.choice(CITIES), rng.choice(DAYS)
-    question = rng.choice(
-        [
-            f"Write this as JSON: {name} flies to {city} on {day}.",
-            f"Write this as JSON: On {day}, {name} flies to {city}.",
-            f"Extract the data as JSON. The flight to {city} with {name} is on {day}.",
-        ]
-    )
-    answer = json.dumps({"name": name, "city": city, "day": day})
-    return (name, city, day), [user(question), assistant(answer)]
+def row_to_json(rng: random.Random) -> tuple[Facts, Talk]:
+    fields = {"name": rng.choice(NAMES), "city": rng.choice(CITIES), "age": rng.randint(18, 89)}
+    order = rng.choice([("name", "city", "age"), ("name", "age", "city"), ("city", "name", "age")])
+    row = ",".join(str(fields[key]) for key in order)
+    question = f"Turn this row into JSON:\n{','.join(order)}\n{row}"
+    answer = json.dumps({key: fields[key] for key in order})
+    return tuple(fields.values()), [user(question), assistant(answer)]
 
 
 def reverse(rng: random.Random) -> tuple[Facts, Talk]:
@@ -204,7 +200,7 @@ TASKS: dict[Callable[[random.Random], tuple[Facts, Talk]], int] = {  # with thei
     greet: 2,
     greet_as_pirate: 2,
     remember: 3,
-    extract: 5,
+    row_to_json: 4,
     reverse: 4,
     reverse_then_pick: 3,
     convert: 3,
@@ -252,7 +248,7 @@ def refuse_leaks(made: dict[str, list[Talk]]) -> None:
 
 
 def train_tokenizer(folder: Path) -> None:
-    """Byte-level BPE of 512 tokens over the training split, one token a digit."""
+    """Byte-level BPE of 768 tokens over the training split, one token a digit."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -261,7 +257,7 @@ def train_tokenizer(folder: Path) -> None:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=512,
+        vocab_size=768,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

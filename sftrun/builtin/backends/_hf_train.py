@@ -13,6 +13,7 @@ import peft
 import torch
 import transformers
 from trl import SFTConfig, SFTTrainer
+from trl.trainer import utils as trl_utils
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 import sftrun
@@ -20,6 +21,9 @@ from sftrun.builtin.backends import _hf_model
 
 transformers.logging.set_verbosity_warning()
 datasets.disable_progress_bars()
+
+# trl 1.15 needs Triton for its head, which torch's CPU builds do not have; later versions do without
+HAS_FUSED_HEAD = trl_utils._ChunkedLogProbFunction is not None
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor", "sgd": "sgd"}
 SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -150,6 +154,19 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self.tokens += int(inputs["attention_mask"].sum())
         self.trained += int((inputs["labels"] != IGNORED).sum())
         return super().training_step(model, inputs, *args, **kwargs)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if HAS_FUSED_HEAD:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs, use_cache=False)
+        trained = labels[:, 1:] != IGNORED
+        picked, wanted = outputs.logits[:, :-1][trained].float(), labels[:, 1:][trained]
+        summed = torch.nn.functional.cross_entropy(picked, wanted, reduction="sum")
+        loss = summed / (wanted.numel() if num_items_in_batch is None else num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
