@@ -32,6 +32,7 @@ from sftrun.types import (
 )
 
 if TYPE_CHECKING:
+    from sftrun.data.hub import check_dataset
     from sftrun.data.store import cache_folder, read_samples, to_sample
     from sftrun.data.tokenizer import load_tokenizer
     from sftrun.flow import run
@@ -51,6 +52,7 @@ _LATE = {
     "read_samples": "sftrun.data.store",
     "to_sample": "sftrun.data.store",
     "cache_folder": "sftrun.data.store",
+    "check_dataset": "sftrun.data.hub",
 }
 
 
@@ -100,6 +102,7 @@ __all__ = [
     "UserError",
     "__version__",
     "cache_folder",
+    "check_dataset",
     "component",
     "create",
     "hookimpl",

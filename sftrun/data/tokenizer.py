@@ -96,26 +96,9 @@ def _local(name: str) -> Path:
 
 
 def _from_hub(model: ModelOptions) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from sftrun.data.hub import fetch
 
-    try:
-        return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=list(FILES)))
-    except GatedRepoError:
-        reason, hint = "is gated", "accept its licence on the Hub, then: hf auth login"
-    except RepositoryNotFoundError:
-        reason, hint = "is not on the Hub", "check the id; for a folder write ./…; for a private model: hf auth login"
-    except HFValidationError:
-        reason, hint = "is no id of the Hub", "write owner/name, or ./… for a folder"
-    except (LocalEntryNotFoundError, OSError) as error:
-        reason = f"cannot be fetched from the Hub ({type(error.__cause__ or error).__name__})"
-        hint = "check the network, or download the model and name its folder"
-    raise UserError(Problem(f"the model {model.name} {reason}", path=NAME, hint=hint))
+    return fetch(model.name, model.revision, FILES, NAME)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -36,9 +36,15 @@ def prepare(recipe: Recipe, run: RunDir, registry: Registry, emit: Emit) -> None
     if entry is None:
         entry = _make(recipe, line, key, emit)
     store.link(entry, run.prepared)
-    run.merge_json(
-        "lock.json", {"prepared": {"key": key, **parts}, "mask": run.read_json("prepared/proof.json")["hash"]}
-    )
+    facts = {"model": _model(recipe, line), "prepared": {"key": key, **parts}}
+    run.merge_json("lock.json", {**facts, "mask": run.read_json("prepared/proof.json")["hash"]})
+
+
+def _model(recipe: Recipe, line: Line) -> dict[str, Any]:
+    """The model's name, and its commit where it is of the Hub."""
+    folder = line.tokenizer.folder
+    commit = folder.name if folder.parent.name == "snapshots" else None
+    return {"name": recipe.model.name, "revision": recipe.model.revision, "commit": commit}
 
 
 def key_parts(recipe: Recipe, line: Line, registry: Registry) -> dict[str, Any]:

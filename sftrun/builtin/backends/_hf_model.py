@@ -69,13 +69,16 @@ def load_base(recipe: sftrun.Recipe) -> Any:
         )
         raise sftrun.UserError(problem)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            location, revision=recipe.model.revision or "main", dtype=dtype
-        )
+        model = transformers.AutoModelForCausalLM.from_pretrained(location, revision=_commit(recipe), dtype=dtype)
     except (OSError, ValueError) as error:
         message = f"the model {location} cannot be loaded: {str(error).splitlines()[0]}"
         raise sftrun.UserError(sftrun.Problem(message, path=("model", "name"))) from error
     return model.to(device())
+
+
+def _commit(recipe: sftrun.Recipe) -> str:
+    """The commit on the Hub whose tokenizer prepared the data; for a folder it means nothing."""
+    return sftrun.load_tokenizer(recipe.model).folder.name
 
 
 def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:

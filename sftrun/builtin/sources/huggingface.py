@@ -56,6 +56,7 @@ class Huggingface:
         import datasets
 
         o = self.options
+        sftrun.check_dataset(o.name, o.revision, ("source", "with", "name"))
         try:
             return datasets.load_dataset(o.name, o.config, split=split, revision=o.revision)
         except (OSError, ValueError) as error:
