@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sftrun.errors import Problem, RecipePath, UserError
 
-TIMEOUT = 5.0  # seconds; a library's own retries take minutes when nothing answers
+TIMEOUT = 4.0  # seconds; a library's own retries take minutes when nothing answers
 
 
 def fetch(name: str, revision: str | None, patterns: Sequence[str], path: RecipePath) -> Path:
