@@ -7,6 +7,7 @@ from typing import Literal
 from sftrun import rundir
 from sftrun.data.render import Renderer
 from sftrun.data.tokenizer import load_tokenizer
+from sftrun.errors import RowError, UserError
 from sftrun.options import as_use
 from sftrun.recipe.resolved import from_resolved
 from sftrun.registry import current
@@ -18,7 +19,7 @@ Answer = Callable[[Sequence[list[Message]], int, int], list[str]]
 def answerer(path: str | Path, which: Literal["base", "tuned"] = "tuned") -> Answer:
     """Loads a run's model; the result takes conversations, max_new_tokens and a batch size, and answers greedily.
 
-    Raises UserError where the run has no model.
+    Raises UserError where the run has no model, and for messages that the chat template refuses.
     """
     folder = rundir.open_run(Path(path))
     recipe = from_resolved((folder.path / "resolved.yaml").read_text("utf-8"))
@@ -27,7 +28,14 @@ def answerer(path: str | Path, which: Literal["base", "tuned"] = "tuned") -> Ans
     renderer = Renderer(tokenizer.template, eot_token=recipe.model.eot_token)
 
     def answer(talks: Sequence[list[Message]], max_new_tokens: int, batch_size: int) -> list[str]:
-        prompts = [encoding.ids for encoding in tokenizer.encode([renderer.prompt(talk) for talk in talks])]
+        prompts = [encoding.ids for encoding in tokenizer.encode([_prompt(renderer, talk) for talk in talks])]
         return [model.decode(ids).strip() for ids in model.generate(prompts, max_new_tokens, batch_size)]
 
     return answer
+
+
+def _prompt(renderer: Renderer, talk: list[Message]) -> str:
+    try:
+        return renderer.prompt(talk)
+    except RowError as error:
+        raise UserError(f"these messages cannot be answered: {error}: {str(talk)[:200]}") from error

@@ -42,7 +42,8 @@ def run(
         if recipe.exporters:
             staged(folder, emit, "export", lambda: export(folder, emit))
         staged(folder, emit, "report", lambda: report(recipe, folder))
-    rundir.point_latest(folder, Path(path).stem)
+        if out is None:
+            _point_latest(folder, Path(path).stem, emit)
     return folder
 
 
@@ -133,6 +134,13 @@ def staged(folder: RunDir, emit: Emit, name: str, work: Callable[[], None]) -> N
     seconds = round(time.monotonic() - started, 2)
     folder.stage(name, "done", seconds=seconds)
     emit({"event": "stage", "stage": name, "status": "done", "seconds": seconds})
+
+
+def _point_latest(folder: RunDir, stem: str, emit: Emit) -> None:
+    try:
+        rundir.point_latest(folder, stem)
+    except OSError as error:  # a file system without links: the run itself is whole
+        emit({"event": "warning", "message": f"no link {stem}-latest could be made: {error}"})
 
 
 @contextlib.contextmanager

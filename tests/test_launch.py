@@ -1,0 +1,50 @@
+"""A worker process: its events reach the parent, and its end is explained."""
+
+from pathlib import Path
+
+import pytest
+
+from sftrun import UserError
+from sftrun.launch import WorkerError, work
+from sftrun.options import parse
+from sftrun.recipe.model import Recipe
+from sftrun.recipe.resolved import normal, resolved_yaml
+from sftrun.rundir import RunDir
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    recipe = parse({"model": {"name": "sftrun/tiny"}, "source": "jsonl", "seed": 7}, Recipe)
+    folder = RunDir(tmp_path)
+    folder.write("resolved.yaml", resolved_yaml(normal(recipe)))
+    return folder
+
+
+def test_events_reach_the_parent(run):
+    seen = []
+    work("workers:report", run, seen.append)
+    assert seen == [{"event": "step", "seed": 7}]
+
+
+def test_what_the_user_can_fix_keeps_its_place_and_its_hint(run):
+    with pytest.raises(UserError) as raised:
+        work("workers:user_error", run, print)
+    (problem,) = raised.value.problems
+    assert (problem.message, problem.path, problem.hint) == ("too hot", ("train", "precision"), "cool it")
+
+
+@pytest.mark.parametrize("how", ["memory", "killed"])
+def test_running_out_of_memory_is_explained_with_what_to_change(run, how):
+    with pytest.raises(UserError, match="train.batch_size"):
+        work(f"workers:{how}", run, print)
+
+
+def test_a_bug_comes_with_its_traceback(run):
+    with pytest.raises(WorkerError, match="ZeroDivisionError: a bug of ours"):
+        work("workers:bug", run, print)
+
+
+def test_a_crash_comes_with_the_last_lines_of_the_log(run):
+    with pytest.raises(WorkerError, match="a library's last words"):
+        work("workers:crashed", run, print)
