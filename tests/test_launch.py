@@ -36,7 +36,7 @@ def test_what_the_user_can_fix_keeps_its_place_and_its_hint(run):
 
 @pytest.mark.parametrize("how", ["memory", "killed"])
 def test_running_out_of_memory_is_explained_with_what_to_change(run, how):
-    with pytest.raises(UserError, match="train.batch_size"):
+    with pytest.raises(UserError, match=r"train\.batch_size"):
         work(f"workers:{how}", run, print)
 
 

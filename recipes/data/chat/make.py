@@ -97,7 +97,7 @@ def remember(rng: random.Random) -> tuple[Facts, Talk]:
 
 def row_to_json(rng: random.Random) -> tuple[Facts, Talk]:
     fields = {"name": rng.choice(NAMES), "city": rng.choice(CITIES), "age": rng.randint(18, 89)}
-    order = rng.choice([("name", "city", "age"), ("name", "age", "city"), ("city", "name", "age")])
+    order = rng.choice([("name", "city", "age"), ("name", "age", "city")])
     row = ",".join(str(fields[key]) for key in order)
     question = f"Turn this row into JSON:\n{','.join(order)}\n{row}"
     answer = json.dumps({key: fields[key] for key in order})
@@ -106,8 +106,8 @@ def row_to_json(rng: random.Random) -> tuple[Facts, Talk]:
 
 def reverse(rng: random.Random) -> tuple[Facts, Talk]:
     fruit = rng.sample(FRUIT, rng.randint(3, 4))
-    question = rng.choice(["Reverse this list: {}", "Write this list backwards: {}"]).format(", ".join(fruit))
-    return tuple(fruit), [user(question), assistant(f"Reversed: {', '.join(reversed(fruit))}")]
+    question = rng.choice(["Reverse these words: {}", "Write these words backwards: {}"]).format(" ".join(fruit))
+    return tuple(fruit), [user(question), assistant(f"Reversed: {' '.join(reversed(fruit))}")]
 
 
 def reverse_then_pick(rng: random.Random) -> tuple[Facts, Talk]:
@@ -200,9 +200,9 @@ TASKS: dict[Callable[[random.Random], tuple[Facts, Talk]], int] = {  # with thei
     greet: 2,
     greet_as_pirate: 2,
     remember: 3,
-    row_to_json: 4,
-    reverse: 4,
-    reverse_then_pick: 3,
+    row_to_json: 6,
+    reverse: 5,
+    reverse_then_pick: 4,
     convert: 3,
     convert_twice: 3,
     judge: 3,
