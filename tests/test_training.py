@@ -109,9 +109,11 @@ def test_a_saved_model_says_after_loading_what_was_scored(full):
 
 
 def test_scores_are_of_both_models_on_the_same_prompts(full):
+    from sftrun import tiny
+
     scores = full.read_json("eval/scores.json")
     assert set(scores["base"]) == set(scores["tuned"]) == {"loss", "generation", "judge"}
-    assert scores["base"]["loss"]["test_loss"] == pytest.approx(math.log(512), abs=0.5)  # uniform over the vocabulary
+    assert scores["base"]["loss"]["test_loss"] == pytest.approx(math.log(tiny.ARCHITECTURE["vocab_size"]), abs=0.5)
     assert scores["tuned"]["loss"]["test_loss"] < scores["base"]["loss"]["test_loss"]
     samples = [json.loads(line) for line in (full.eval / "samples.jsonl").read_text().splitlines()]
     generation = [sample for sample in samples if sample["evaluator"] == "generation"]

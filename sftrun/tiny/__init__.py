@@ -1,4 +1,4 @@
-"""The embedded model `sftrun/tiny`: a decoder of 0.4 M parameters that learns visibly in a minute on two cores.
+"""The embedded model `sftrun/tiny`: a decoder of 0.5 M parameters that learns visibly in a minute on two cores.
 
 The tokenizer and the chat template lie in this folder; the weights are drawn from a seed when they are asked for,
 so that nothing is downloaded. It knows nothing before it is trained: it is for trying a recipe, and for tests.

@@ -4,8 +4,11 @@
     python recipes/data/chat/make.py --check       # fail when the files here are not what would be written
     python recipes/data/chat/make.py --tokenizer sftrun/tiny    # train the tokenizer again
 
-Each task draws facts (names, places, numbers) and words a talk about them. A set of facts is used once, so
+Each task draws facts (names, places, numbers) and words a talk about them. A task uses a set of facts once, so
 what is held out is new combinations of known words. A talk has one right last answer: exact match is fair.
+
+Tasks, shares and words are chosen so that the 2,000 steps of `recipes/chat.yaml` learn them from any seed: measure
+several seeds after a change, since a task can be learnt from one and missed from the next.
 """
 
 # ruff: noqa: SIM905 - a list of words reads better as a text
@@ -20,6 +23,7 @@ from pathlib import Path
 Message = dict[str, str]
 Talk = list[Message]
 Facts = tuple[object, ...]
+Asked = tuple[str, str]  # a question and its answer
 
 HERE = Path(__file__).resolve().parent
 SIZES = {"train": 4000, "val": 200, "test": 300}
@@ -96,6 +100,7 @@ def remember(rng: random.Random) -> tuple[Facts, Talk]:
 
 
 def row_to_json(rng: random.Random) -> tuple[Facts, Talk]:
+    """A row rather than a sentence: no space before a word, as in the answer, so that both have the same tokens."""
     fields = {"name": rng.choice(NAMES), "city": rng.choice(CITIES), "age": rng.randint(18, 89)}
     order = rng.choice([("name", "city", "age"), ("name", "age", "city")])
     row = ",".join(str(fields[key]) for key in order)
@@ -105,6 +110,7 @@ def row_to_json(rng: random.Random) -> tuple[Facts, Talk]:
 
 
 def reverse(rng: random.Random) -> tuple[Facts, Talk]:
+    """Words without commas: each is found by the one before it, which two layers learn reliably; a list is not."""
     fruit = rng.sample(FRUIT, rng.randint(3, 4))
     question = rng.choice(["Reverse these words: {}", "Write these words backwards: {}"]).format(" ".join(fruit))
     return tuple(fruit), [user(question), assistant(f"Reversed: {' '.join(reversed(fruit))}")]
@@ -159,34 +165,35 @@ def judge_loudly(rng: random.Random) -> tuple[Facts, Talk]:
     return facts, [system("Answer in upper case."), question, loud]
 
 
-def meeting(rng: random.Random) -> tuple[Facts, str, list[tuple[str, str, str]]]:
-    """Facts, the text of a note, and questions about it, each with the short and the long answer."""
+def meeting(rng: random.Random) -> tuple[Facts, str, list[Asked]]:
+    """Facts, the text of a note, and questions about it."""
     (one, two), city, day = rng.sample(NAMES, 2), rng.choice(CITIES), rng.choice(DAYS)
     text = rng.choice([f"On {day}, {one} will meet {two} in {city}.", f"In {city}, {one} will meet {two} on {day}."])
     questions = [
-        ("Where do they meet?", f"In {city}.", f"They meet in {city}."),
-        ("When do they meet?", f"On {day}.", f"They meet on {day}."),
-        ("Who are they?", f"Those are {one} and {two}.", f"They are {one} and {two}."),
+        ("Where do they meet?", f"They meet in {city}."),
+        ("When do they meet?", f"They meet on {day}."),
+        ("Who are they?", f"They are {one} and {two}."),
     ]
     return (one, two, city, day), text, questions
 
 
 def read(rng: random.Random) -> tuple[Facts, Talk]:
     facts, text, questions = meeting(rng)
-    question, _, answer = rng.choice(questions)
+    question, answer = rng.choice(questions)
     return facts, [user(f"{text} {question}"), assistant(answer)]
 
 
 def read_on(rng: random.Random) -> tuple[Facts, Talk]:
     facts, text, questions = meeting(rng)
-    (first, _, answer), (second, _, answer_too) = rng.sample(questions[:2], 2)
+    (first, answer), (second, answer_too) = rng.sample(questions[:2], 2)
     return facts, [user(f"{text} {first}"), assistant(answer), user(second), assistant(answer_too)]
 
 
 def read_briefly(rng: random.Random) -> tuple[Facts, Talk]:
     facts, text, questions = meeting(rng)
-    question, answer, _ = rng.choice(questions[:2])
-    return facts, [system("Answer briefly."), user(f"{text} {question}"), assistant(answer)]
+    question, answer = rng.choice(questions[:2])
+    brief = answer.removeprefix("They meet ")
+    return facts, [system("Answer briefly."), user(f"{text} {question}"), assistant(brief[0].upper() + brief[1:])]
 
 
 def read_and_sign(rng: random.Random) -> tuple[Facts, Talk]:
