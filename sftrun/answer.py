@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sftrun import rundir
-from sftrun.data.render import Renderer
-from sftrun.data.tokenizer import load_tokenizer
 from sftrun.errors import RowError, UserError
+from sftrun.flow import ready
 from sftrun.options import as_use
 from sftrun.recipe.resolved import from_resolved
 from sftrun.registry import current
 from sftrun.types import Message
+
+if TYPE_CHECKING:
+    from sftrun.data.render import Renderer
 
 Answer = Callable[[Sequence[list[Message]], int, int], list[str]]
 
@@ -23,6 +25,10 @@ def answerer(path: str | Path, which: Literal["base", "tuned"] = "tuned") -> Ans
     """
     folder = rundir.open_run(Path(path))
     recipe = from_resolved((folder.path / "resolved.yaml").read_text("utf-8"))
+    ready(recipe, ("backend",))
+    from sftrun.data.render import Renderer
+    from sftrun.data.tokenizer import load_tokenizer
+
     model = current().create("backend", as_use(recipe.backend)).load(recipe, folder.path, which)
     tokenizer = load_tokenizer(recipe.model)
     renderer = Renderer(tokenizer.template, eot_token=recipe.model.eot_token)
@@ -34,7 +40,7 @@ def answerer(path: str | Path, which: Literal["base", "tuned"] = "tuned") -> Ans
     return answer
 
 
-def _prompt(renderer: Renderer, talk: list[Message]) -> str:
+def _prompt(renderer: "Renderer", talk: list[Message]) -> str:
     try:
         return renderer.prompt(talk)
     except RowError as error:

@@ -9,13 +9,17 @@ import msgspec
 
 from sftrun import lock, rundir
 from sftrun.errors import Problem, UserError
-from sftrun.options import as_use
-from sftrun.recipe.model import Recipe
+from sftrun.hookspecs import KINDS
+from sftrun.need import missing
+from sftrun.recipe.model import Recipe, components
 from sftrun.recipe.nodes import Document
 from sftrun.recipe.validate import Loaded, from_resolved, read, resolved_yaml
 from sftrun.registry import current
 from sftrun.rundir import RunDir
 from sftrun.types import Emit
+
+DATA_LINE = ("source", "transform", "formatter", "masker")
+PACKAGES = ("jinja2", "numpy", "pyarrow", "tokenizers")  # of the data line; what else is needed, components say
 
 
 def run(
@@ -28,13 +32,13 @@ def run(
 
     Raises UserError for all that the user can fix, with file and line.
     """
-    from sftrun.stages.evaluate import evaluate
-    from sftrun.stages.export import export
-    from sftrun.stages.prepare import prepare
-    from sftrun.stages.report import report
-    from sftrun.stages.train import train
-
     with started(path, overrides, out, watch) as (recipe, folder, emit):
+        from sftrun.stages.evaluate import evaluate
+        from sftrun.stages.export import export
+        from sftrun.stages.prepare import prepare
+        from sftrun.stages.report import report
+        from sftrun.stages.train import train
+
         staged(folder, emit, "prepare", lambda: prepare(recipe, folder, current(), emit))
         staged(folder, emit, "train", lambda: train(folder, emit))
         if recipe.evaluators:
@@ -51,22 +55,23 @@ def prepare_only(
     path: str | Path, overrides: Sequence[str] = (), out: str | Path | None = None, watch: Emit = lambda event: None
 ) -> RunDir:
     """The first stage alone; raises UserError as `run` does."""
-    from sftrun.stages.prepare import prepare
+    with started(path, overrides, out, watch, DATA_LINE) as (recipe, folder, emit):
+        from sftrun.stages.prepare import prepare
 
-    with started(path, overrides, out, watch) as (recipe, folder, emit):
         staged(folder, emit, "prepare", lambda: prepare(recipe, folder, current(), emit))
     return folder
 
 
 def evaluate_again(path: str | Path, watch: Emit = lambda event: None) -> RunDir:
     """The evaluators of an existing run directory, and a new report; raises UserError where there is no model."""
-    from sftrun.stages.evaluate import evaluate
-    from sftrun.stages.report import report
-
     folder = rundir.open_run(Path(path))
     recipe = from_resolved((folder.path / "resolved.yaml").read_text("utf-8"))
     if not recipe.evaluators:
         raise UserError(f"the recipe of {path} names no evaluators", hint="add some, and run it again")
+    ready(recipe, ("backend", "evaluator"))
+    from sftrun.stages.evaluate import evaluate
+    from sftrun.stages.report import report
+
     emit = recorder(folder, watch)
     staged(folder, emit, "evaluate", lambda: evaluate(folder, emit))
     staged(folder, emit, "report", lambda: report(recipe, folder))
@@ -75,12 +80,16 @@ def evaluate_again(path: str | Path, watch: Emit = lambda event: None) -> RunDir
 
 @contextlib.contextmanager
 def started(
-    path: str | Path, overrides: Sequence[str], out: str | Path | None, watch: Emit
+    path: str | Path,
+    overrides: Sequence[str],
+    out: str | Path | None,
+    watch: Emit,
+    kinds: Sequence[str] = KINDS,
 ) -> Iterator[tuple[Recipe, RunDir, Emit]]:
     """A validated recipe and its new run directory; what fails meanwhile is given its place in the recipe."""
     loaded = read(path, overrides)
     with explained(loaded.document):
-        warnings = [*loaded.warnings, *ready(loaded.recipe)]
+        warnings = [*loaded.warnings, *ready(loaded.recipe, kinds)]
         folder = begin(loaded, path, overrides, out)
         emit = recorder(folder, watch)
         for warning in warnings:
@@ -88,14 +97,16 @@ def started(
         yield loaded.recipe, folder, emit
 
 
-def ready(recipe: Recipe) -> list[Problem]:
-    """Warnings of the components about this machine; raises UserError where one of them says that it cannot work."""
-    registry = current()
-    named = {"source": [recipe.source], "transform": recipe.transforms, "formatter": [recipe.formatter]}
-    named |= {"masker": [recipe.masker], "backend": [recipe.backend]}
-    named |= {"evaluator": recipe.evaluators, "exporter": recipe.exporters}
-    made = [registry.create(kind, as_use(use)) for kind, uses in named.items() for use in uses]
-    problems = [problem for item in made if hasattr(item, "ready") for problem in item.ready(recipe)]
+def ready(recipe: Recipe, kinds: Sequence[str] = KINDS) -> list[Problem]:
+    """Warnings of components of some kinds about this machine; raises UserError where one says that it cannot work.
+
+    Nothing heavy may be imported before it: it says which package is missing.
+    """
+    problems = list(missing(*PACKAGES, extra="train", path=("model",), why="reading text as tokens"))
+    for kind, use in components(recipe):
+        item = current().create(kind, use)
+        if kind in kinds and hasattr(item, "ready"):
+            problems += item.ready(recipe)
     if any(problem.severity == "error" for problem in problems):
         raise UserError(problems)
     return problems

@@ -8,8 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sftrun.options import as_use
-from sftrun.recipe.model import Recipe
+from sftrun.recipe.model import Recipe, components
 from sftrun.registry import Registry
 
 PACKAGES = (
@@ -44,13 +43,9 @@ def _version(name: str) -> str | None:
 
 
 def _plugins(recipe: Recipe, registry: Registry) -> Iterator[dict[str, str]]:
-    named = {"source": [recipe.source], "transform": recipe.transforms, "formatter": [recipe.formatter]}
-    named |= {"masker": [recipe.masker], "backend": [recipe.backend]}
-    named |= {"evaluator": recipe.evaluators, "exporter": recipe.exporters}
-    for kind, uses in named.items():
-        for use in uses:
-            item = registry.get(kind, as_use(use).use)
-            yield {"kind": kind, "name": item.name, "distribution": item.distribution, "version": item.version}
+    for kind, use in components(recipe):
+        item = registry.get(kind, use.use)
+        yield {"kind": kind, "name": item.name, "distribution": item.distribution, "version": item.version}
 
 
 def _hardware() -> dict[str, Any]:

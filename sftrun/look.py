@@ -2,19 +2,26 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sftrun.data.pipeline import Item, Line
 from sftrun.errors import UserError
-from sftrun.flow import explained, ready
+from sftrun.flow import DATA_LINE, explained, ready
 from sftrun.recipe.validate import read
 from sftrun.registry import current
 
+if TYPE_CHECKING:
+    from sftrun.data.pipeline import Item
 
-def inspect(path: str | Path, overrides: Sequence[str] = (), split: str = "train", origin: str = "") -> Iterator[Item]:
+
+def inspect(
+    path: str | Path, overrides: Sequence[str] = (), split: str = "train", origin: str = ""
+) -> "Iterator[Item]":
     """The samples of a split, or the one that came from `origin`; raises UserError at the end for bad rows."""
     loaded = read(path, overrides)
     with explained(loaded.document):
-        ready(loaded.recipe)
+        ready(loaded.recipe, DATA_LINE)
+        from sftrun.data.pipeline import Line
+
         line = Line(loaded.recipe, current())
         if split not in line.source.splits():
             raise UserError(f"the data has no split {split}; it has {', '.join(line.source.splits())}")

@@ -22,9 +22,9 @@ LAYERS = [
     {"registry"},
     {"recipe"},
     {"data", "rundir", "lock", "report"},
-    {"launch", "stages", "answer"},
+    {"launch", "stages"},
     {"flow"},
-    {"look", "testing"},
+    {"answer", "look", "testing"},
     {"cli"},
 ]
 HEAVY = {"torch", "transformers", "datasets", "numpy", "trl", "peft", "pyarrow", "tokenizers", "pandas", "accelerate"}

@@ -66,6 +66,15 @@ def test_without_it_the_recipe_says_what_to_install(bare):
         assert f"error: unknown {kind} '{name}'; it comes with sftrun-example: pip install sftrun-example" in said
 
 
+@pytest.mark.parametrize("command", ["run", "prepare", "inspect"])
+def test_without_the_extra_every_command_says_what_to_install(light, command, tmp_path):
+    said = sftrun_in(light, command, RECIPE, *([] if command == "inspect" else ["--out", tmp_path / "out"]), code=1)
+    assert "reading text as tokens needs jinja2, numpy, pyarrow, tokenizers: not installed" in said.stderr
+    assert "pip install 'sftrun[train]'" in said.stderr
+    assert ("the backend hf needs torch" in said.stderr) == (command == "run")
+    assert not (tmp_path / "out").exists()
+
+
 def test_its_recipe_is_valid_without_torch(light):
     assert light.run("-c", "import torch").returncode == 1
     assert sftrun_in(light, "validate", RECIPE.parent).stderr == "1 recipe: 1 fine\n"

@@ -1,8 +1,9 @@
 """The typed recipe: every key, its type, its default and its description, once."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from sftrun.options import Meta, NameOrPath, Options, Use, component
+from sftrun.options import Meta, NameOrPath, Options, Use, as_use, component
 
 Strategy = Literal["no", "steps", "epoch"]
 Count = Annotated[int, Meta(ge=1)]
@@ -142,3 +143,12 @@ class Recipe(Options):
         list[str | Use], component("exporter"), Meta(description="What is made of the result for deployment.")
     ] = []
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1, description="Seed of everything that is random.")] = 0
+
+
+def components(recipe: Recipe) -> Iterator[tuple[str, Use]]:
+    """Every component that a recipe names, with its kind, in the order in which they work."""
+    kinds = ("source", "transforms", "formatter", "masker", "backend", "evaluators", "exporters")
+    for key in kinds:
+        value = getattr(recipe, key)
+        for named in value if isinstance(value, list) else [value]:
+            yield key.removesuffix("s"), as_use(named)
