@@ -40,6 +40,7 @@ def run(
         from sftrun.stages.train import train
 
         staged(folder, emit, "prepare", lambda: prepare(recipe, folder, current(), emit))
+        fit(recipe, folder)
         staged(folder, emit, "train", lambda: train(folder, emit))
         if recipe.evaluators:
             staged(folder, emit, "evaluate", lambda: evaluate(folder, emit))
@@ -110,6 +111,14 @@ def ready(recipe: Recipe, kinds: Sequence[str] = KINDS) -> list[Problem]:
     if any(problem.severity == "error" for problem in problems):
         raise UserError(problems)
     return problems
+
+
+def fit(recipe: Recipe, folder: RunDir) -> None:
+    """Raises UserError where a component cannot work with what was prepared: now, not after hours of training."""
+    made = [current().create(kind, use) for kind, use in components(recipe)]
+    problems = [found for item in made if hasattr(item, "prepared") for found in item.prepared(recipe, folder.path)]
+    if problems:
+        raise UserError(problems)
 
 
 def begin(loaded: Loaded, path: str | Path, overrides: Sequence[str], out: str | Path | None) -> RunDir:

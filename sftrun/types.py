@@ -200,3 +200,6 @@ class Checks(Protocol):
 
     def ready(self, recipe: "Recipe") -> Iterable[Problem]:
         """Problems on this machine (a file or a package that is missing), said before a run starts."""
+
+    def prepared(self, recipe: "Recipe", run: Path) -> Iterable[Problem]:
+        """Problems with the prepared data in `run`, said before anything is trained."""

@@ -229,3 +229,21 @@ def test_eval_scores_a_run_again_to_the_same_numbers(full, sftrun):
     said = sftrun("eval", full.path, "--json")
     assert said.code == 0, said.err
     assert json.loads(said.out) == before
+
+
+def test_a_few_rows_without_a_validation_split_train_and_it_is_said(sftrun, write, tmp_path):
+    recipe = write(ROWS[:3], tuning={"mode": "full"}, train={"epochs": 1, "save_strategy": "no"}, source_options={})
+    said = sftrun(recipe, "--set", "source.with.val_share=1e-9", "--out", tmp_path / "out")
+    assert said.code == 0, said.err
+    assert "warning: there are no validation rows" in said.err
+    assert (tmp_path / "out/model/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("split", [None, "test"])
+def test_prompts_that_are_not_there_are_missed_before_training(sftrun, write, tmp_path, split):
+    evaluators = [{"use": "generation", "with": {"split": split}}]
+    said = sftrun(write(ROWS[:3], evaluators=evaluators), "--out", tmp_path / "out")
+    assert said.code == 1
+    assert "no held-out prompts to answer: the data have no rows in " in said.err
+    assert "recipe.yaml:" in said.err
+    assert not (tmp_path / "out/model").exists()

@@ -119,6 +119,8 @@ def _split(line: Line, split: str, making: Path, proof: Proof) -> None:
         if split != "train":
             prompts.append(_prompt(line, item))
     proof.finish(split, writer.close())
+    if not writer.rows:
+        (making / f"{split}.arrow").unlink()
     if prompts:
         store.write_lines(making / f"prompts-{split}.jsonl", prompts)
 

@@ -40,6 +40,9 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit) -> None:
     tokens = transformers.AutoTokenizer.from_pretrained(sftrun.load_tokenizer(recipe.model).folder)
     _check_tokenizer(tokens, run, emit)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)
+    if recipe.train.eval_strategy != "no" and "val" not in samples:
+        message = "there are no validation rows, so no validation loss is computed (train.eval_strategy)"
+        emit({"event": "warning", "message": message})
     trainer = Trainer(
         emit,
         model=model,

@@ -1,6 +1,7 @@
 """Answers of a model to held-out prompts, for evaluators that compare them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import sftrun
@@ -21,15 +22,18 @@ class AnswerOptions(sftrun.Options):
     batch_size: Annotated[int, sftrun.Meta(ge=1, description="Prompts answered at a time.")] = 16
 
 
+def unanswerable(options: AnswerOptions, run: Path) -> Iterator[sftrun.Problem]:
+    """A problem where the data have no prompts of the split that is asked for."""
+    there = [split for split in ("test", "val") if (run / "prepared" / f"prompts-{split}.jsonl").is_file()]
+    if not there or (options.split and options.split not in there):
+        message = f"no held-out prompts to answer: the data have no rows in {options.split or 'test or val'}"
+        hint = "add a test.jsonl, raise the source's val_share, or leave the evaluator out"
+        yield sftrun.Problem(message, path=("evaluators",), hint=hint)
+
+
 def pick(options: AnswerOptions, prompts: Mapping[str, Sequence[sftrun.Prompt]]) -> Sequence[sftrun.Prompt]:
-    """The prompts that the options ask for; raises UserError where there are none."""
-    split = options.split or ("test" if "test" in prompts else "val")
-    if not prompts.get(split):
-        there = ", ".join(prompts) or "none"
-        raise sftrun.UserError(
-            f"no held-out prompts in the split {split} (there are: {there})", hint="add a test.jsonl"
-        )
-    return prompts[split][: options.limit]
+    """The prompts that the options ask for."""
+    return prompts[options.split or ("test" if "test" in prompts else "val")][: options.limit]
 
 
 def answer(options: AnswerOptions, model: sftrun.Model, prompts: Sequence[sftrun.Prompt]) -> list[str]:

@@ -1,6 +1,7 @@
 """Evaluator `generation`: greedy answers to held-out prompts, compared with the references."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import sftrun
@@ -30,6 +31,9 @@ class Generation:
     def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         for package in sorted({_overlap.PACKAGES[name] for name in self.options.metrics if name in _overlap.PACKAGES}):
             yield from sftrun.missing(package, extra="eval", path=("evaluators",), why="the evaluator generation")
+
+    def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterator[sftrun.Problem]:
+        return _answers.unanswerable(self.options, run)
 
     def score(self, model: sftrun.Model, prompts: Mapping[str, Sequence[sftrun.Prompt]]) -> sftrun.Scores:
         asked = _answers.pick(self.options, prompts)

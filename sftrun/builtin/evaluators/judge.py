@@ -1,6 +1,7 @@
 """Evaluator `judge`: a judge grades every answer to held-out prompts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import sftrun
@@ -28,6 +29,9 @@ class JudgeEvaluator:
     def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
         ready = getattr(self.judge, "ready", None)
         return ready(recipe) if ready else ()
+
+    def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterator[sftrun.Problem]:
+        return _answers.unanswerable(self.options, run)
 
     def score(self, model: sftrun.Model, prompts: Mapping[str, Sequence[sftrun.Prompt]]) -> sftrun.Scores:
         asked = _answers.pick(self.options, prompts)
