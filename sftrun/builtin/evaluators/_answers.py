@@ -32,8 +32,11 @@ def unanswerable(options: AnswerOptions, run: Path) -> Iterator[sftrun.Problem]:
 
 
 def pick(options: AnswerOptions, prompts: Mapping[str, Sequence[sftrun.Prompt]]) -> Sequence[sftrun.Prompt]:
-    """The prompts that the options ask for."""
-    return prompts[options.split or ("test" if "test" in prompts else "val")][: options.limit]
+    """The prompts that the options ask for; raises UserError where there are none."""
+    split = options.split or ("test" if "test" in prompts else "val")
+    if not prompts.get(split):
+        raise sftrun.UserError(f"there are no held-out prompts in {split}", hint="add a test.jsonl")
+    return prompts[split][: options.limit]
 
 
 def answer(options: AnswerOptions, model: sftrun.Model, prompts: Sequence[sftrun.Prompt]) -> list[str]:
