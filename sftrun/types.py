@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from sftrun.recipe.model import Recipe
 
 Message = dict[str, Any]
-"""One message in the OpenAI chat shape: `role`, `content`, and what else the template reads."""
+"""One message in the OpenAI chat shape: `role`, `content`, and what else the template reads.
+
+`train`, true or false, says whether the message is to be trained on; it is for maskers, and no template sees it.
+"""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -30,12 +33,20 @@ class BadRow(msgspec.Struct, frozen=True):
 
 
 class Conversation(msgspec.Struct, frozen=True):
-    """Messages for a chat template, with what else that template is given."""
+    """Messages for a chat template, with what else that template is given.
+
+    With `plain`, no template is used: the contents of the messages are joined as they are, between the
+    tokenizer's BOS (where it adds one) and its EOS; the text of the last message, and EOS, are generated.
+    """
 
     messages: list[Message]
     origin: str = ""
     tools: list[dict[str, Any]] | None = None
     template_kwargs: dict[str, Any] = {}
+    plain: bool = False
+
+
+Part = Literal["content", "reasoning", "tool_calls"]
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -43,7 +54,9 @@ class Span(msgspec.Struct, frozen=True):
 
     `message` is the index of the message it comes from, -1 for the template's own text, whose role is
     `template`. `generated` is true for what the model has to emit at inference: the text of an assistant's
-    answer and, as a span of its own with `end_of_turn` set, the token that ends it.
+    answer and, as a span of its own with `end_of_turn` set, the token that ends it. `part` is the field of the
+    message that the text of a generated span belongs to, with the marks that the template writes around it.
+    `train` is what the message says of itself, None where it says nothing.
     """
 
     start: int
@@ -52,6 +65,8 @@ class Span(msgspec.Struct, frozen=True):
     role: str
     generated: bool = False
     end_of_turn: bool = False
+    part: Part = "content"
+    train: bool | None = None
 
 
 class Rendered(msgspec.Struct, frozen=True):
@@ -95,6 +110,20 @@ class Scores(msgspec.Struct, frozen=True):
 Note = Callable[[str, Literal["dropped", "changed"], str], None]
 """`note(origin, action, reason)`: writes to the ledger what a transform did to a row."""
 
+
+class Context(msgspec.Struct, frozen=True):
+    """What a transform works in: the split at hand, the recipe's seed, and a way to see the other splits.
+
+    `conversations(split)` yields the conversations of another split as they reach this transform.
+    """
+
+    split: str
+    splits: Sequence[str]
+    seed: int
+    note: Note
+    conversations: Callable[[str], Iterator[Conversation]]
+
+
 Emit = Callable[[dict[str, Any]], None]
 """Sends one event (a JSON object with the key `event`) to the parent process."""
 
@@ -118,8 +147,8 @@ class Source(Protocol):
 class Transform(Protocol):
     """Conversations in; fewer, more or changed ones out."""
 
-    def apply(self, conversations: Iterable[Conversation], note: Note) -> Iterator[Conversation]:
-        """Yields what is kept, and notes every conversation that it drops or changes."""
+    def apply(self, conversations: Iterable[Conversation], context: Context) -> Iterator[Conversation]:
+        """Yields what is kept, and notes every conversation that it drops or changes: `context.note(…)`."""
 
 
 class Formatter(Protocol):
@@ -130,10 +159,18 @@ class Formatter(Protocol):
 
 
 class Masker(Protocol):
-    """Says which spans are trained."""
+    """Says which spans are trained.
+
+    It may have a second method, `narrow(text: str) -> Sequence[tuple[int, int]]`: given the text of a chosen
+    span, the stretches `[start, end)` of it that are trained. Without it the whole span is. A third,
+    `reads_train`, true where it acts on `Span.train`; without it, rows that carry such flags are refused.
+    """
 
     def choose(self, spans: Sequence[Span]) -> Sequence[bool]:
-        """One flag a span, in order."""
+        """One flag a span, in order.
+
+        It may depend on anything but `start` and `end`: conversations of one shape are asked about once.
+        """
 
 
 class Model(Protocol):

@@ -183,10 +183,10 @@ def test_a_masker_may_train_other_roles_where_that_is_meant():
 def each(change, noting=None):
     """A transform that changes every conversation, and notes what it is told to."""
 
-    def apply(conversations, note):
+    def apply(conversations, context):
         for talk in conversations:
             if noting:
-                note(*noting(talk))
+                context.note(*noting(talk))
             yield from change(talk)
 
     return Fake(apply=apply)

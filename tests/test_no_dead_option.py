@@ -79,6 +79,7 @@ PREPARED = {
     "data.on_bad_row": "skip",
     "data.on_too_long": "truncate",
     "data.max_lost": 0,
+    "expect_mask": "0" * 64,
     "transforms": [{"use": "style", "with": {"prompt": "Be kind."}}],
     "formatter": {"use": "chat", "with": {"fields": {"user": "q", "assistant": "a"}}},
     "source jsonl: path": "other",
@@ -94,6 +95,7 @@ ELSEWHERE = {
     "extends": "test_recipe_load.py: another file is merged in",
     "source": "test_plugin_example.py and PREPARED: rows come from what it names",
     "masker": "test_plugin_example.py: another masker trains other spans",
+    "packing.strategy": "test_packing.py: rows share sequences",
     "backend": "test_registry.py: an unknown backend is an error",
     "evaluators": "test_training.py: each of them scores",
     "exporters": "test_training.py: each of them writes",
@@ -214,7 +216,7 @@ def test_a_data_option_changes_what_is_prepared(leaf, tmp_path, monkeypatch):
         changed = {"transforms": [{"use": "style", "with": {**STYLE["with"], option: PREPARED[leaf]}}]}
     seen = [prepared(tmp_path, "before", base, rows), prepared(tmp_path, "after", changed, rows)]
     assert seen[0] != seen[1]
-    assert not isinstance(seen[1], str) or leaf == "data.max_lost", seen[1]
+    assert not isinstance(seen[1], str) or leaf in ("data.max_lost", "expect_mask"), seen[1]
 
 
 def test_a_revision_is_the_one_that_is_loaded(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from sftrun.errors import Place, Problem, RowError, UserError
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry
-from sftrun.types import BadRow, Conversation, Note, Rendered, Sample
+from sftrun.types import BadRow, Context, Conversation, Rendered, Sample
 
 BATCH = 512
 
@@ -49,10 +49,25 @@ class Line:
 
     def samples(self, split: str) -> Iterator[Item]:
         """Every sample of a split that can be trained on; what cannot is in the ledger or in `problems`."""
-        conversations: Iterable[Conversation] = self._conversations(split)
-        for use, transform in zip(self.recipe.transforms, self.transforms, strict=True):
-            conversations = _applied(as_use(use).use, transform, conversations, self._note(split))
+        conversations = self._transformed(split, len(self.transforms), self.add)
         yield from self._encoded(self._rendered(conversations, split), split)
+
+    def _transformed(self, split: str, count: int, add: Callable[[Entry], None]) -> Iterable[Conversation]:
+        """The conversations of a split after the first `count` transforms."""
+        conversations: Iterable[Conversation] = self._conversations(split)
+        for index in range(count):
+            use = as_use(self.recipe.transforms[index])
+            conversations = _applied(use.use, self.transforms[index], conversations, self._context(split, index, add))
+        return conversations
+
+    def _context(self, split: str, index: int, add: Callable[[Entry], None]) -> Context:
+        def note(origin: str, action: Any, reason: str) -> None:
+            add(Entry(split, origin, action, reason))
+
+        def others(other: str) -> Iterator[Conversation]:
+            return iter(self._transformed(other, index, lambda entry: None))
+
+        return Context(split, self.source.splits(), self.recipe.seed, note, others)
 
     def _conversations(self, split: str) -> Iterator[Conversation]:
         self.rows_in[split] = 0
@@ -66,9 +81,6 @@ class Line:
             except RowError as error:
                 self._bad(split, row.origin, str(error))
 
-    def _note(self, split: str) -> Callable[[str, Any, str], None]:
-        return lambda origin, action, reason: self.add(Entry(split, origin, action, reason))
-
     def _rendered(self, conversations: Iterable[Conversation], split: str) -> Iterator[tuple[Conversation, Rendered]]:
         for conversation in conversations:
             try:
@@ -80,13 +92,13 @@ class Line:
         while batch := list(islice(pairs, BATCH)):
             encodings = self.tokenizer.encode([rendered.text for _, rendered in batch])
             for (conversation, rendered), encoding in zip(batch, encodings, strict=True):
-                chosen = self.masker.choose(rendered.spans)
+                chosen = encode.stretches(self.masker, rendered)
                 item = self._fitted(conversation, rendered, chosen, encoding, split)
                 if item:
                     yield item
 
     def _fitted(
-        self, talk: Conversation, rendered: Rendered, chosen: Sequence[bool], encoding: Any, split: str
+        self, talk: Conversation, rendered: Rendered, chosen: Sequence[encode.Stretch], encoding: Any, split: str
     ) -> Item | None:
         """One item, cut where the recipe says so; None where the row is dropped."""
         item = _item(talk, rendered, chosen, encoding)
@@ -125,13 +137,13 @@ class Line:
         self.problems.append(Problem(message, Place(self.source.locate(origin))))
 
 
-def _applied(name: str, transform: Any, talks: Iterable[Conversation], note: Note) -> Iterator[Conversation]:
+def _applied(name: str, transform: Any, talks: Iterable[Conversation], context: Context) -> Iterator[Conversation]:
     try:
-        yield from transform.apply(talks, note)
+        yield from transform.apply(talks, context)
     except RowError as error:  # it has stopped, so no row after this one would be seen
         raise UserError(f"the transform {name} stopped: {error}") from error
 
 
-def _item(talk: Conversation, rendered: Rendered, chosen: Sequence[bool], encoding: Any) -> Item:
+def _item(talk: Conversation, rendered: Rendered, chosen: Sequence[encode.Stretch], encoding: Any) -> Item:
     sample, counts = encode.to_sample(rendered, chosen, encoding, talk.origin)
     return Item(sample, counts, talk, rendered, encode.pieces(rendered.text, encoding.offsets, sample.trained))

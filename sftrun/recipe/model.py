@@ -36,13 +36,22 @@ class DataOptions(Options):
         Meta(description="A row that cannot be read or formatted: stop, or leave it out and say so in the ledger."),
     ] = "error"
     on_too_long: Annotated[
-        Literal["error", "drop", "truncate"],
-        Meta(description="A row longer than model.max_seq_len: stop, leave it out, or cut its end off."),
+        Literal["error", "drop", "truncate", "split"],
+        Meta(description="A row longer than model.max_seq_len: stop, leave it out, cut its end off, or cut it up."),
     ] = "drop"
     max_lost: Annotated[
         float,
         Meta(ge=0, le=1, description="Largest share of a split's rows that may be lost (left out or cut)."),
     ] = 0.1
+
+
+class PackingOptions(Options):
+    """Whether several rows share one sequence of model.max_seq_len tokens."""
+
+    strategy: Annotated[
+        Literal["none", "best-fit"],
+        Meta(description="none pads each row; best-fit fills sequences with whole rows that do not see each other."),
+    ] = "none"
 
 
 class LoraOptions(Options):
@@ -133,6 +142,11 @@ class Recipe(Options):
     )
     masker: Annotated[str | Use, component("masker"), Meta(description="Which tokens carry loss.")] = "assistant"
     data: Annotated[DataOptions, Meta(description="What happens to rows that do not fit.")] = DataOptions()
+    packing: Annotated[PackingOptions, Meta(description="Whether several rows share one sequence.")] = PackingOptions()
+    expect_mask: Annotated[
+        str | None,
+        Meta(description="The mask hash that sftrun prepare printed; another one now, from whatever cause, is an error."),
+    ] = None
     tuning: Annotated[TuningOptions, Meta(description="Which weights are trained.")] = TuningOptions()
     backend: Annotated[str | Use, component("backend"), Meta(description="What loads, trains and saves.")] = "hf"
     train: Annotated[TrainOptions, Meta(description="How the weights are trained.")] = TrainOptions()

@@ -36,8 +36,17 @@ def prepare(recipe: Recipe, run: RunDir, registry: Registry, emit: Emit) -> None
     if entry is None:
         entry = _make(recipe, line, key, emit)
     store.link(entry, run.prepared)
+    _check_expected(recipe, run)
     facts = {"model": _model(recipe, line), "prepared": {"key": key, **parts}}
     run.merge_json("lock.json", {**facts, "mask": run.read_json("prepared/proof.json")["hash"]})
+
+
+def _check_expected(recipe: Recipe, run: RunDir) -> None:
+    found = run.read_json("prepared/proof.json")["hash"]
+    if recipe.expect_mask not in (None, found):
+        message = f"the mask is {found}, not the expected one: rows, template, tokenizer or masker have changed"
+        hint = "look at it with sftrun inspect; where it is right, write that hash"
+        raise UserError(Problem(message, path=("expect_mask",), hint=hint))
 
 
 def _model(recipe: Recipe, line: Line) -> dict[str, Any]:

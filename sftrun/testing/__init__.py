@@ -17,7 +17,7 @@ from sftrun.testing.components import (
     check_source,
     check_transform,
 )
-from sftrun.testing.examples import shown, talks
+from sftrun.testing.examples import context, shown, talks
 from sftrun.testing.plugin import check_options, check_plugin
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "check_plugin",
     "check_source",
     "check_transform",
+    "context",
     "shown",
     "talks",
 ]

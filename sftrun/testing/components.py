@@ -155,7 +155,8 @@ def _distinct(conversations: Sequence[Conversation]) -> list[Conversation]:
 
 def _applied(transform: types.Transform, given: Sequence[Conversation]) -> tuple[list[Conversation], list[Noted]]:
     notes: list[Noted] = []
-    made = list(transform.apply(iter(given), lambda *noted: notes.append(noted)))
+    context = examples.context(given[:1], lambda *noted: notes.append(noted))
+    made = list(transform.apply(iter(given), context))
     return made, notes
 
 

@@ -44,9 +44,14 @@ def shown(masker: types.Masker, talk: Conversation) -> str:
 
     text = rendered(talk)
     encoding = _tokenizer().encode([text.text])[0]
-    sample, _ = encode.to_sample(text, masker.choose(text.spans), encoding, talk.origin)
+    sample, _ = encode.to_sample(text, encode.stretches(masker, text), encoding, talk.origin)
     pieces = encode.pieces(text.text, encoding.offsets, sample.trained)
     return "".join(f"⟦{piece}⟧" if trained else piece for piece, trained in pieces)
+
+
+def context(others: Sequence[Conversation] = (), note: types.Note = lambda *noted: None) -> types.Context:
+    """What a transform works in, for the split train; every other split has the conversations `others`."""
+    return types.Context("train", ("train", "val", "test"), 0, note, lambda split: iter(others))
 
 
 def rendered(talk: Conversation) -> Rendered:

@@ -14,4 +14,4 @@ class Assistant:
     """Keep the loss on every assistant turn, its end-of-turn token included."""
 
     def choose(self, spans: Sequence[sftrun.Span]) -> list[bool]:
-        return [span.generated for span in spans]
+        return [span.generated and span.role == "assistant" for span in spans]

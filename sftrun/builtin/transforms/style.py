@@ -30,13 +30,15 @@ class Style:
         self.prompt = options.prompt
         self.where = options.where
 
-    def apply(self, conversations: Iterable[sftrun.Conversation], note: sftrun.Note) -> Iterator[sftrun.Conversation]:
+    def apply(
+        self, conversations: Iterable[sftrun.Conversation], context: sftrun.Context
+    ) -> Iterator[sftrun.Conversation]:
         for talk in conversations:
             styled = self._styled(talk.messages)
             if styled == talk.messages:
                 yield talk
                 continue
-            note(talk.origin, "changed", f"style: system prompt {self.where}")
+            context.note(talk.origin, "changed", f"style: system prompt {self.where}")
             yield msgspec.structs.replace(talk, messages=styled)
 
     def _styled(self, messages: list[sftrun.Message]) -> list[sftrun.Message]:
