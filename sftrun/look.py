@@ -1,6 +1,7 @@
 """What a recipe trains on, row by row, without running it."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from sftrun.errors import UserError
 from sftrun.flow import DATA_LINE, explained, ready
 from sftrun.recipe.validate import read
 from sftrun.registry import current
+from sftrun.types import Conversation
 
 if TYPE_CHECKING:
     from sftrun.data.pipeline import Item
@@ -26,7 +28,7 @@ def inspect(
         if split not in line.source.splits():
             raise UserError(f"the data has no split {split}; it has {', '.join(line.source.splits())}")
         found = False
-        for item in line.samples(split):
+        for item in line.items(split):
             if not origin or item.sample.origin == origin:
                 found = True
                 yield item
@@ -34,3 +36,35 @@ def inspect(
             raise UserError(line.problems)
         if origin and not found:
             raise UserError(f"no row of {split} that is trained on comes from {origin}")
+
+
+def titled(items: "Iterable[Item]") -> "Iterator[tuple[str, Item]]":
+    """Samples, each with where it comes from and its size in words."""
+    for item in items:
+        yield _title(item), item
+
+
+def by_shape(items: "Iterable[Item]") -> "list[tuple[str, Item]]":
+    """The first sample of each shape of conversation, the most frequent shape first."""
+    first: dict[str, Item] = {}
+    rows: Counter[str] = Counter()
+    for item in items:
+        name = shape(item.conversation)
+        first.setdefault(name, item)
+        rows[name] += 1
+    return [(f"{name}: {number:,} rows; {_title(first[name])}", first[name]) for name, number in rows.most_common()]
+
+
+def shape(conversation: Conversation) -> str:
+    """The roles of a conversation and what else its messages carry: `user assistant(tool_calls) tool assistant`."""
+    names = ["tools"] if conversation.tools else []
+    for message in conversation.messages:
+        more = [key for key, value in message.items() if key not in ("role", "content") and value not in (None, [], "")]
+        more += [] if message.get("content") else ["empty"]
+        names.append(message["role"] + (f"({', '.join(more)})" if more else ""))
+    return " ".join(names)
+
+
+def _title(item: "Item") -> str:
+    sample = item.sample
+    return f"{sample.origin}: {len(sample.ids)} tokens, {sum(sample.trained)} trained"

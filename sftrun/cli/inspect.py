@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,17 +17,25 @@ from sftrun.cli.options import overrides
 @overrides
 @click.option("--split", default="train", type=click.Choice(["train", "val", "test"]), help="Which split.")
 @click.option("--rows", default=5, type=click.IntRange(min=1), help="How many rows.", show_default=True)
+@click.option("--shapes", is_flag=True, help="One row of each shape of conversation, with how many rows have it.")
 @click.option("--origin", default="", help="One row, by its origin, such as train.jsonl:17.")
+@click.option("--html", type=click.Path(dir_okay=False), help="Write these rows to a page, instead of showing them.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a row on standard output, of all rows.")
-def command(recipe: str, sets: tuple[str, ...], split: str, rows: int, origin: str, as_json: bool) -> None:
+def command(
+    recipe: str, sets: tuple[str, ...], split: str, rows: int, shapes: bool, origin: str, html: str, as_json: bool
+) -> None:
     """Show rendered rows with their trained tokens marked."""
-    from sftrun.look import inspect
+    from sftrun.look import by_shape, inspect, titled
 
     items = inspect(recipe, sets, split, origin)
     if as_json:
         _print_json(items)
+        return
+    shown = by_shape(items) if shapes else titled(islice(items, rows))
+    if html:
+        _write_page(Path(html), recipe, split, shown)
     else:
-        _print_marked(items, rows)
+        _print_marked(shown)
 
 
 def _print_json(items: Iterator[Any]) -> None:
@@ -41,10 +50,16 @@ def _print_json(items: Iterator[Any]) -> None:
         print(json.dumps(row, ensure_ascii=False))
 
 
-def _print_marked(items: Iterator[Any], rows: int) -> None:
-    for item in islice(items, rows):
-        trained = sum(item.sample.trained)
-        print(f"── {item.sample.origin}: {len(item.sample.ids)} tokens, {trained} trained", file=sys.stderr)
+def _write_page(file: Path, recipe: str, split: str, shown: Iterable[tuple[str, Any]]) -> None:
+    from sftrun.report.rows import page
+
+    file.write_text(page(f"{Path(recipe).name}, {split}", shown), "utf-8")
+    print(f"written: {file}", file=sys.stderr)
+
+
+def _print_marked(shown: Iterable[tuple[str, Any]]) -> None:
+    for title, item in shown:
+        print(f"── {title}", file=sys.stderr)
         _show(item.pieces)
     _note("trained text is green" if sys.stderr.isatty() else "trained text stands between ⟦ and ⟧")
 

@@ -9,6 +9,8 @@ import click
 from sftrun.cli import progress, table
 from sftrun.cli.options import overrides
 
+WIDEST = 40  # characters of the longest bar
+
 
 @click.command()
 @click.argument("recipe", type=click.Path(dir_okay=False))
@@ -26,29 +28,44 @@ def command(recipe: str, sets: tuple[str, ...], out: str | None, as_json: bool) 
         print(json.dumps(stats, indent=2, ensure_ascii=False))
     else:
         _show(stats)
+    print(f"mask: {done.read_json('prepared/proof.json')['hash']}", file=sys.stderr)
     print(f"prepared: {done.prepared}", file=sys.stderr)
 
 
+HEADER = ("split", "rows in", "rows", "duplicates", "tokens", "trained", "share", "mean length", "longest")
+
+
 def _show(stats: dict[str, dict[str, Any]]) -> None:
-    header = ["split", "rows in", "rows", "tokens", "trained", "share", "mean length", "longest"]
-    rows = [
-        [
-            split,
-            f"{each['rows_in']:,}",
-            f"{each['rows']:,}",
-            f"{each['tokens']:,}",
-            f"{each['trained_tokens']:,}",
-            f"{each['trained_tokens'] / max(each['tokens'], 1):.1%}",
-            f"{each['length']['mean']:.1f}",
-            f"{each['length']['max']:,}",
-        ]
-        for split, each in stats.items()
-    ]
-    table.show(header, rows)
+    table.show(HEADER, [_row(split, each) for split, each in stats.items()])
     for split, each in stats.items():
         for label, number in {**each["lost"], **each["changed"]}.items():
             print(f"  {split}: {number:,} rows {label}", file=sys.stderr)
-    roles = [
-        [role, f"{counts['tokens']:,}", f"{counts['trained']:,}"] for role, counts in stats["train"]["by_role"].items()
+    for split, each in stats.items():
+        roles = [_role(role, counts) for role, counts in each["by_role"].items()]
+        table.show([f"role ({split})", "tokens", "trained", "share"], roles)
+    train = stats["train"]
+    _show_lengths(train["length"]["histogram"])
+    if "packing" in train:
+        sequences, fill = train["packing"]["sequences"], train["packing"]["fill"]
+        print(f"packed: {train['rows']:,} rows in {sequences:,} sequences, {fill:.1%} full", file=sys.stderr)
+
+
+def _row(split: str, each: dict[str, Any]) -> list[str]:
+    counts = [f"{each[key]:,}" for key in ("rows_in", "rows", "duplicates", "tokens", "trained_tokens")]
+    share = f"{each['trained_tokens'] / max(each['tokens'], 1):.1%}"
+    return [split, *counts, share, f"{each['length']['mean']:.1f}", f"{each['length']['max']:,}"]
+
+
+def _role(role: str, counts: dict[str, int]) -> list[str]:
+    share = f"{counts['trained'] / max(counts['tokens'], 1):.1%}"
+    return [role, f"{counts['tokens']:,}", f"{counts['trained']:,}", share]
+
+
+def _show_lengths(histogram: list[list[int]]) -> None:
+    """One bar for each range of lengths."""
+    most = max((rows for _, rows in histogram), default=0)
+    bars = [
+        [f"to {upto:,} tokens", f"{rows:,}", ("#" * -(-rows * WIDEST // most)).ljust(WIDEST)]
+        for upto, rows in histogram
     ]
-    table.show(["role (train)", "tokens", "trained"], roles)
+    table.show(["length (train)", "rows", ""], bars)

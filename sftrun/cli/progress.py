@@ -88,12 +88,14 @@ def _warning(event: dict[str, Any]) -> str:
     return message if "warning:" in message else f"warning: {message}"
 
 
+PREPARE = {(True, False): "  another process prepares the same data; waiting for it", (False, True): "  from the cache"}
+
 TELLERS: dict[str, Callable[[dict[str, Any]], str | None]] = {
     "stage": _stage,
     "step": lambda event: f"  step {event['step']}/{event['steps']}  {_facts(event)}",
     "eval": lambda event: f"  step {event['step']}: validation loss {event['loss']:.4f}",
     "warning": _warning,
-    "prepare": lambda event: "  from the cache" if event["cached"] else None,
+    "prepare": lambda event: PREPARE.get((event.get("waiting", False), event.get("cached", False))),
     "prepared": lambda event: f"  {event['split']}: {event['rows']} rows read",
     "evaluating": lambda event: f"  the {event['which']} model answers",
 }

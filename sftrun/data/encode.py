@@ -1,33 +1,230 @@
-"""Rendered text and chosen spans to samples: which token ids carry loss."""
+"""Rendered text and chosen spans to samples: which token ids carry loss, for a whole batch at once."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from sftrun.types import Masker, Rendered, Sample
+from sftrun.data import anchors
+from sftrun.data.tokenizer import Tokenizer
+from sftrun.errors import UserError
+from sftrun.types import Masker, Rendered, Span
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
-
-class Counts(msgspec.Struct):
-    """What a sample holds: tokens and trained tokens per role, and what became of turn ends and boundaries.
-
-    Of `turns` trained turns, `turns_ended` have their end-of-turn trained and `turns_cut` lost it to truncation;
-    `straddling` tokens lie partly in a trained span.
-    """
-
-    tokens: dict[str, int]
-    trained: dict[str, int]
-    turns: int = 0
-    turns_ended: int = 0
-    turns_cut: int = 0
-    straddling: int = 0
-
+MAX_PLANS = 4096
 
 Stretch = tuple[int, int]
+
+
+class Counts(msgspec.Struct):
+    """What samples hold: tokens and trained tokens per role, and what became of turn ends and borders.
+
+    Of `turns` trained turns, `ended` have their end-of-turn trained and `cut` lost it to truncation; `straddling`
+    tokens lie partly in a trained span.
+    """
+
+    tokens: dict[str, int] = {}
+    trained: dict[str, int] = {}
+    turns: int = 0
+    ended: int = 0
+    cut: int = 0
+    straddling: int = 0
+
+    def add(self, role: str, tokens: int, trained: int) -> None:
+        """Adds tokens of one role."""
+        self.tokens[role] = self.tokens.get(role, 0) + tokens
+        self.trained[role] = self.trained.get(role, 0) + trained
+
+    def merge(self, other: "Counts") -> None:
+        """Adds all that another one counted."""
+        for role, tokens in other.tokens.items():
+            self.add(role, tokens, other.trained[role])
+        for name in ("turns", "ended", "cut", "straddling"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+class Tokens(NamedTuple):
+    """One text as tokens: ids, whether each is trained and the index of the span that it begins in; [tokens].
+
+    `ends` [spans] says which spans are the ends of trained turns.
+    """
+
+    ids: Any
+    trained: Any
+    span: Any
+    spans: list[Span]
+    ends: list[bool]
+    straddling: int
+
+
+class Encoded(NamedTuple):
+    """A batch of texts: ids and trained of the plain rows end to end, `starts` [rows + 1], and all other rows.
+
+    `plain` [rows] says which rows the columns hold; `counts` is about those; each other row is in `others`.
+    """
+
+    ids: Any
+    trained: Any
+    starts: Any
+    plain: Any
+    counts: Counts
+    others: dict[int, Tokens]
+
+
+class Plan(NamedTuple):
+    """What is known of one shape: its spans, which of them are trained, and why it is refused, if so."""
+
+    shape: Any
+    spans: list[Span]
+    flags: list[bool]
+    refusal: str | None
+
+
+class Encoder:
+    """Encodes the rendered rows of one recipe."""
+
+    def __init__(self, tokenizer: Tokenizer, masker: Masker, limit: int) -> None:
+        self.tokenizer = tokenizer
+        self.masker = masker
+        self.limit = limit
+        self.narrow = getattr(masker, "narrow", None)
+        self._plans: dict[int, Plan] = {}
+        self._anchors: dict[int, anchors.Anchors | None] = {}
+
+    def read(self, texts: Sequence[str]) -> tuple[Any, Any]:
+        """Ids of texts, end to end, and where each starts; [tokens] and [texts + 1]."""
+        lists = [encoding.ids for encoding in self.tokenizer.encode_ids(texts)]
+        starts = np.zeros(len(lists) + 1, dtype=np.int64)
+        np.cumsum([len(each) for each in lists], out=starts[1:])
+        ids = np.fromiter((number for each in lists for number in each), dtype=np.int32, count=int(starts[-1]))
+        return ids, starts
+
+    def encode(self, rows: Sequence[Rendered], read: tuple[Any, Any]) -> Encoded:
+        """Finds what is trained in rows whose ids were read."""
+        ids, starts = read
+        delta = np.zeros(len(ids) + 1, dtype=np.int8)
+        plain = np.zeros(len(rows), dtype=np.bool_)
+        counts = Counts()
+        found = anchors.places(ids, starts, self.tokenizer)
+        short = np.diff(starts) <= self.limit
+        for plan, known, members in self._groups(rows):
+            group, shifts = self._shifted(known, rows, members[short[members]], found)
+            fits, cuts = anchors.borders(known, (ids, starts, found), group, shifts)
+            trains = (np.diff(cuts, axis=1)[:, plan.flags] > 0).any(axis=1)
+            _mark(delta, plan, cuts[trains], counts)
+            plain[group[fits][trains]] = True
+        trained = np.cumsum(delta[:-1], dtype=np.int8).view(np.bool_)
+        return Encoded(ids, trained, starts, plain, counts, self._by_offsets(rows, np.flatnonzero(~plain).tolist()))
+
+    def _by_offsets(self, rows: Sequence[Rendered], chosen: Sequence[int]) -> dict[int, Tokens]:
+        encodings = self.tokenizer.encode([rows[row].text for row in chosen])
+        return {
+            row: tokens(rows[row], stretches(self.masker, rows[row]), encoding, self.tokenizer)[0]
+            for row, encoding in zip(chosen, encodings, strict=True)
+        }
+
+    def _shifted(self, known: anchors.Anchors, rows: Sequence[Rendered], group: Any, found: Any) -> tuple[Any, Any]:
+        """The rows that may fit, and how much later in them the template's special tokens come."""
+        size = len(known.specials)
+        same = found.count[group] == size
+        more = {}
+        for row in group[found.count[group] > size].tolist():
+            more[row] = anchors.shift(known, rows[row], self.tokenizer.added_pattern, int(found.count[row]))
+        told = [row for row, shift in more.items() if shift is not None]
+        shifts = np.zeros((int(same.sum()) + len(told), size), dtype=np.int64)
+        if told:
+            shifts[int(same.sum()) :] = [more[row] for row in told]
+        return np.concatenate([group[same], np.array(told, dtype=np.int64)]), shifts
+
+    def refusal(self, row: Rendered) -> str | None:
+        """Why a row cannot be trained on: what its messages say of themselves is not what the masker does."""
+        return self._plan(row).refusal
+
+    def _plan(self, row: Rendered) -> Plan:
+        plan = self._plans.get(id(row.shape)) if row.shape is not None else None
+        if plan is None:
+            flags = [bool(flag) for flag in self.masker.choose(row.spans)]
+            plan = Plan(row.shape, row.spans, flags, _refusal(row.spans, flags))
+            if row.shape is not None:
+                self._keep(plan)
+        return plan
+
+    def _keep(self, plan: Plan) -> None:
+        if len(self._plans) >= MAX_PLANS:
+            self._plans.clear()
+            self._anchors.clear()
+        self._plans[id(plan.shape)] = plan  # which holds the shape, so that no other can have its number
+
+    def _groups(self, rows: Sequence[Rendered]) -> Iterator[tuple[Plan, anchors.Anchors, Any]]:
+        """The rows of each shape that has anchors; rows that are trained in parts of spans are left out."""
+        groups: dict[int, list[int]] = {}
+        for index, row in enumerate(rows):
+            if row.shape is not None:
+                groups.setdefault(id(row.shape), []).append(index)
+        for members in groups.values():
+            plan = self._plan(rows[members[0]])
+            self._check(plan, rows[members[-1]])
+            found = self._find(plan, len(members))
+            if found is not None and any(plan.flags):
+                whole = [index for index in members if self._is_whole(plan, rows[index])]
+                yield plan, found, np.array(whole, dtype=np.int64)
+
+    def _find(self, plan: Plan, rows: int) -> anchors.Anchors | None:
+        number = id(plan.shape)
+        if number not in self._anchors:
+            if rows == 1:
+                return None  # to learn its anchors takes longer than the one row
+            self._anchors[number] = anchors.learn(plan.shape, self.tokenizer)
+        return self._anchors[number]
+
+    def _check(self, plan: Plan, row: Rendered) -> None:
+        if [bool(flag) for flag in self.masker.choose(row.spans)] != plan.flags:
+            name = type(self.masker).__name__
+            raise UserError(
+                f"the masker {name} chooses by the position of spans, which differs within a shape",
+                hint="choose by role, message and part alone, and give stretches of a text in narrow()",
+            )
+
+    def _is_whole(self, plan: Plan, row: Rendered) -> bool:
+        """Whether every chosen span of a row is trained from end to end."""
+        if self.narrow is None:
+            return True
+        chosen = [span for span, flag in zip(row.spans, plan.flags, strict=True) if flag and not span.end_of_turn]
+        texts = [row.text[span.start : span.end] for span in chosen]
+        return all([*self.narrow(text)] == [(0, len(text))] for text in texts)
+
+
+def _refusal(spans: Sequence[Span], flags: Sequence[bool]) -> str | None:
+    """Where the `train` of a message and what the masker chose are at odds."""
+    chosen = {span.message for span, flag in zip(spans, flags, strict=True) if flag}
+    for span in spans:
+        if span.train is False and span.message in chosen:
+            why = "is trained by this masker"
+        elif span.train and span.message not in chosen:
+            why = "is not trained by this masker"
+        else:
+            continue
+        said = str(span.train).lower()
+        return f"message {span.message} ({span.role}) says train: {said}, but {why}; use masker: flagged"
+    return None
+
+
+def _mark(delta: Any, plan: Plan, cuts: Any, counts: Counts) -> None:
+    """Marks in `delta` where training starts and stops in rows of one shape, and counts their tokens."""
+    sizes = np.diff(cuts, axis=1)
+    sums = sizes.sum(axis=0)
+    for index, (span, flag) in enumerate(zip(plan.spans, plan.flags, strict=True)):
+        counts.add(span.role, int(sums[index]), int(sums[index]) if flag else 0)
+        if flag:
+            full = sizes[:, index] > 0
+            delta[cuts[full, index]] += 1
+            delta[cuts[full, index + 1]] -= 1
+            if span.end_of_turn:
+                counts.turns += len(full)
+                counts.ended += int(full.sum())
 
 
 def stretches(masker: Masker, rendered: Rendered) -> list[Stretch]:
@@ -43,52 +240,59 @@ def stretches(masker: Masker, rendered: Rendered) -> list[Stretch]:
     return found
 
 
-def to_sample(
-    rendered: Rendered, chosen: Sequence[Stretch], encoding: "Encoding", origin: str
-) -> tuple[Sample, Counts]:
-    """The sample of one conversation, and what it counts; `chosen` are the stretches to train.
+def tokens(
+    rendered: Rendered, chosen: Sequence[Stretch], encoding: "Encoding", tokenizer: Tokenizer
+) -> tuple[Tokens, tuple[Any, Any]]:
+    """One text by the offsets of its tokens, trained where `chosen` says, and these offsets.
 
-    A token is trained when every character of it lies in a chosen span. One that straddles the start of an
+    A token is trained when every character of it lies in a chosen stretch. One that straddles the start of an
     answer is not: its first characters belong to the generation prompt, so the model never emits it.
     """
-    marked = np.zeros(len(rendered.text), dtype=np.int64)
+    starts, ends = tokenizer.bounds(encoding, rendered.text)
+    marked = np.zeros(len(rendered.text) + 1, dtype=np.int64)
     for start, end in chosen:
-        marked[start:end] = 1
-    inside = np.concatenate([[0], np.cumsum(marked)])
-    offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-    starts, ends = offsets[:, 0], offsets[:, 1]
+        marked[start + 1 : end + 1] = 1
+    inside = np.cumsum(marked)
     covered = inside[ends] - inside[starts]
     trained = (covered == ends - starts) & (ends > starts)
-    sample = Sample(encoding.ids, trained.astype(int).tolist(), origin)
-    counts = _count(rendered, marked, starts, trained, int(ends.max(initial=0)))
-    counts.straddling = int(((covered > 0) & ~trained).sum())
-    return sample, counts
+    span = np.searchsorted([span.end for span in rendered.spans], starts, side="right")
+    span = np.minimum(span, len(rendered.spans) - 1)
+    straddling = int(((covered > 0) & ~trained).sum())
+    ids = np.asarray(encoding.ids, dtype=np.int32)
+    turns = [
+        each.end_of_turn and int(inside[each.end] - inside[each.start]) == each.end - each.start
+        for each in rendered.spans
+    ]
+    return Tokens(ids, trained, span, rendered.spans, turns, straddling), (starts, ends)
 
 
-def _count(rendered: Rendered, marked: Any, starts: Any, trained: Any, reach: int) -> Counts:
-    of_token = np.searchsorted([span.end for span in rendered.spans], starts, side="right")
-    of_token = np.minimum(of_token, len(rendered.spans) - 1)
-    all_tokens = np.bincount(of_token, minlength=len(rendered.spans))
-    trained_tokens = np.bincount(of_token, weights=trained, minlength=len(rendered.spans)).astype(int)
-    counts = Counts({}, {})
-    for index, span in enumerate(rendered.spans):
-        counts.tokens[span.role] = counts.tokens.get(span.role, 0) + int(all_tokens[index])
-        counts.trained[span.role] = counts.trained.get(span.role, 0) + int(trained_tokens[index])
-        if span.end_of_turn and marked[span.start : span.end].all():
+def counted(row: Tokens, first: int, last: int) -> Counts:
+    """What the tokens `[first, last)` of a row hold."""
+    counts = Counts({}, {}, straddling=row.straddling)
+    size = len(row.spans)
+    span, trained = row.span[first:last], row.trained[first:last]
+    here = np.bincount(span, minlength=size)
+    learned = np.bincount(span, weights=trained, minlength=size).astype(int)
+    whole = np.bincount(row.span, minlength=size)
+    for index, each in enumerate(row.spans):
+        counts.add(each.role, int(here[index]), int(learned[index]))
+        if row.ends[index]:
             counts.turns += 1
-            counts.turns_ended += int(trained_tokens[index] == all_tokens[index] > 0)
-            counts.turns_cut += int(span.end > reach)
+            counts.ended += int(learned[index] == whole[index] > 0)
+            counts.cut += int(here[index] < whole[index])
     return counts
 
 
-def pieces(text: str, offsets: Sequence[tuple[int, int]], trained: Sequence[int]) -> list[tuple[str, bool]]:
-    """The text cut where training starts and stops, each piece with whether it is trained."""
-    text = text[: offsets[-1][1]] if offsets else ""
+def pieces(text: str, bounds: tuple[Any, Any], trained: Any) -> list[tuple[str, bool]]:
+    """The text of tokens cut where training starts and stops, each piece with whether it is trained."""
+    starts, ends = bounds
     cuts: list[tuple[str, bool]] = []
-    begin, now = 0, bool(trained[0]) if trained else False
-    for (start, _), flag in zip(offsets, trained, strict=False):
-        if bool(flag) != now:
-            cuts.append((text[begin:start], now))
-            begin, now = start, bool(flag)
-    cuts.append((text[begin:], now))
-    return [cut for cut in cuts if cut[0]]
+    if not len(starts):
+        return cuts
+    changes = np.flatnonzero(np.diff(trained)) + 1
+    edges = [int(starts[0]), *(int(starts[index]) for index in changes), int(ends[-1])]
+    flags = [bool(trained[0]), *(bool(trained[index]) for index in changes)]
+    for start, end, flag in zip(edges, edges[1:], flags, strict=False):
+        if end > start:
+            cuts.append((text[start:end], flag))
+    return cuts

@@ -1,28 +1,48 @@
-"""The data line: rows of a source to samples, one split at a time."""
+"""The data line: rows of a source to samples, one split at a time, a batch at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from sftrun.data import encode, tokenizer
+from sftrun.data.fit import Fit, Kept
 from sftrun.data.ledger import Entry
 from sftrun.data.render import Renderer
 from sftrun.errors import Place, Problem, RowError, UserError
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry
-from sftrun.types import BadRow, Context, Conversation, Rendered, Sample
+from sftrun.types import BadRow, Context, Conversation, Noted, Rendered, Sample
 
-BATCH = 512
+BATCH = 1024  # rows; twice as many are in memory, with some 12 kB each while they are encoded
+
+Pair = tuple[Conversation, Rendered]
+Read = tuple[list[Pair], "Future[tuple[Any, Any]]"]
+
+
+class Batch(NamedTuple):
+    """Samples of a batch of conversations: ids and trained flags end to end, and how long each sample is.
+
+    `of` has for each sample the index of its conversation in `pairs`, and the token of that at which it begins.
+    """
+
+    ids: Any
+    trained: Any
+    lengths: Any
+    of: list[tuple[int, int]]
+    origins: list[str]
+    pairs: list[Pair]
+    counts: encode.Counts
 
 
 class Item(msgspec.Struct, frozen=True):
     """One sample, with what it was made from."""
 
     sample: Sample
-    counts: encode.Counts
     conversation: Conversation
     rendered: Rendered
     pieces: list[tuple[str, bool]]
@@ -46,86 +66,102 @@ class Line:
         if any(problem.severity == "error" for problem in refused):
             raise UserError(refused)
         self.warnings = refused
+        self.encoder = encode.Encoder(self.tokenizer, self.masker, recipe.model.max_seq_len)
 
-    def samples(self, split: str) -> Iterator[Item]:
-        """Every sample of a split that can be trained on; what cannot is in the ledger or in `problems`."""
-        conversations = self._transformed(split, len(self.transforms), self.add)
-        yield from self._encoded(self._rendered(conversations, split), split)
+    def items(self, split: str) -> Iterator[Item]:
+        """Every sample of a split, one at a time, with its text cut where training starts and stops."""
+        for batch in self.batches(split):
+            yield from self.taken(batch, range(len(batch.origins)))
 
-    def _transformed(self, split: str, count: int, add: Callable[[Entry], None]) -> Iterable[Conversation]:
+    def taken(self, batch: Batch, chosen: Sequence[int]) -> Iterator[Item]:
+        """Some samples of a batch."""
+        ends = np.cumsum(batch.lengths)
+        texts = [batch.pairs[batch.of[index][0]][1].text for index in chosen]
+        for index, text, encoding in zip(chosen, texts, self.tokenizer.encode(texts), strict=True):
+            (row, first), end, size = batch.of[index], int(ends[index]), int(batch.lengths[index])
+            ids, trained = batch.ids[end - size : end], batch.trained[end - size : end]
+            starts, stops = self.tokenizer.bounds(encoding, text)
+            bounds = (starts[first : first + size], stops[first : first + size])
+            sample = Sample(ids.tolist(), trained.astype(int).tolist(), batch.origins[index])
+            yield Item(sample, *batch.pairs[row], encode.pieces(text, bounds, trained))
+
+    def batches(self, split: str) -> Iterator[Batch]:
+        """Every sample of a split that can be trained on; what cannot is in the ledger or in `problems`.
+
+        One batch is read by the tokenizer, in threads of its own, while the rows of the next are rendered.
+        """
+        self.rows_in[split] = 0
+        pairs = self._rendered(self._transformed(split, len(self.transforms), self._bad, self.add, self.rows_in), split)
+        waiting: Read | None = None
+        with ThreadPoolExecutor(1) as pool:
+            while batch := list(islice(pairs, BATCH)):
+                reading = (batch, pool.submit(self.encoder.read, [rendered.text for _, rendered in batch]))
+                if waiting:
+                    yield self._fitted(waiting, split)
+                waiting = reading
+            if waiting:
+                yield self._fitted(waiting, split)
+
+    def _fitted(self, waiting: Read, split: str) -> Batch:
+        pairs, reading = waiting
+        rows = [rendered for _, rendered in pairs]
+        encoded = self.encoder.encode(rows, reading.result())
+        fit = Fit(self.recipe, split, self.add, self._fatal)
+        counts = encoded.counts
+        kept: dict[int, list[Kept]] = {}
+        for row, tokens in encoded.others.items():
+            kept[row] = fit.row(pairs[row][0].origin, tokens)
+            for each in kept[row]:
+                counts.merge(each.counts)
+        return _assembled(pairs, encoded, kept)
+
+    def _transformed(
+        self,
+        split: str,
+        count: int,
+        bad: Callable[[str, str, str], None],
+        add: Callable[[Entry], None],
+        rows_in: dict[str, int],
+    ) -> Iterable[Conversation]:
         """The conversations of a split after the first `count` transforms."""
-        conversations: Iterable[Conversation] = self._conversations(split)
+        conversations: Iterable[Conversation] = self._conversations(split, bad, rows_in)
         for index in range(count):
             use = as_use(self.recipe.transforms[index])
             conversations = _applied(use.use, self.transforms[index], conversations, self._context(split, index, add))
         return conversations
 
     def _context(self, split: str, index: int, add: Callable[[Entry], None]) -> Context:
-        def note(origin: str, action: Any, reason: str) -> None:
-            add(Entry(split, origin, action, reason))
+        def note(origin: str, action: Noted, reason: str, detail: str = "", /) -> None:
+            add(Entry(split, origin, action, reason, detail))
 
         def others(other: str) -> Iterator[Conversation]:
-            return iter(self._transformed(other, index, lambda entry: None))
+            # what is wrong with those rows is said when their own turn comes
+            return iter(self._transformed(other, index, lambda *bad: None, lambda entry: None, {}))
 
         return Context(split, self.source.splits(), self.recipe.seed, note, others)
 
-    def _conversations(self, split: str) -> Iterator[Conversation]:
-        self.rows_in[split] = 0
-        for row in self.source.rows(split):
-            self.rows_in[split] += 1
+    def _conversations(
+        self, split: str, bad: Callable[[str, str, str], None], rows_in: dict[str, int]
+    ) -> Iterator[Conversation]:
+        for number, row in enumerate(self.source.rows(split), 1):
+            rows_in[split] = number
             if isinstance(row, BadRow):
-                self._bad(split, row.origin, row.reason)
+                bad(split, row.origin, row.reason)
                 continue
             try:
                 yield self.formatter.format(row)
             except RowError as error:
-                self._bad(split, row.origin, str(error))
+                bad(split, row.origin, str(error))
 
-    def _rendered(self, conversations: Iterable[Conversation], split: str) -> Iterator[tuple[Conversation, Rendered]]:
+    def _rendered(self, conversations: Iterable[Conversation], split: str) -> Iterator[Pair]:
         for conversation in conversations:
             try:
-                yield conversation, self.renderer.render(conversation)
+                rendered = self.renderer.render(conversation)
+                if refusal := self.encoder.refusal(rendered):
+                    raise RowError(refusal)
+                yield conversation, rendered
             except RowError as error:
                 self._bad(split, conversation.origin, str(error))
-
-    def _encoded(self, pairs: Iterator[tuple[Conversation, Rendered]], split: str) -> Iterator[Item]:
-        while batch := list(islice(pairs, BATCH)):
-            encodings = self.tokenizer.encode([rendered.text for _, rendered in batch])
-            for (conversation, rendered), encoding in zip(batch, encodings, strict=True):
-                chosen = encode.stretches(self.masker, rendered)
-                item = self._fitted(conversation, rendered, chosen, encoding, split)
-                if item:
-                    yield item
-
-    def _fitted(
-        self, talk: Conversation, rendered: Rendered, chosen: Sequence[encode.Stretch], encoding: Any, split: str
-    ) -> Item | None:
-        """One item, cut where the recipe says so; None where the row is dropped."""
-        item = _item(talk, rendered, chosen, encoding)
-        limit, size, trained = self.recipe.model.max_seq_len, len(item.sample.ids), sum(item.sample.trained)
-        if not trained:
-            self._drop(split, item.sample, "nothing trained", "the masker chose no token")
-            return None
-        if size <= limit:
-            return item
-        if self.recipe.data.on_too_long == "error":
-            self._fatal(talk.origin, f"has {size} tokens, more than model.max_seq_len={limit}")
-            return None
-        if self.recipe.data.on_too_long == "drop":
-            self._drop(split, item.sample, "too long", f"{size} tokens")
-            return None
-        encoding.truncate(limit)
-        short = _item(talk, rendered, chosen, encoding)
-        if not any(short.sample.trained):
-            reason = "nothing trained after truncation"
-            self._drop(split, item.sample, reason, f"{size} tokens, and the prompt fills {limit}")
-            return None
-        lost = trained - sum(short.sample.trained)
-        self.add(Entry(split, talk.origin, "truncated", "too long", f"{size} tokens", size - limit, lost))
-        return short
-
-    def _drop(self, split: str, sample: Sample, reason: str, detail: str) -> None:
-        self.add(Entry(split, sample.origin, "dropped", reason, detail, len(sample.ids), sum(sample.trained)))
 
     def _bad(self, split: str, origin: str, reason: str) -> None:
         if self.recipe.data.on_bad_row == "error":
@@ -144,6 +180,22 @@ def _applied(name: str, transform: Any, talks: Iterable[Conversation], context: 
         raise UserError(f"the transform {name} stopped: {error}") from error
 
 
-def _item(talk: Conversation, rendered: Rendered, chosen: Sequence[encode.Stretch], encoding: Any) -> Item:
-    sample, counts = encode.to_sample(rendered, chosen, encoding, talk.origin)
-    return Item(sample, counts, talk, rendered, encode.pieces(rendered.text, encoding.offsets, sample.trained))
+def _assembled(pairs: list[Pair], encoded: encode.Encoded, kept: dict[int, list[Kept]]) -> Batch:
+    """The samples of a batch in the order of its rows."""
+    starts = encoded.starts
+    if encoded.plain.all():
+        origins = [conversation.origin for conversation, _ in pairs]
+        of = [(row, 0) for row in range(len(pairs))]
+        return Batch(encoded.ids, encoded.trained, np.diff(starts), of, origins, pairs, encoded.counts)
+    samples: list[tuple[Any, Any, tuple[int, int], str]] = []
+    for row, (conversation, _) in enumerate(pairs):
+        if encoded.plain[row]:
+            part = slice(starts[row], starts[row + 1])
+            samples.append((encoded.ids[part], encoded.trained[part], (row, 0), conversation.origin))
+        else:
+            samples += [(each.ids, each.trained, (row, each.first), each.origin) for each in kept[row]]
+    ids = np.concatenate([encoded.ids[:0], *(sample[0] for sample in samples)])
+    trained = np.concatenate([encoded.trained[:0], *(sample[1] for sample in samples)])
+    lengths = np.array([len(sample[0]) for sample in samples], dtype=np.int64)
+    of, origins = [sample[2] for sample in samples], [sample[3] for sample in samples]
+    return Batch(ids, trained, lengths, of, origins, pairs, encoded.counts)

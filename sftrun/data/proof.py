@@ -6,121 +6,138 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sftrun.data.ledger import LOST, Ledger
-from sftrun.data.pipeline import Item
+from sftrun.data import encode
+from sftrun.data.pipeline import Batch, Line
 from sftrun.data.tokenizer import Tokenizer
 from sftrun.errors import Problem
+from sftrun.types import Rendered
 
 EXAMPLES = 5
 
 
-class SplitProof(msgspec.Struct):
-    """Counts of one split."""
+class Tally(msgspec.Struct):
+    """Counts of one split; `lengths[n]` samples have n tokens, `texts` has a hash of each sample's ids."""
 
+    counts: encode.Counts = msgspec.field(default_factory=encode.Counts)
     rows: int = 0
-    tokens: int = 0
-    trained: int = 0
-    by_role: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)
-    turns: int = 0
-    turns_ended: int = 0
-    turns_cut: int = 0
-    rows_without_trained: int = 0
     double_bos: int = 0
-    straddling: int = 0
-    lengths: list[int] = msgspec.field(default_factory=list)
+    without_trained: int = 0
+    lengths: Any = None
+    texts: list[Any] = msgspec.field(default_factory=list)
+    sizes: list[Any] = msgspec.field(default_factory=list)
     examples: list[dict[str, Any]] = msgspec.field(default_factory=list)
     hash: str = ""
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.counts.tokens.values())
+
+    @property
+    def trained(self) -> int:
+        return sum(self.counts.trained.values())
+
+    def duplicates(self) -> int:
+        """Samples whose ids another sample has, each group's first not counted."""
+        return self.rows - len(np.unique(np.concatenate(self.texts))) if self.texts else 0
 
 
 class Proof:
     """Counts every sample as it is stored."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.bos = tokenizer.id_of("bos_token")
-        self.splits: dict[str, SplitProof] = {}
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.tokenizer: Tokenizer = line.tokenizer
+        self.bos = line.tokenizer.id_of("bos_token")
+        self.limit = line.recipe.model.max_seq_len
+        self.splits: dict[str, Tally] = {}
         self.ends: set[str] = set()
+        self._shapes: set[int] = set()
 
-    def add(self, split: str, item: Item) -> None:
-        """Counts one stored sample."""
-        proof = self.splits.setdefault(split, SplitProof())
-        ids, trained = item.sample.ids, sum(item.sample.trained)
-        proof.rows += 1
-        proof.tokens += len(ids)
-        proof.trained += trained
-        proof.rows_without_trained += not trained
-        proof.double_bos += self.bos is not None and ids[:2] == [self.bos, self.bos]
-        proof.turns += item.counts.turns
-        proof.turns_ended += item.counts.turns_ended
-        proof.turns_cut += item.counts.turns_cut
-        proof.straddling += item.counts.straddling
-        proof.lengths.append(len(ids))
-        text = item.rendered.text
-        self.ends.update(text[span.start : span.end] for span in item.rendered.spans if span.end_of_turn)
-        for role, number in item.counts.tokens.items():
-            counts = proof.by_role.setdefault(role, {"tokens": 0, "trained": 0})
-            counts["tokens"] += number
-            counts["trained"] += item.counts.trained.get(role, 0)
-        if len(proof.examples) < EXAMPLES:
-            proof.examples.append({"origin": item.sample.origin, "pieces": item.pieces})
+    def add(self, split: str, batch: Batch) -> None:
+        """Counts the samples of one batch."""
+        tally = self.splits.setdefault(split, Tally(lengths=np.zeros(self.limit + 1, dtype=np.int64)))
+        ends = np.cumsum(batch.lengths)
+        starts = ends - batch.lengths
+        tally.counts.merge(batch.counts)
+        tally.rows += len(batch.lengths)
+        tally.lengths += np.bincount(batch.lengths, minlength=self.limit + 1)
+        tally.sizes.append(batch.lengths.astype(np.int32))
+        tally.texts.append(_hashes(batch, starts, ends))
+        if len(starts):
+            tally.without_trained += int((np.add.reduceat(batch.trained, starts) == 0).sum())
+        if self.bos is not None and len(batch.ids) > 1:
+            two = starts[batch.lengths > 1]
+            tally.double_bos += int(((batch.ids[two] == self.bos) & (batch.ids[two + 1] == self.bos)).sum())
+        wanted = range(min(EXAMPLES - len(tally.examples), len(batch.origins)))
+        for item in self.line.taken(batch, wanted) if wanted else ():
+            tally.examples.append({"origin": item.sample.origin, "pieces": item.pieces})
+        for row in {row for row, _ in batch.of}:
+            self._see(batch.pairs[row][1])
+
+    def _see(self, rendered: Rendered) -> None:
+        """Takes the texts that end turns: the same ones in all rows of one shape."""
+        if rendered.shape is not None and id(rendered.shape) in self._shapes:
+            return
+        self._shapes.add(id(rendered.shape))
+        self.ends.update(rendered.text[span.start : span.end] for span in rendered.spans if span.end_of_turn)
 
     def finish(self, split: str, digest: str) -> None:
         """Takes the hash of a split's ids and masks."""
-        self.splits.setdefault(split, SplitProof()).hash = digest
+        self.splits.setdefault(split, Tally(lengths=np.zeros(self.limit + 1, dtype=np.int64))).hash = digest
 
     def problems(self) -> list[Problem]:
         """What makes these masks unfit to train on."""
-        train = self.splits.get("train", SplitProof())
         found = []
-        if not train.rows:
+        if "train" not in self.splits or not self.splits["train"].rows:
             found.append(Problem("there is no row to train on", path=("source",)))
-        for split, proof in self.splits.items():
-            if proof.rows_without_trained:
-                found.append(Problem(f"{split}: {proof.rows_without_trained} rows train on nothing", path=("masker",)))
-            if proof.double_bos:
+        for split, tally in self.splits.items():
+            if tally.without_trained:
+                found.append(Problem(f"{split}: {tally.without_trained} rows train on nothing", path=("masker",)))
+            if tally.double_bos:
                 hint = "take it out of the chat template, or out of the rows"
-                found.append(Problem(f"{split}: {proof.double_bos} rows begin with two BOS tokens", hint=hint))
-            missed = proof.turns - proof.turns_ended - proof.turns_cut
+                found.append(Problem(f"{split}: {tally.double_bos} rows begin with two BOS tokens", hint=hint))
+            counts = tally.counts
+            missed = counts.turns - counts.ended - counts.cut
             if missed:
-                found.append(Problem(f"{split}: the end of {missed} of {proof.turns} trained turns is not trained"))
+                found.append(Problem(f"{split}: the end of {missed} of {counts.turns} trained turns is not trained"))
         return found
 
     def result(self) -> dict[str, Any]:
         """The proof, with a hash over the ids and masks of every split, and the texts that end a turn."""
-        splits = {split: msgspec.to_builtins(proof) for split, proof in self.splits.items()}
-        for split in splits.values():
-            del split["lengths"]
-        together = "".join(f"{split}:{proof.hash}\n" for split, proof in sorted(self.splits.items()))
+        together = "".join(f"{split}:{tally.hash}\n" for split, tally in sorted(self.splits.items()))
         return {
             "hash": hashlib.sha256(together.encode()).hexdigest(),
             "template": self.tokenizer.template.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
             "end_of_turn": {end: self.tokenizer.encode([end])[0].ids for end in sorted(self.ends)},
-            "splits": splits,
+            "splits": {split: _proven(tally) for split, tally in self.splits.items()},
         }
 
-    def stats(self, rows_in: dict[str, int], ledger: Ledger) -> dict[str, Any]:
-        """Rows in and out, what was lost or changed and why, tokens, trained share, lengths; per split."""
-        return {split: _stats(proof, split, rows_in[split], ledger) for split, proof in self.splits.items()}
+
+def _hashes(batch: Batch, starts: Any, ends: Any) -> Any:
+    ids = np.ascontiguousarray(batch.ids).tobytes()
+    size = batch.ids.itemsize
+    return np.array([hash(ids[a * size : b * size]) for a, b in zip(starts, ends, strict=True)], dtype=np.int64)
 
 
-def _stats(proof: SplitProof, split: str, rows_in: int, ledger: Ledger) -> dict[str, Any]:
-    lengths = np.asarray(proof.lengths or [0])
-    counts = dict(ledger.counts.get(split, {}))
+def _proven(tally: Tally) -> dict[str, Any]:
+    counts = tally.counts
     return {
-        "rows_in": rows_in,
-        "rows": proof.rows,
-        "lost": {label: number for label, number in counts.items() if label.startswith(LOST)},
-        "changed": {label: number for label, number in counts.items() if not label.startswith(LOST)},
-        "tokens": proof.tokens,
-        "trained_tokens": proof.trained,
-        "tokens_lost": ledger.tokens[split],
-        "trained_tokens_lost": ledger.trained[split],
-        "by_role": proof.by_role,
-        "length": {
-            "mean": round(float(lengths.mean()), 1),
-            "p50": int(np.quantile(lengths, 0.5)),
-            "p95": int(np.quantile(lengths, 0.95)),
-            "max": int(lengths.max()),
-        },
+        "rows": tally.rows,
+        "tokens": tally.tokens,
+        "trained": tally.trained,
+        "by_role": by_role(counts),
+        "turns": counts.turns,
+        "turns_ended": counts.ended,
+        "turns_cut": counts.cut,
+        "rows_without_trained": tally.without_trained,
+        "double_bos": tally.double_bos,
+        "straddling": counts.straddling,
+        "examples": tally.examples,
+        "hash": tally.hash,
     }
+
+
+def by_role(counts: encode.Counts) -> dict[str, dict[str, int]]:
+    """Tokens and trained tokens of each role."""
+    return {role: {"tokens": number, "trained": counts.trained[role]} for role, number in counts.tokens.items()}

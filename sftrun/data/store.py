@@ -1,18 +1,18 @@
 """Prepared samples as memory-mapped Arrow, and the content-addressed cache they are kept in."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sftrun.types import Sample
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
-BATCH = 1000
 DONE = "done.json"
 
 
@@ -38,43 +38,30 @@ class Writer:
         )
         self.out = pa.OSFile(str(file), "wb")
         self.stream = pa.ipc.new_stream(self.out, self.schema)
-        self.waiting: list[Sample] = []
-        self.digest = hashlib.sha256()
+        self.digests = [hashlib.sha256() for _ in range(3)]
         self.rows = 0
 
-    def add(self, sample: Sample) -> None:
-        self.waiting.append(sample)
-        if len(self.waiting) == BATCH:
-            self._flush()
-
-    def _flush(self) -> None:
+    def add(self, ids: Any, trained: Any, lengths: Any, origins: Sequence[str]) -> None:
+        """Adds samples: ids and trained flags end to end ([tokens]), and the length and the origin of each."""
+        import numpy as np
         import pyarrow as pa
 
-        labels = [_labels(sample) for sample in self.waiting]
-        batch = pa.record_batch(
-            [
-                pa.array([sample.ids for sample in self.waiting], self.schema.field(0).type),
-                pa.array(labels, self.schema.field(1).type),
-                pa.array([sample.origin for sample in self.waiting], self.schema.field(2).type),
-            ],
-            schema=self.schema,
-        )
-        self.stream.write_batch(batch)
-        self.digest.update(json.dumps([[sample.ids, sample.trained] for sample in self.waiting]).encode())
-        self.rows += len(self.waiting)
-        self.waiting = []
+        if not len(lengths):
+            return
+        starts = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+        labels = np.where(trained, ids, np.int32(IGNORED))
+        columns = [pa.ListArray.from_arrays(starts, pa.array(values)) for values in (ids, labels)]
+        columns.append(pa.array(origins, self.schema.field(2).type))
+        self.stream.write_batch(pa.record_batch(columns, schema=self.schema))
+        for digest, values in zip(self.digests, (lengths.astype(np.int64), ids, trained), strict=True):
+            digest.update(np.ascontiguousarray(values).data)
+        self.rows += len(lengths)
 
     def close(self) -> str:
         """Finishes the file and returns the hash of its ids and masks, in order."""
-        if self.waiting:
-            self._flush()
         self.stream.close()
         self.out.close()
-        return self.digest.hexdigest()
-
-
-def _labels(sample: Sample) -> list[int]:
-    return [token if trained else IGNORED for token, trained in zip(sample.ids, sample.trained, strict=True)]
+        return hashlib.sha256(b"".join(digest.digest() for digest in self.digests)).hexdigest()
 
 
 def read_samples(file: Path) -> Iterator[Sample]:
@@ -100,6 +87,25 @@ def find(key: str) -> Path | None:
     except (OSError, ValueError):
         return None
     return entry if whole else None
+
+
+@contextlib.contextmanager
+def locked(key: str, waiting: Callable[[], None]) -> Iterator[None]:
+    """Only one process at a time makes the entry of a key; `waiting` is called where another one is at it."""
+    from filelock import FileLock, Timeout
+
+    root = cache_folder() / "prepared"
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / f".{key}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def begin() -> Path:
@@ -141,12 +147,3 @@ def link(entry: Path, folder: Path) -> None:
             os.link(file, target)
         except OSError:
             shutil.copy2(file, target)
-
-
-def write_lines(file: Path, items: Iterable[Any]) -> None:
-    """Writes JSON lines."""
-    import msgspec
-
-    with file.open("wb") as out:
-        for item in items:
-            out.write(msgspec.json.encode(item) + b"\n")

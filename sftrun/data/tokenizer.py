@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +52,54 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> "list[Encoding]":
         """Ids and character offsets of rendered texts; no special token is added to what the template wrote."""
         return self.engine.encode_batch(list(texts), add_special_tokens=False)
+
+    def encode_ids(self, texts: Sequence[str]) -> "list[Encoding]":
+        """As `encode`, faster, with ids alone: the offsets mean nothing."""
+        return self.engine.encode_batch_fast(list(texts), add_special_tokens=False)
+
+    @cached_property
+    def added(self) -> dict[int, str]:
+        """Ids and texts of the tokens that are found in a text before anything else: `<|im_end|>`, …"""
+        return {number: token.content for number, token in self.engine.get_added_tokens_decoder().items()}
+
+    @cached_property
+    def added_pattern(self) -> re.Pattern[str]:
+        """Finds the texts of `added`, the longest first, as the tokenizer does."""
+        return re.compile("|".join(map(re.escape, sorted(self.added.values(), key=len, reverse=True))) or "(?!)")
+
+    @cached_property
+    def _is_added(self) -> Any:
+        import numpy as np
+
+        size = max(self.engine.get_vocab_size(with_added_tokens=True), *self.added, 0) + 1
+        table = np.zeros(size + 1, dtype=np.bool_)
+        table[list(self.added)] = True
+        return table
+
+    def is_added(self, ids: Any) -> Any:
+        """For each id of an array, whether it is one of `added`."""
+        import numpy as np
+
+        return self._is_added[np.minimum(ids, len(self._is_added) - 1)]
+
+    def bounds(self, encoding: "Encoding", text: str) -> tuple[Any, Any]:
+        """First and last character (exclusive) of each token, [tokens]; without the space that added tokens take in."""
+        import numpy as np
+
+        offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        starts, ends = offsets[:, 0].copy(), offsets[:, 1].copy()
+        for index in np.flatnonzero(self.is_added(np.asarray(encoding.ids, dtype=np.int64))):
+            content = self.added[encoding.ids[index]]
+            at = text.find(content, starts[index], ends[index])
+            if at >= 0:
+                starts[index], ends[index] = at, at + len(content)
+        return starts, ends
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer itself puts its BOS before a text."""
+        ids = self.engine.encode("x").ids
+        return bool(ids) and self.id_of("bos_token") == ids[0]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of ids."""

@@ -23,7 +23,7 @@ def page(recipe: Recipe, facts: Facts) -> str:
     past = history.history(facts.events)
     metrics = scores.metrics(facts)
     html = (
-        _environment()
+        environment()
         .get_template("report.html.jinja")
         .render(
             recipe=recipe,
@@ -45,7 +45,8 @@ def page(recipe: Recipe, facts: Facts) -> str:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The template engine of all pages: every value is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -3,19 +3,23 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sftrun.data import store
+import numpy as np
+
+from sftrun.data import stats, store
 from sftrun.data.ledger import LOST, Ledger
-from sftrun.data.pipeline import Item, Line
-from sftrun.data.proof import Proof
+from sftrun.data.pipeline import Line
+from sftrun.data.prompts import Prompts
+from sftrun.data.proof import Proof, Tally
 from sftrun.errors import Problem, UserError
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry, module_file
 from sftrun.rundir import RunDir
-from sftrun.types import Emit, Prompt
+from sftrun.types import Emit
 
 SHOWN = 20
 HERE = Path(__file__).parent.parent
@@ -32,9 +36,13 @@ def prepare(recipe: Recipe, run: RunDir, registry: Registry, emit: Emit) -> None
     parts = key_parts(recipe, line, registry)
     key = store.key_of(parts)
     entry = store.find(key)
-    emit({"event": "prepare", "cached": entry is not None})
     if entry is None:
-        entry = _make(recipe, line, key, emit)
+        with store.locked(key, lambda: emit({"event": "prepare", "waiting": True})):
+            entry = store.find(key)  # another process may have made it meanwhile
+            emit({"event": "prepare", "cached": entry is not None})
+            entry = entry or _make(recipe, line, key, emit)
+    else:
+        emit({"event": "prepare", "cached": True})
     store.link(entry, run.prepared)
     _check_expected(recipe, run)
     facts = {"model": _model(recipe, line), "prepared": {"key": key, **parts}}
@@ -60,7 +68,7 @@ def key_parts(recipe: Recipe, line: Line, registry: Registry) -> dict[str, Any]:
     """Everything that decides what prepared samples are."""
     uses = {"formatter": [recipe.formatter], "masker": [recipe.masker], "transform": recipe.transforms}
     return {
-        "code": _code_hash(),
+        "code": _code_hash([*(HERE / "data").glob("*.py"), Path(__file__)]),
         "source": {"use": as_use(recipe.source).use, "fingerprint": line.source.fingerprint()},
         "components": [_component(registry, kind, use) for kind, named in uses.items() for use in named],
         "source_code": _component(registry, "source", as_use(recipe.source).use),
@@ -69,6 +77,8 @@ def key_parts(recipe: Recipe, line: Line, registry: Registry) -> dict[str, Any]:
         "date": _date(line),
         "eot_token": recipe.model.eot_token,
         "max_seq_len": recipe.model.max_seq_len,
+        "packing": recipe.packing.strategy,
+        "seed": recipe.seed if recipe.transforms else None,
         "data": [recipe.data.on_bad_row, recipe.data.on_too_long, recipe.data.max_lost],
     }
 
@@ -83,13 +93,13 @@ def _component(registry: Registry, kind: str, named: Any) -> dict[str, Any]:
     use = as_use(named)
     item = registry.get(kind, use.use)
     file = module_file(item)
-    code = hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    code = _code_hash(Path(file).parent.glob("*.py")) if file else ""
     return {"kind": kind, "use": use.use, "with": use.with_, "version": item.version, "code": code}
 
 
-def _code_hash() -> str:
+def _code_hash(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in [*sorted((HERE / "data").glob("*.py")), Path(__file__)]:
+    for file in sorted(files):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -107,7 +117,7 @@ def _make(recipe: Recipe, line: Line, key: str, emit: Emit) -> Path:
 def _fill(recipe: Recipe, line: Line, making: Path, emit: Emit) -> None:
     ledger = Ledger(making / "ledger.jsonl")
     line.add = ledger.add
-    proof = Proof(line.tokenizer)
+    proof = Proof(line)
     for split in line.source.splits():
         _split(line, split, making, proof)
         emit({"event": "prepared", "split": split, "rows": line.rows_in[split]})
@@ -115,30 +125,36 @@ def _fill(recipe: Recipe, line: Line, making: Path, emit: Emit) -> None:
     problems = _shortened(line.problems) or [*_lost(recipe, line, ledger), *proof.problems()]
     if problems:
         raise UserError(problems)
+    found = {split: stats.stats(tally, split, line.rows_in[split], ledger) for split, tally in proof.splits.items()}
+    if recipe.packing.strategy != "none":
+        found["train"]["packing"] = _pack(recipe, proof.splits["train"], making)
     _write(making / "proof.json", proof.result())
-    _write(making / "stats.json", proof.stats(line.rows_in, ledger))
+    _write(making / "stats.json", found)
 
 
 def _split(line: Line, split: str, making: Path, proof: Proof) -> None:
     writer = store.Writer(making / f"{split}.arrow")
-    prompts: list[Prompt] = []
-    for item in line.samples(split):
-        writer.add(item.sample)
-        proof.add(split, item)
-        if split != "train":
-            prompts.append(_prompt(line, item))
+    prompts = Prompts(line, making / f"prompts-{split}.jsonl") if split != "train" else None
+    for batch in line.batches(split):
+        writer.add(batch.ids, batch.trained, batch.lengths, batch.origins)
+        proof.add(split, batch)
+        if prompts:
+            prompts.add(batch)
     proof.finish(split, writer.close())
     if not writer.rows:
         (making / f"{split}.arrow").unlink()
     if prompts:
-        store.write_lines(making / f"prompts-{split}.jsonl", prompts)
+        prompts.close()
 
 
-def _prompt(line: Line, item: Item) -> Prompt:
-    talk = item.conversation
-    before, last = talk.messages[:-1], talk.messages[-1]
-    text = line.renderer.prompt(before, talk.tools, talk.template_kwargs)
-    return Prompt(talk.origin, before, line.tokenizer.encode([text])[0].ids, str(last["content"]))
+def _pack(recipe: Recipe, tally: Tally, making: Path) -> dict[str, Any]:
+    from sftrun.data import pack
+
+    lengths, capacity = np.concatenate(tally.sizes), recipe.model.max_seq_len
+    packs = pack.best_fit(lengths, capacity)
+    pack.write(making / "train.packs.arrow", packs)
+    count = len(packs.starts) - 1
+    return {"sequences": count, "fill": round(int(lengths.sum()) / (count * capacity), 4)}
 
 
 def _shortened(problems: list[Problem]) -> list[Problem]:

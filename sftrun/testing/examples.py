@@ -33,6 +33,16 @@ def talks() -> list[Conversation]:
     return [Conversation([_message(turn) for turn in text.split(" | ")], origin) for origin, text in TALKS.items()]
 
 
+def flagged() -> list[Conversation]:
+    """Conversations whose messages say whether they are trained: the first answer is, the others are not."""
+    found = []
+    for talk in talks():
+        answers = [index for index, message in enumerate(talk.messages) if message["role"] == "assistant"]
+        messages = [{**message, "train": [index] == answers[:1]} for index, message in enumerate(talk.messages)]
+        found.append(Conversation(messages, f"{talk.origin}, flagged"))
+    return found
+
+
 def _message(turn: str) -> types.Message:
     role, _, content = turn.partition(":")
     return {"role": role, "content": content.removeprefix(" ")}
@@ -43,15 +53,18 @@ def shown(masker: types.Masker, talk: Conversation) -> str:
     from sftrun.data import encode
 
     text = rendered(talk)
-    encoding = _tokenizer().encode([text.text])[0]
-    sample, _ = encode.to_sample(text, encode.stretches(masker, text), encoding, talk.origin)
-    pieces = encode.pieces(text.text, encoding.offsets, sample.trained)
+    row, bounds = encode.tokens(text, encode.stretches(masker, text), _tokenizer().encode([text.text])[0], _tokenizer())
+    pieces = encode.pieces(text.text, bounds, row.trained)
     return "".join(f"⟦{piece}⟧" if trained else piece for piece, trained in pieces)
 
 
 def context(others: Sequence[Conversation] = (), note: types.Note = lambda *noted: None) -> types.Context:
     """What a transform works in, for the split train; every other split has the conversations `others`."""
-    return types.Context("train", ("train", "val", "test"), 0, note, lambda split: iter(others))
+    return types.Context("train", ("train", "val", "test"), 0, note, lambda split: iter(others), _count)
+
+
+def _count(text: str) -> int:
+    return len(_tokenizer().encode([text])[0].ids)
 
 
 def rendered(talk: Conversation) -> Rendered:

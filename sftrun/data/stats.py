@@ -1,0 +1,46 @@
+"""Statistics of prepared data, for people: what `sftrun prepare` prints and `prepared/stats.json` keeps."""
+
+from typing import Any
+
+import numpy as np
+
+from sftrun.data.ledger import LOST, Ledger
+from sftrun.data.proof import Tally, by_role
+
+BARS = 12
+
+
+def stats(tally: Tally, split: str, rows_in: int, ledger: Ledger) -> dict[str, Any]:
+    """Rows in and out, what was lost or changed and why, tokens, trained share, lengths, duplicates; of one split."""
+    counts = dict(ledger.counts.get(split, {}))
+    return {
+        "rows_in": rows_in,
+        "rows": tally.rows,
+        "lost": {label: number for label, number in counts.items() if label.startswith(LOST)},
+        "changed": {label: number for label, number in counts.items() if not label.startswith(LOST)},
+        "tokens": tally.tokens,
+        "trained_tokens": tally.trained,
+        "tokens_lost": ledger.tokens[split],
+        "trained_tokens_lost": ledger.trained[split],
+        "by_role": by_role(tally.counts),
+        "duplicates": tally.duplicates(),
+        "length": _length(tally.lengths),
+    }
+
+
+def _length(histogram: Any) -> dict[str, Any]:
+    """Mean, quantiles and a histogram `[longest length of the bar, samples]` of lengths in tokens."""
+    rows = int(histogram.sum())
+    if not rows:
+        return {"mean": 0.0, "p50": 0, "p95": 0, "max": 0, "histogram": []}
+    longest = int(np.flatnonzero(histogram)[-1])
+    upto = np.cumsum(histogram)
+    width = -(-longest // BARS)
+    bars = [[last, int(histogram[last - width + 1 : last + 1].sum())] for last in range(width, longest + width, width)]
+    return {
+        "mean": round(float((histogram * np.arange(len(histogram))).sum() / rows), 1),
+        "p50": int(np.searchsorted(upto, rows * 0.5)),
+        "p95": int(np.searchsorted(upto, rows * 0.95)),
+        "max": longest,
+        "histogram": bars,
+    }
