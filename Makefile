@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= train,bnb,eval,test,dev
+EXTRAS ?= train,bnb,eval,transforms,test,dev
 CONSTRAINTS ?= constraints.txt
 BIN = $(VENV)/bin
 

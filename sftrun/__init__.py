@@ -34,6 +34,7 @@ from sftrun.types import (
 
 if TYPE_CHECKING:
     from sftrun.data.hub import check_dataset
+    from sftrun.data.pack import read_packs
     from sftrun.data.store import cache_folder, read_samples, to_sample
     from sftrun.data.tokenizer import load_tokenizer
     from sftrun.flow import run
@@ -50,6 +51,7 @@ _LATE = {
     "create": "sftrun.registry",
     "RunDir": "sftrun.rundir",
     "load_tokenizer": "sftrun.data.tokenizer",
+    "read_packs": "sftrun.data.pack",
     "read_samples": "sftrun.data.store",
     "to_sample": "sftrun.data.store",
     "cache_folder": "sftrun.data.store",
@@ -111,6 +113,7 @@ __all__ = [
     "load",
     "load_tokenizer",
     "missing",
+    "read_packs",
     "read_samples",
     "run",
     "to_sample",

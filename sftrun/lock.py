@@ -8,8 +8,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sftrun.options import Use, as_use, parse
 from sftrun.recipe.model import Recipe, components
-from sftrun.registry import Registry
+from sftrun.recipe.walk import kind_of
+from sftrun.registry import Registered, Registry
 
 PACKAGES = (
     *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tokenizers", "safetensors"),
@@ -44,8 +46,19 @@ def _version(name: str) -> str | None:
 
 def _plugins(recipe: Recipe, registry: Registry) -> Iterator[dict[str, str]]:
     for kind, use in components(recipe):
-        item = registry.get(kind, use.use)
-        yield {"kind": kind, "name": item.name, "distribution": item.distribution, "version": item.version}
+        for item in _with_inner(kind, use, registry):
+            yield {"kind": item.kind, "name": item.name, "distribution": item.distribution, "version": item.version}
+
+
+def _with_inner(kind: str, use: Use, registry: Registry) -> Iterator[Registered]:
+    """A component, and those that its options name."""
+    item = registry.get(kind, use.use)
+    yield item
+    for name, about in item.schema()["properties"].items():
+        inner = kind_of(about)
+        value = use.with_.get(name)
+        for each in (value if isinstance(value, list) else [value]) if inner and value else ():
+            yield from _with_inner(inner, as_use(each if isinstance(each, str) else parse(each, Use)), registry)
 
 
 def _hardware() -> dict[str, Any]:

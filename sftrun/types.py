@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
-from sftrun.errors import Problem
+from sftrun.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from sftrun.recipe.model import Recipe
@@ -70,10 +70,14 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Rendered(msgspec.Struct, frozen=True):
-    """A conversation as the model reads it, with the spans that tile it."""
+    """A conversation as the model reads it, with the spans that tile it.
+
+    Those of one `shape` (the same object) have spans that differ in `start` and `end` alone; None says nothing.
+    """
 
     text: str
     spans: list[Span]
+    shape: Any = None
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -107,14 +111,26 @@ class Scores(msgspec.Struct, frozen=True):
     samples: list[dict[str, Any]] = []
 
 
-Note = Callable[[str, Literal["dropped", "changed"], str], None]
-"""`note(origin, action, reason)`: writes to the ledger what a transform did to a row."""
+Noted = Literal["dropped", "filtered", "changed", "added"]
+"""What a transform did: lost a row, left it out on purpose, changed it, or made one more of it."""
+
+
+class Note(Protocol):
+    """Writes to the ledger what a transform did to a row."""
+
+    def __call__(self, origin: str, action: Noted, reason: str, detail: str = "", /) -> None:
+        """`reason` groups entries, so there are few of them; `detail` says what is particular to this row."""
+
+
+def _no_tokenizer(text: str) -> int:
+    raise UserError("tokens cannot be counted here: this context has no tokenizer")
 
 
 class Context(msgspec.Struct, frozen=True):
     """What a transform works in: the split at hand, the recipe's seed, and a way to see the other splits.
 
-    `conversations(split)` yields the conversations of another split as they reach this transform.
+    `conversations(split)` yields the conversations of another split as they reach this transform; `count(text)`
+    is the number of tokens of a text under the recipe's tokenizer.
     """
 
     split: str
@@ -122,6 +138,7 @@ class Context(msgspec.Struct, frozen=True):
     seed: int
     note: Note
     conversations: Callable[[str], Iterator[Conversation]]
+    count: Callable[[str], int] = _no_tokenizer
 
 
 Emit = Callable[[dict[str, Any]], None]
@@ -145,10 +162,13 @@ class Source(Protocol):
 
 
 class Transform(Protocol):
-    """Conversations in; fewer, more or changed ones out."""
+    """Conversations in; fewer, more or changed ones out.
+
+    One that reads files of its own has a second method, `fingerprint() -> str`: a hash that changes when they do.
+    """
 
     def apply(self, conversations: Iterable[Conversation], context: Context) -> Iterator[Conversation]:
-        """Yields what is kept, and notes every conversation that it drops or changes: `context.note(…)`."""
+        """Yields what is kept, and notes every conversation that it leaves out or changes: `context.note(…)`."""
 
 
 class Formatter(Protocol):

@@ -98,6 +98,27 @@ KINDS: dict[str, Conversation] = {
     "tool call, text beside": Conversation(
         [WEATHER, call({"city": "Oslo"}, "Let me look."), result("7 °C"), REPORT, ASK2, ANSWER2], tools=[TOOL]
     ),
+    "call without arguments": Conversation([WEATHER, call({}, "Let me look."), result("7 °C"), REPORT], tools=[TOOL]),
+    "two calls at once": Conversation(
+        [
+            WEATHER,
+            assistant("", tool_calls=[*call({"city": "Oslo"})["tool_calls"], *call({"city": "Bergen"})["tool_calls"]]),
+            result("7 °C"),
+            result("9 °C"),
+            REPORT,
+        ],
+        tools=[TOOL],
+    ),
+    "reasoning and a call": Conversation(
+        [
+            WEATHER,
+            call({"city": "Oslo"}, "", **thought("It must be measured.")),
+            result("7 °C"),
+            assistant("It is mild there.", **thought("Seven is mild.")),
+        ],
+        tools=[TOOL],
+    ),
+    "begins with an answer": Conversation([assistant("Ask me anything."), ASK, ANSWER]),
     "arguments as JSON text": Conversation([WEATHER, call('{"city": "Oslo"}'), result("7 °C"), REPORT], tools=[TOOL]),
 }
 

@@ -38,17 +38,95 @@ def test_the_source_jsonl_keeps_its_promises(tmp_path, folder):
     testing.check_source(create("source", "jsonl", path=str(tmp_path if folder else tmp_path / "train.jsonl")))
 
 
-def test_the_formatter_chat_keeps_its_promises():
-    testing.check_formatter(create("formatter", "chat"), ROWS)
+FILES = {
+    "json": '[{"a": 1}, 7, {"a": 2}]',
+    "csv": "q,a\n1,2\n3\n",
+    "tsv": "q\ta\n1\t2\n3\n",
+    "text": "One.\n\nTwo.\n",
+}
 
 
-def test_the_masker_assistant_keeps_its_promises():
-    testing.check_masker(create("masker", "assistant"))
+@pytest.mark.parametrize("use", FILES)
+def test_the_sources_of_files_keep_their_promises(tmp_path, use):
+    (tmp_path / "rows").write_text(FILES[use], "utf-8")
+    testing.check_source(create("source", use, path=str(tmp_path / "rows")))
+
+
+def test_the_source_mix_keeps_its_promises(tmp_path):
+    for use, text in FILES.items():
+        (tmp_path / use).write_text(text, "utf-8")
+    sources = [{"use": use, "with": {"path": str(tmp_path / use)}} for use in FILES]
+    for weights in (None, [1, 2, 3, 4]):
+        testing.check_source(create("source", "mix", sources=sources, weights=weights))
+
+
+CALL = {"id": "a", "function": {"name": "find", "arguments": {"q": "x", "n": [1, None]}}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL], "thinking": "Hm."}
+FOUND = {"role": "tool", "content": [{"type": "text", "text": "none"}], "tool_call_id": "a"}
+FORMATTED = [
+    ("chat", {}, ROWS),
+    ("chat", {}, [{"messages": [TALK[0], CALLING, FOUND, {**TALK[1], "weight": 1}], "tools": [{"name": "find"}]}]),
+    ("chat", {"arguments": "text"}, [{"conversations": [{"from": "function_call", "value": '{"name": "find"}'}]}]),
+    ("alpaca", {}, [{"instruction": "Add.", "input": "2, 2", "output": "4", "history": [["Hi", "Ho"]], "system": "s"}]),
+    ("prompt-completion", {}, [{"prompt": "2+2=", "completion": "4"}, {"prompt": TALK, "completion": TALK}]),
+    ("text", {}, [{"text": "2+2=4"}]),
+    ("columns", {"system": "{s}", "user": "{a} + {b}", "assistant": "{c}"}, [{"s": "x", "a": 1, "b": 2.5, "c": "3.5"}]),
+]
+
+
+@pytest.mark.parametrize(("use", "options", "rows"), FORMATTED)
+def test_formatters_keep_their_promises(use, options, rows):
+    testing.check_formatter(create("formatter", use, **options), rows)
+
+
+EVERY_ROLE = ("system", "user", "tool", "template", "assistant")
+MASKERS_BUILT_IN = [
+    ("assistant", {}, ()),
+    ("assistant", {"reasoning": False, "tool_calls": False, "end_of_turn": False}, ()),
+    ("last-reply", {}, ()),
+    ("last-reply", {"reasoning": False}, ()),
+    ("completion", {}, ()),
+    ("all", {}, EVERY_ROLE),
+    ("flagged", {"otherwise": "skip", "reasoning": False}, ()),
+    ("flagged", {"otherwise": "train"}, ()),
+    ("roles", {"roles": ["assistant"]}, ()),
+    ("roles", {"roles": ["user", "tool"]}, ("user", "tool")),
+    ("spans", {"pattern": r"[a-z]+"}, ()),
+    ("spans", {"start": "T", "end": "w", "reasoning": True, "end_of_turn": False}, ()),
+]
+
+
+@pytest.mark.parametrize(("use", "options", "also"), MASKERS_BUILT_IN)
+def test_the_maskers_keep_their_promises(use, options, also):
+    testing.check_masker(create("masker", use, **options), also)
 
 
 @pytest.mark.parametrize("where", ["missing", "replace", "append"])
 def test_the_transform_style_keeps_its_promises(where):
     testing.check_transform(create("transform", "style", prompt="Be terse.", where=where))
+
+
+@pytest.mark.parametrize(
+    ("use", "options"),
+    [
+        ("dedupe", {}),
+        ("dedupe", {"by": "prompt", "threshold": 0.5}),
+        ("filter", {"min_chars": 5, "max_turns": 3, "max_tokens": 60, "reject": ["yes"]}),
+        ("filter", {"languages": ["en"]}),
+        ("sample", {"rows": 3}),
+        ("sample", {"share": 0.5}),
+        ("shuffle", {}),
+        ("decontaminate", {}),
+        ("redact", {"patterns": {"number": "[0-9]+"}}),
+    ],
+)
+def test_transforms_keep_their_promises(use, options):
+    testing.check_transform(create("transform", use, **options))
+
+
+def test_the_transform_augment_keeps_its_promises(tmp_path):
+    (tmp_path / "templates.txt").write_text("Please: {prompt}\nNow: {prompt}\n", "utf-8")
+    testing.check_transform(create("transform", "augment", file=str(tmp_path / "templates.txt"), copies=2))
 
 
 def test_the_judge_reference_keeps_its_promises():
@@ -148,6 +226,9 @@ FORMATTERS = {
         row, [{"role": "user", "content": row.data.get("user")}, TALK[1]]
     ),
     "has no reason": refused,
+    "train must be true or false": lambda row: made(row, [{**TALK[1], "train": 1}]),
+    "plain content must be a text": lambda row: made(row, [{"role": "text", "content": []}], plain=True),
+    "a role and a content only": lambda row: made(row, [{**TALK[1], "train": True}], plain=True),
 }
 
 
@@ -166,6 +247,12 @@ MASKERS = {
     "(message -1, template) is trained": lambda spans: [True] * len(spans),
     "user) is trained, but the model never emits it": lambda spans: [span.role == "user" for span in spans],
     "nothing is trained in any": lambda spans: [False] * len(spans),
+    "choose() depends on positions": lambda spans: [span.generated and span.end < 300 for span in spans],
+}
+NARROW = {
+    "apart from one another": lambda text: [(0, len(text)), (0, 1)],
+    "inside the text": lambda text: [(0, len(text) + 1)],
+    "and others a second time": lambda text: [(0, next(FLAGS) % 2 if text else 0)],
 }
 
 
@@ -173,6 +260,13 @@ MASKERS = {
 def test_a_masker_that_breaks_a_promise_fails(reason):
     with pytest.raises(AssertionError) as caught:
         testing.check_masker(Fake(choose=MASKERS[reason]))
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("reason", NARROW)
+def test_a_masker_that_gives_wrong_stretches_fails(reason):
+    with pytest.raises(AssertionError) as caught:
+        testing.check_masker(Fake(choose=lambda spans: [span.generated for span in spans], narrow=NARROW[reason]))
     assert reason in str(caught.value)
 
 
@@ -213,6 +307,9 @@ TRANSFORMS = {
     "is about no conversation given": each(lambda talk: [talk], lambda talk: ("new", "changed", "why")),
     "the action is 'lost'": each(lambda talk: [], lambda talk: (talk.origin, "lost", "why")),
     "the note has no reason": each(lambda talk: [], lambda talk: (talk.origin, "dropped", "")),
+    "must be a text, not 7": each(lambda talk: [], lambda talk: (talk.origin, "dropped", "why", 7)),
+    "was changed, but noted is: filtered": each(louder, lambda talk: (talk.origin, "filtered", "why")),
+    "nothing was added to it": each(lambda talk: [talk], lambda talk: (talk.origin, "added", "why")),
     "must yield Conversations, not list": each(lambda talk: [talk.messages]),
 }
 
@@ -226,6 +323,7 @@ def test_a_transform_that_breaks_a_promise_fails(reason):
 
 def test_a_transform_may_add_conversations():
     testing.check_transform(each(lambda talk: [talk, *louder(talk)]))
+    testing.check_transform(each(lambda talk: [talk, *louder(talk)], lambda talk: (talk.origin, "added", "louder")))
     testing.check_transform(each(louder, lambda talk: (talk.origin, "changed", "louder")))
 
 

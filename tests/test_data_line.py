@@ -67,8 +67,8 @@ BAD = {
     "role": ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0] has the role 'boss'"),
     "twice": ({"messages": [], "user": "a", "assistant": "b"}, "fits several shapes at once"),
     "unread": (
-        {"messages": [{"role": "user", "content": "x", "weight": 0}]},
-        "messages[0] has 'weight', which the formatter chat does not read",
+        {"messages": [{"role": "user", "content": "x", "mood": 0}]},
+        "messages[0] has 'mood', which is not read",
     ),
     "system-late": (
         {"messages": [*GOOD["messages"], {"role": "system", "content": "x"}]},
@@ -183,9 +183,9 @@ def test_a_missing_data_folder_is_said_before_anything_runs(sftrun, write, tmp_p
 
 
 def test_a_file_that_is_not_a_split_is_not_silently_ignored(sftrun, write, tmp_path):
-    recipe = write({"train": [GOOD], "valid": [GOOD]})
+    recipe = write({"train": [GOOD], "more": [GOOD]})
     said = sftrun("prepare", recipe, "--out", tmp_path / "out")
-    assert "not read: valid.jsonl" in said.err
+    assert "not read: more.jsonl" in said.err
 
 
 def test_inspect_shows_one_row_by_its_origin(sftrun, write):

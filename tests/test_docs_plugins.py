@@ -34,7 +34,7 @@ def environment(tmp_path):
 
 @pytest.mark.slow
 def test_the_code_does_what_the_text_says(environment, tmp_path):
-    folder = tmp_path / "sftrun-redact"
+    folder = tmp_path / "sftrun-identity"
     folder.mkdir()
     blocks = [Block(*found) for found in FENCE.findall(TEXT)]
     assert len(blocks) > 10

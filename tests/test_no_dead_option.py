@@ -96,11 +96,88 @@ ELSEWHERE = {
     "source": "test_plugin_example.py and PREPARED: rows come from what it names",
     "masker": "test_plugin_example.py: another masker trains other spans",
     "packing.strategy": "test_packing.py: rows share sequences",
+    "train.group_by_length": "test_packing.py: rows of a batch are of similar lengths",
     "backend": "test_registry.py: an unknown backend is an error",
     "evaluators": "test_training.py: each of them scores",
     "exporters": "test_training.py: each of them writes",
     "model.name": "test_training.py: the adapter is trained on another model than the embedded one",
+    "transform dedupe: by": "test_transforms.py: by prompt, one answer is kept for each question",
+    "transform dedupe: ignore_case": "test_transforms.py: case does not count",
+    "transform dedupe: threshold": "test_transforms.py: near duplicates are left out",
+    "transform dedupe: shingle": "test_transforms.py: longer runs of words find less",
+    "transform dedupe: permutations": "test_transforms.py: a longer MinHash finds more",
+    "transform dedupe: splits": "test_transforms.py: other splits stay as they are",
+    "transform filter: min_chars": "test_transforms.py: a rule of its own",
+    "transform filter: max_chars": "test_transforms.py: a rule of its own",
+    "transform filter: min_tokens": "test_transforms.py: a rule of its own",
+    "transform filter: max_tokens": "test_transforms.py: a rule of its own",
+    "transform filter: min_turns": "test_transforms.py: a rule of its own",
+    "transform filter: max_turns": "test_transforms.py: a rule of its own",
+    "transform filter: match": "test_transforms.py: a rule of its own",
+    "transform filter: reject": "test_transforms.py: a rule of its own",
+    "transform filter: languages": "test_transforms.py: other languages are left out",
+    "transform filter: language_confidence": "test_transforms.py: how sure that must be",
+    "transform filter: roles": "test_transforms.py: whose texts the rules are about",
+    "transform filter: splits": "test_transforms.py: other splits stay as they are",
+    "transform sample: rows": "test_transforms.py: so many are kept",
+    "transform sample: share": "test_transforms.py: such a share is kept",
+    "transform sample: splits": "test_transforms.py: other splits stay as they are",
+    "transform shuffle: splits": "test_transforms.py: other splits stay as they are",
+    "transform decontaminate: against": "test_transforms.py: with no split, an overlap stays",
+    "transform decontaminate: files": "test_transforms.py: rows of a benchmark are left out",
+    "transform decontaminate: ngram": "test_transforms.py: shorter runs find more",
+    "transform decontaminate: max_overlap": "test_transforms.py: some overlap is allowed",
+    "transform redact: kinds": "test_transforms.py: addresses of the internet are found on request",
+    "transform redact: regions": "test_transforms.py: national phone numbers are found",
+    "transform redact: patterns": "test_transforms.py: patterns of one's own",
+    "transform redact: replacement": "test_transforms.py: what stands in its place",
+    "transform redact: splits": "test_transforms.py: other splits stay as they are",
+    "transform augment: file": "test_transforms.py: other words come from it",
+    "transform augment: copies": "test_transforms.py: so many are made",
+    "transform augment: splits": "test_transforms.py: other splits stay as they are",
+    **{
+        f"masker {name}: {leaf}": "test_maskers.py: each part of an answer can be left out"
+        for name in ("assistant", "last-reply", "completion", "flagged", "spans")
+        for leaf in ("reasoning", "tool_calls", "end_of_turn")
+    },
+    "masker flagged: otherwise": "test_maskers.py: answers without a flag are trained or not",
+    "masker roles: roles": "test_maskers.py: all text of these roles is trained",
+    **{
+        f"masker spans: {leaf}": "test_maskers.py: what a pattern or marks point out is trained"
+        for leaf in ("pattern", "start", "end")
+    },
     "exporter merged: max_difference": "test_training.py: a bound too small refuses the merge",
+    **{
+        f"source {name}: {leaf}": "test_sources.py: it changes the rows and the fingerprint"
+        for name, leaves_ in {
+            "csv": ("columns", "delimiter", "quoted", "encoding"),
+            "tsv": ("columns", "delimiter", "quoted", "encoding"),
+            "json": ("field",),
+            "parquet": (),
+            "text": ("unit", "encoding"),
+        }.items()
+        for leaf in ("path", "val_share", *leaves_)
+    },
+    "source parquet: columns": "test_sources_formats.py: others are not read",
+    "source huggingface: streaming": "test_sources_huggingface.py: rows come without loading all",
+    **{
+        f"source mix: {leaf}": "test_sources_mix.py: it changes the rows and the fingerprint"
+        for leaf in ("sources", "weights", "stopping", "seed")
+    },
+    "formatter chat: arguments": "test_formatters.py: arguments of calls are objects or text",
+    "formatter chat: template_kwargs": "test_formatters.py: the template is given them",
+    **{
+        f"formatter alpaca: fields.{name}": "test_formatters_by_column.py: columns may have other names"
+        for name in ("instruction", "input", "output", "system", "history")
+    },
+    "formatter alpaca: prompt": "test_formatters_by_column.py: how the input is joined",
+    "formatter prompt-completion: fields.prompt": "test_formatters_by_column.py: columns may have other names",
+    "formatter prompt-completion: fields.completion": "test_formatters_by_column.py: columns may have other names",
+    "formatter text: field": "test_formatters_by_column.py: a text is learned as it is",
+    "formatter columns: system": "test_formatters_by_column.py: a system prompt may be left out",
+    "formatter columns: user": "test_formatters_by_column.py: columns are told by templates",
+    "formatter columns: assistant": "test_formatters_by_column.py: columns are told by templates",
+    "formatter columns: messages": "test_formatters_by_column.py: columns may be several turns",
 }
 HUB = {"model.revision": "v2"}
 DATASETS = {f"source huggingface: {leaf}": leaf for leaf in ("name", "config", "revision", "train", "val", "test")}

@@ -1,4 +1,5 @@
-"""docs/recipes.md: its tables are written from the schema, its recipes are valid, its messages are what is said."""
+"""docs/recipes.md: its tables are written from the schema, its recipes are valid (those of data.md too), its messages
+are what is said."""
 
 import json
 import os
@@ -97,11 +98,12 @@ def test_the_tables_are_fresh():
     )
 
 
-BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
+DATA = (PAGE.parent / "data.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT + DATA, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if "model:" in block], ids=lambda block: block[:20])
-def test_the_recipes_of_the_page_are_valid(block, tmp_path):
+def test_the_recipes_of_the_pages_are_valid(block, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(block)
     assert check(path).problems == []

@@ -162,7 +162,7 @@ def test_two_answers_in_a_row_are_two_turns():
 def test_what_the_generation_prompt_already_holds_is_not_generated():
     thoughts = {"reasoning_content": "Sum."}
     assert show(THINKING, user("2+2?"), assistant("4", **thoughts)) == (
-        "<|user|>2+2?<|end|><|assistant|><think>\n[Sum.</think>4][<|end|>]"
+        "<|user|>2+2?<|end|><|assistant|><think>\n[Sum.</think>][4][<|end|>]"
     )
 
 
@@ -181,7 +181,7 @@ def test_thoughts_written_in_the_content_do_not_repeat_the_prompt():
 def test_thoughts_of_older_turns_may_be_left_out_but_not_all_thoughts():
     thoughts = {"reasoning_content": "Sum."}
     assert show(THINKING, user("a"), assistant("b", **thoughts), user("c"), assistant("d", **thoughts)) == (
-        "<|user|>a<|end|><|assistant|>[b][<|end|>]<|user|>c<|end|><|assistant|><think>\n[Sum.</think>d][<|end|>]"
+        "<|user|>a<|end|><|assistant|>[b][<|end|>]<|user|>c<|end|><|assistant|><think>\n[Sum.</think>][d][<|end|>]"
     )
     assert refusal(CHATML, user("a"), assistant("b", **thoughts)) == (
         "message 1 (assistant): the template never writes its reasoning_content; take that out, or use another template"
@@ -260,9 +260,217 @@ def test_a_template_that_puts_another_text_into_the_answer_is_refused():
 
 def test_the_templates_own_words_are_reported():
     strict = "{%- if messages[0].role == 'system' -%}{{- raise_exception('No system role') -}}{%- endif -%}" + CHATML
-    assert refusal(strict, system("S"), user("a"), assistant("b")) == "the chat template refuses: No system role"
+    assert refusal(strict, system("S"), user("a"), assistant("b")) == (
+        f"message 0 (system): the chat template {renderer(strict).template.fingerprint[:12]} takes no system messages: "
+        "No system role; put its text into the user's turn, leave out the transform that wrote it, or set "
+        "model.chat_template"
+    )
+    picky = CHATML + "{%- if messages[0].content == 'Never' -%}{{- raise_exception('Not that') -}}{%- endif -%}"
+    assert refusal(picky, system("Never"), user("a"), assistant("b")) == "the chat template refuses: Not that"
     broken = "line one\n{{ messages[0].content + 1 }}"
     assert refusal(broken, user("a")).startswith("the chat template fails at line 2: TypeError: ")
+
+
+def test_a_template_that_takes_no_tools_is_named():
+    source = (
+        "{%- for m in messages if m.role not in ('user', 'assistant') -%}{{- raise_exception('Two roles') -}}"
+        "{%- endfor -%}" + CALLS
+    )
+    one = Renderer(Template(source, {}, name="mine.jinja"))
+    with pytest.raises(RowError) as caught:
+        one.render(Conversation([user("a"), call({"x": "y"}), result("b"), assistant("c")]))
+    assert str(caught.value) == (
+        "message 2 (tool): the chat template mine.jinja takes no tool messages: Two roles; "
+        "set model.chat_template to one that takes tools"
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "given", "form"),
+    [
+        ("c.function.arguments", {"x": "y"}, "as JSON text, not as objects"),
+        ("c.function.arguments.items() | list | tojson", '{"x": "y"}', "as objects, not as JSON text"),
+    ],
+)
+def test_a_template_that_takes_arguments_in_one_form_says_which(written: str, given: object, form: str):
+    source = CALLS.replace("c.function.arguments | tojson", written)
+    why = refusal(source, user("a"), call(given), result("b"), assistant("c"))
+    assert why.startswith("message 1 (assistant): the chat template ")
+    assert f" takes arguments of calls {form}: the chat template fails at line 3: " in why
+
+
+def test_a_template_that_leaves_out_what_was_asked_is_refused():
+    deaf = CHATML.replace("for message in messages", "for message in messages if message.role != 'system'")
+    assert refusal(deaf, system("Be terse."), user("a"), assistant("b")) == (
+        "message 0 (system): the template leaves out its text; set model.chat_template to another"
+    )
+
+
+def parts(source: str, *messages: Message) -> list[tuple[str, str]]:
+    """The generated spans but for the ends of turns, each with the part that it belongs to."""
+    rendered = renderer(source).render(Conversation(list(messages)))
+    spans = [span for span in rendered.spans if span.generated and not span.end_of_turn]
+    return [(span.part, rendered.text[span.start : span.end]) for span in spans]
+
+
+ALL_PARTS = CALLS.replace(
+    "(m.content or '')",
+    "('<think>' + m.thinking + '</think>\\n\\n' if m.thinking else '') + (m.content or '')",
+)
+
+
+def test_the_text_of_an_answer_is_told_by_parts():
+    thoughts = {"thinking": "Hm."}
+    assert parts(ALL_PARTS, user("a"), call({"city": "Oslo"}, "Look:", **thoughts)) == [
+        ("reasoning", "<think>Hm.</think>\n\n"),
+        ("content", "Look:"),
+        ("tool_calls", '<call>find_weather{"city": "Oslo"}</call>'),
+    ]
+    assert parts(ALL_PARTS, user("a"), assistant("b", **thoughts)) == [
+        ("reasoning", "<think>Hm.</think>\n\n"),
+        ("content", "b"),
+    ]
+    assert parts(ALL_PARTS, user("a"), assistant("b")) == [("content", "b")]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"days": 2}, {"days": [1, None]}])
+def test_a_call_without_texts_is_a_call(arguments: object):
+    for text, more in [("Look:", {}), ("", {"thinking": "Hm."}), ("Look:", {"thinking": "Hm."}), ("", {})]:
+        *before, (part, last) = parts(ALL_PARTS, user("a"), call(arguments, text, **more))
+        assert part == "tool_calls"
+        assert last.startswith("<call>find_weather{")
+        assert [each for each, _ in before] == ["reasoning"] * ("thinking" in more) + ["content"] * bool(text)
+
+
+def test_reasoning_ends_with_the_mark_that_closes_it():
+    harmony = ALL_PARTS.replace("'</think>\\n\\n'", "'<|stop_end|>\\n<|start|>answer:'")
+    assert parts(harmony, user("a"), assistant("b", thinking="Hm.")) == [
+        ("reasoning", "<think>Hm.<|stop_end|>\n"),
+        ("content", "<|start|>answer:b"),
+    ]
+    unmarked = ALL_PARTS.replace("'</think>\\n\\n'", "' so: '")
+    assert parts(unmarked, user("a"), assistant("b", thinking="Hm.")) == [
+        ("reasoning", "<think>Hm. so: "),
+        ("content", "b"),
+    ]
+    quoting = parts(ALL_PARTS, user("a"), assistant("b", thinking="<call> or </call>"))
+    assert quoting == [("reasoning", "<think><call> or </call></think>\n\n"), ("content", "b")]
+
+
+def test_thoughts_in_a_list_of_parts_are_reasoning():
+    either = "(m.content if m.content is string else m.content[0].thinking + '</think>' + m.content[1].text)"
+    lists = CALLS.replace("(m.content or '')", either)
+    content = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "b"}]
+    talk = [user("a"), {"role": "assistant", "content": content}]
+    assert parts(lists, *talk) == [("reasoning", "Hm.</think>"), ("content", "b")]
+    assert refusal(lists.replace("m.content[0].thinking + '</think>' + ", ""), *talk) == (
+        "message 1 (assistant): the template never writes its thinking; take that out, or use another template"
+    )
+
+
+def test_a_message_says_whether_it_is_trained_and_no_template_sees_it():
+    nosy = CHATML + "{%- for m in messages if m.train is defined -%}{{- raise_exception('seen') -}}{%- endfor -%}"
+    talk = [user("a"), {**assistant("b"), "train": False}, user("c"), {**assistant("d"), "train": True}]
+    rendered = renderer(nosy).render(Conversation(talk))
+    flags = {(span.message, span.train) for span in rendered.spans}
+    assert flags == {(-1, None), (0, None), (1, False), (2, None), (3, True)}
+    assert rendered.text == renderer().render(Conversation([user("a"), assistant("b"), user("c"), assistant("d")])).text
+    assert renderer(nosy).prompt(talk[:3]).endswith("<|im_start|>assistant\n")
+
+
+def test_a_flag_must_be_true_or_false():
+    assert refusal(CHATML, user("a"), {**assistant("b"), "train": 1}) == (
+        "message 1 (assistant): train must be true or false"
+    )
+    assert show(CHATML, user("a"), {**assistant("b"), "train": None}) == show(CHATML, user("a"), assistant("b"))
+
+
+def signature(rendered: Rendered) -> list[tuple[object, ...]]:
+    return [(s.message, s.role, s.generated, s.end_of_turn, s.part, s.train) for s in rendered.spans]
+
+
+def test_rows_of_one_shape_have_spans_that_differ_in_position_alone():
+    one = renderer(ALL_PARTS)
+    talks = [
+        [user("a"), assistant("b")],
+        [user("a longer one"), assistant("b <call> c")],
+        [user("a"), {**assistant("b"), "train": True}],
+        [user("a"), {**assistant("b"), "train": False}],
+        [user("a"), assistant("b", thinking="Hm.")],
+        [user("a"), call({"city": "Oslo"})],
+        [user("a"), call({"city": "Bergen"})],
+    ]
+    found = [one.render(Conversation(talk)) for talk in talks * 2]
+    for first in found:
+        for second in found:
+            assert first.shape is not None
+            assert first.shape is not second.shape or signature(first) == signature(second)
+    assert len({id(each.shape) for each in found}) == 5
+
+
+def test_rows_whose_spans_vary_have_no_shape():
+    open_thoughts = renderer(THINKING.replace(".split('</think>')[-1]", ""))
+    assert open_thoughts.render(Conversation([user("a"), assistant("b")])).shape is None
+    assert renderer(OPEN, "</s>").render(Conversation([user("a"), assistant("b")])).shape is None
+
+
+def plain(*contents: tuple[str, str], source: str = CHATML, **more: object) -> str:
+    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+    one = Renderer(Template(source, tokens), **{"adds_bos": True, **more})
+    messages = [{"role": role, "content": content} for role, content in contents]
+    return shown(one.render(Conversation(messages, plain=True)))
+
+
+def test_plain_text_is_joined_without_the_template():
+    assert plain(("text", "Once upon a time.")) == "<s>[Once upon a time.][</s>]"
+    assert plain(("prompt", "2+2="), ("completion", "4")) == "<s>2+2=[4][</s>]"
+    assert plain(("text", "a"), ("text", "b")) == "<s>[a][b][</s>]"
+    assert plain(("prompt", "a"), ("completion", "")) == "<s>a[</s>]"
+    assert plain(("prompt", ""), ("completion", "a")) == "<s>[a][</s>]"
+
+
+def test_plain_text_begins_with_bos_only_where_the_tokenizer_adds_it():
+    assert plain(("text", "a"), adds_bos=False) == "[a][</s>]"
+    assert plain(("text", "a"), eot_token="<|end|>") == "<s>[a][<|end|>]"
+
+
+def test_plain_text_of_one_shape_has_the_same_spans():
+    one = Renderer(Template(CHATML, {"eos_token": "</s>"}))
+    rows = [
+        one.render(Conversation([{"role": "text", "content": text}], plain=True)) for text in ("a", "\U000f0000", "")
+    ]
+    assert rows[0].shape is rows[1].shape is not rows[2].shape
+    assert signature(rows[0]) == signature(rows[1]) == [
+        (0, "text", True, False, "content", None),
+        (0, "text", True, True, "content", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("message", "more", "reason"),
+    [
+        ({"content": "a"}, {"tools": [{}]}, "plain text has no template, so it takes no tools and no template_kwargs"),
+        ({"content": ["a"]}, {}, "message 0 (text): in plain text, its content must be a string"),
+        ({"content": "a", "name": "b"}, {}, "message 0 (text): in plain text, there is no place for its name"),
+    ],
+)
+def test_plain_text_has_no_place_for_more_than_text(message: Message, more: dict[str, object], reason: str):
+    with pytest.raises(RowError) as caught:
+        renderer().render(Conversation([{"role": "text", **message}], plain=True, **more))
+    assert str(caught.value) == reason
+
+
+def test_plain_text_needs_a_token_that_ends_it():
+    talk = Conversation([{"role": "text", "content": "a"}], plain=True)
+    with pytest.raises(RowError, match="no eos_token to end plain text with; set model.eot_token to one"):
+        Renderer(Template(CHATML, {})).render(talk)
+    assert shown(Renderer(Template(CHATML, {}), eot_token="<e>").render(talk)) == "[a][<e>]"
+
+
+def test_the_prompt_of_plain_text_is_its_texts():
+    prompt = [{"role": "prompt", "content": "2+2="}]
+    one = Renderer(Template(CHATML, {"bos_token": "<s>", "eos_token": "</s>"}), adds_bos=True)
+    assert one.prompt(prompt, plain=True) == "<s>2+2="
 
 
 @pytest.mark.parametrize(
@@ -321,10 +529,8 @@ def test_a_usual_row_costs_one_render():
     one = renderer()
     one.render(Conversation([user("a"), assistant("b")]))
     counted: list[str] = []
-    compiled = one.template._compiled
-    one.template._compiled = type(
-        "Counting", (), {"render": lambda _, values: counted.append("") or compiled.render(values)}
-    )()
+    run = one.template._run
+    one.template._run = lambda variables: counted.append("") or run(variables)
     one.render(Conversation([user(" another\n"), assistant('longer "text"')]))
     assert len(counted) == 1
 

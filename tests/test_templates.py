@@ -1,5 +1,7 @@
 """Marks on the templates that trl ships, against the `{% generation %}` marks of their training twins.
 
+Where there is no twin, or it writes another text, against the renders up to each answer, and word by word.
+
 Writes `docs/templates.md` when SFTRUN_UPDATE is set; fails when that file is stale.
 """
 
@@ -13,6 +15,7 @@ from typing import NamedTuple
 import pytest
 from conversations import KINDS, as_lists
 
+from sftrun.data.crosscheck import check, tagged
 from sftrun.data.render import Renderer
 from sftrun.data.template import Template
 from sftrun.errors import RowError
@@ -25,6 +28,9 @@ pytestmark = pytest.mark.older
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 TWINS = sorted(file.stem.removesuffix("_training") for file in FOLDER.glob("*_training.jinja"))
+ALONE = sorted(
+    file.stem for file in FOLDER.glob("*.jinja") if file.stem not in TWINS and not file.stem.endswith("_training")
+)
 TOKENS = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
 DOCUMENT = Path(__file__).parent.parent / "docs" / "templates.md"
 
@@ -42,15 +48,18 @@ class Subject(NamedTuple):
 
 def load(name: str) -> Subject:
     source = (FOLDER / f"{name}.jinja").read_text("utf-8")
-    renderer = Renderer(Template(source, TOKENS))
+    renderer = Renderer(Template(source, TOKENS, name=name))
     return Subject(source, renderer, any("only as lists" in problem.message for problem in renderer.check()))
 
 
-def reference(source: str, talk: Conversation) -> tuple[str, set[int]]:
+def reference(source: str, talk: Conversation) -> tuple[str | None, set[int]]:
     """The text of a conversation and the positions in it that a training template marks as generated."""
-    texts, marks = hub.render_jinja_template(
-        [talk.messages], tools=talk.tools, chat_template=source, return_assistant_tokens_mask=True, **TOKENS
-    )
+    try:
+        texts, marks = hub.render_jinja_template(
+            [talk.messages], tools=talk.tools, chat_template=source, return_assistant_tokens_mask=True, **TOKENS
+        )
+    except Exception:  # the twin refuses what the template takes
+        return None, set()
     return texts[0], {position for start, end in marks[0] for position in range(start, end)}
 
 
@@ -106,42 +115,67 @@ def words(message: Message) -> list[str]:
     return re.findall(r"\w+", content(message))
 
 
-def outcome(subject: Subject, twin: Subject, kind: str) -> str:
-    """`equal`, `own text` or the reason of a refusal; a difference fails."""
+def assert_parts(talk: Conversation, ours: Rendered) -> None:
+    """Content, reasoning and calls are each found in the spans of their part, and in no other."""
+    for index, message in enumerate(talk.messages):
+        if message["role"] != "assistant":
+            continue
+        texts = {"content": "", "reasoning": "", "tool_calls": ""}
+        for span in ours.spans:
+            if span.message == index and span.generated:
+                texts[span.part] += ours.text[span.start : span.end]
+        thoughts = message.get("reasoning_content")
+        names = [each["function"]["name"] for each in message.get("tool_calls", ())]
+        assert content(message) in texts["content"] or content(message) not in "".join(texts.values())
+        assert [texts["tool_calls"].count(name) >= names.count(name) for name in set(names)] == [True] * len(set(names))
+        assert bool(names) or not texts["tool_calls"]
+        if thoughts:
+            assert thoughts in texts["reasoning"] or thoughts not in "".join(texts.values())
+            assert content(message) not in texts["reasoning"] or not content(message)
+        else:
+            assert not texts["reasoning"]
+
+
+def outcome(subject: Subject, twin: Subject | None, kind: str) -> str:
+    """What the mask was found equal to, or the reason of a refusal; a difference fails."""
     talk = subject.talk(kind)
     try:
         ours = subject.renderer.render(talk)
     except RowError as error:
-        return reason(str(error))
+        return reason(str(error), subject.renderer.template.name)
     assert_words(talk, ours)
-    try:
-        text, marks = reference(twin.source, talk)
-    except Exception:  # the twin refuses what the template takes
-        return "own text"
-    if text != ours.text:
-        return "own text"
-    assert_equal(subject, talk, ours, marks)
-    return "equal"
+    assert_parts(talk, ours)
+    own_tags = tagged(subject.renderer.template)
+    if own_tags:
+        assert check(subject.renderer, talk, ours, own_tags) == "generation"
+    text, marks = reference(twin.source, talk) if twin else (None, set())
+    if text == ours.text:
+        assert_equal(subject, talk, ours, marks)
+        return "equal"
+    return "beginnings" if check(subject.renderer, talk, ours, None) else "words"
 
 
-def reason(error: str) -> str:
-    if error.startswith("the chat template fails"):
-        return "the template raises an error on it"  # whose words depend on the version of Jinja and Python
-    return re.sub(r"^message \d+ \(assistant\): ", "", error)
+def reason(error: str, name: str) -> str:
+    if "the chat template fails" in error:
+        error = error[: error.index("the chat template fails")] + "it raises an error"  # in words of Jinja and Python
+    return re.sub(r"^message \d+ \((\w+)\): ", r"\1: ", error).replace(f"chat template {name} ", "chat template ")
 
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, dict[str, tuple[str, str]]]:
     """For each template and kind, what comes of the template and of its twin."""
     found: dict[str, dict[str, tuple[str, str]]] = {}
-    for name in TWINS:
-        subject, twin = load(name), load(f"{name}_training")
-        found[name] = {kind: (outcome(subject, twin, kind), outcome(twin, twin, kind)) for kind in KINDS}
+    for name in [*TWINS, *ALONE]:
+        subject = load(name)
+        twin = load(f"{name}_training") if name in TWINS else None
+        found[name] = {
+            kind: (outcome(subject, twin, kind), outcome(twin, twin, kind) if twin else "") for kind in KINDS
+        }
     return found
 
 
 def test_every_mark_equals_the_reference_or_the_row_is_refused(outcomes):
-    assert all(on_twin != "own text" for cells in outcomes.values() for _, on_twin in cells.values())
+    assert not {"beginnings", "words"} & {on_twin for cells in outcomes.values() for _, on_twin in cells.values()}
     equal = sum(cell == ("equal", "equal") for cells in outcomes.values() for cell in cells.values())
     assert equal > len(TWINS) * len(KINDS) / 2
 
@@ -190,30 +224,34 @@ def document(outcomes: dict[str, dict[str, tuple[str, str]]]) -> str:
         for name, cells in outcomes.items()
     ]
     pairs = [pair for cells in outcomes.values() for pair in cells.values()]
-    single = [result for pair in pairs for result in pair]
+    single = [result for pair in pairs for result in pair if result]
+    counts = {name: single.count(name) for name in ("equal", "beginnings", "words")}
     return PAGE.format(
         version=version("trl"),
         templates=len(TWINS),
+        alone=len(ALONE),
         kinds="\n".join(f"{number}. {kind}" for number, kind in enumerate(KINDS, 1)),
         head="| template | " + " | ".join(str(number) for number in range(1, len(KINDS) + 1)) + " |",
         rule="|---|" + "---|" * len(KINDS),
         rows="\n".join(rows),
         notes="\n".join(f"- **{letter(index)}**: {note}" for index, note in enumerate(notes)),
         renders=len(single),
-        equal=single.count("equal"),
-        own=single.count("own text"),
-        refused=len(single) - single.count("equal") - single.count("own text"),
+        refused=len(single) - sum(counts.values()),
+        **counts,
     )
+
+
+SIGNS = {"equal": "=", "beginnings": "b", "words": "w"}
 
 
 def cell(pair: tuple[str, str], notes: list[str]) -> str:
     first, second = (short(result, notes) for result in pair)
-    return first if first == second or (first == "own" and second == "=") else f"{first} / {second}"
+    return first if second in ("", first) or (first in "bw" and second == "=") else f"{first} / {second}"
 
 
 def short(result: str, notes: list[str]) -> str:
-    if result in ("equal", "own text"):
-        return {"equal": "=", "own text": "own"}[result]
+    if not result or result in SIGNS:
+        return SIGNS.get(result, "")
     if result not in notes:
         notes.append(result)
     return letter(notes.index(result))

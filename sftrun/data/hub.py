@@ -29,14 +29,17 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str], path: Recipe
         raise UserError(problem) from error
 
 
-def check_dataset(name: str, revision: str | None, path: RecipePath) -> None:
-    """Raises UserError, soon, for a dataset that cannot be had; a cached one needs HF_HUB_OFFLINE=1."""
+def check_dataset(name: str, revision: str | None, path: RecipePath) -> str | None:
+    """The commit of a dataset on the Hub; None for a folder, or offline.
+
+    Raises UserError, soon, for a dataset that cannot be had; a cached one needs HF_HUB_OFFLINE=1.
+    """
     from huggingface_hub import HfApi, constants
 
     if constants.HF_HUB_OFFLINE or Path(name).exists():
-        return
+        return None
     try:
-        HfApi().dataset_info(name, revision=revision, timeout=TIMEOUT)
+        return HfApi().dataset_info(name, revision=revision, timeout=TIMEOUT).sha
     except Exception as error:
         raise UserError(explained("dataset", name, error, path)) from error
 

@@ -1,4 +1,8 @@
-"""The ledger: every row that was dropped, truncated or changed, with its origin and the reason."""
+"""The ledger: every row that was dropped, truncated, filtered, changed or added to, with its origin and the reason.
+
+Dropped and truncated rows are lost, and `data.max_lost` limits their share; a filtered row is one that a
+transform was asked to leave out.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -6,7 +10,9 @@ from typing import Literal
 
 import msgspec
 
-Action = Literal["dropped", "truncated", "changed"]
+from sftrun.types import Noted
+
+Action = Noted | Literal["truncated"]
 LOST = ("dropped", "truncated")
 
 

@@ -138,7 +138,7 @@ class Line:
             # what is wrong with those rows is said when their own turn comes
             return iter(self._transformed(other, index, lambda *bad: None, lambda entry: None, {}))
 
-        return Context(split, self.source.splits(), self.recipe.seed, note, others)
+        return Context(split, self.source.splits(), self.recipe.seed, note, others, self.tokenizer.count)
 
     def _conversations(
         self, split: str, bad: Callable[[str, str, str], None], rows_in: dict[str, int]

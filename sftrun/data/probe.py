@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sftrun.data.template import REASONING
 from sftrun.errors import RowError
-from sftrun.types import Message
+from sftrun.types import Message, Part
 
 Cut = Callable[[str], list[tuple[str, bool]]]
 """Cuts a text into stretches, each with whether a stand-in replaces it."""
@@ -31,8 +31,11 @@ class Leaf(NamedTuple):
     parts: list[str]
 
     @property
-    def is_reasoning(self) -> bool:
-        return self.path[0] in REASONING
+    def part(self) -> Part:
+        """The part of its message that it belongs to."""
+        if any(step in REASONING for step in (self.path[0], *self.path[2:3])):  # or in a content that is a list
+            return "reasoning"
+        return "tool_calls" if self.path[0] in ("tool_calls", "function_call") else "content"
 
     @property
     def is_answer(self) -> bool:

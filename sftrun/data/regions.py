@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sftrun.data.probe import Leaf
 from sftrun.data.survey import Survey, excerpt, shared
+from sftrun.data.template import REASONING
 from sftrun.errors import RowError
 from sftrun.types import Message
 
@@ -37,6 +38,7 @@ def regions(survey: Survey, endings: Sequence[str] | None) -> list[Region]:
     """
     messages = survey.probe.messages
     assistants = [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
+    _check_asked(survey, assistants)
     return [_region(survey, message, endings) for message in assistants]
 
 
@@ -147,15 +149,23 @@ def _check_complete(survey: Survey, message: int, end: int) -> None:
                 " (it takes </think> for the end of thoughts)" if any("</think>" in part for part in leaf.parts) else ""
             )
             raise survey.refuse(message, f"the template leaves out text of its {leaf.path[0]}{why}")
-    for name in _called(survey.probe.messages[message]):
+    for name in called(survey.probe.messages[message]):
         if name not in text:
             raise survey.refuse(message, f"the template leaves out its call of {name}")
-    thoughts = [leaf for leaf in leaves if leaf.is_reasoning]
+    thoughts = [leaf for leaf in leaves if leaf.part == "reasoning"]
     # Templates drop the reasoning of older turns on purpose: the model does not see it again.
     seen = text if not thoughts else text + survey.render(message + 1).text
     if thoughts and not any(_holds(seen, leaf) for leaf in thoughts):
-        why = f"the template never writes its {thoughts[0].path[0]}; take that out, or use another template"
+        name = next(step for step in thoughts[0].path if step in REASONING)
+        why = f"the template never writes its {name}; take that out, or use another template"
         raise survey.refuse(message, why)
+
+
+def _check_asked(survey: Survey, assistants: Sequence[int]) -> None:
+    """No text of the other messages is left out: an answer would be learned without what it answers."""
+    for leaf in survey.probe.leaves:
+        if leaf.message not in assistants and leaf.is_answer and not _holds(survey.whole.text, leaf):
+            raise survey.refuse(leaf.message, "the template leaves out its text; set model.chat_template to another")
 
 
 def _holds(text: str, leaf: Leaf) -> bool:
@@ -169,7 +179,8 @@ def _holds(text: str, leaf: Leaf) -> bool:
     return True
 
 
-def _called(message: Message) -> list[str]:
+def called(message: Message) -> list[str]:
+    """The names of the functions that a message calls."""
     calls = message.get("tool_calls")
     functions = [call.get("function", call) for call in calls or () if isinstance(call, Mapping)]
     names = [function.get("name") for function in functions if isinstance(function, Mapping)]

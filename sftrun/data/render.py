@@ -12,10 +12,12 @@ from typing import Any
 
 import msgspec
 
+from sftrun.data import plain as plain_text
 from sftrun.data import talk
 from sftrun.data.probe import Cut, Probe, around, by_words, marks, probe, shape, whole
+from sftrun.data.refusal import explained
 from sftrun.data.regions import Region, regions
-from sftrun.data.skeleton import Skeleton, parts, rendered
+from sftrun.data.skeleton import Skeleton, rendered, tiles
 from sftrun.data.survey import Survey
 from sftrun.data.template import RESERVED, Template
 from sftrun.errors import Problem, RowError
@@ -23,14 +25,22 @@ from sftrun.types import Conversation, Message, Rendered
 
 MAX_SKELETONS = 4096
 
+Flags = tuple[bool | None, ...]
+
 
 class Renderer:
-    """Renders conversations with a template. `eot_token` closes the last turn where the template closes none."""
+    """Renders conversations with a template. `eot_token` closes the last turn where the template closes none.
 
-    def __init__(self, template: Template, *, eot_token: str | None = None) -> None:
+    It also ends plain text, in place of the tokenizer's `eos_token`; with `adds_bos`, `bos_token` begins that.
+    """
+
+    def __init__(self, template: Template, *, eot_token: str | None = None, adds_bos: bool = False) -> None:
         self.template = template
         self.eot_token = eot_token
+        self._bos = template.variables.get("bos_token", "") if adds_bos else ""
+        self._eos = eot_token or template.variables.get("eos_token")
         self._skeletons: dict[Hashable, Skeleton | None] = {}
+        self._flagged_shapes: dict[tuple[Skeleton, Flags], Skeleton] = {}
         self._around = around(template.constants)
         self._by_words = by_words(template.constants)
 
@@ -39,6 +49,10 @@ class Renderer:
 
         Raises RowError, naming the message, where the positions of an assistant's text cannot be proven.
         """
+        if _has_flags(conversation.messages):
+            return self._flagged(self.render(without_flags(conversation)), conversation.messages)
+        if conversation.plain:
+            return plain_text.render(conversation, self._bos, self._eos)
         text = self._direct(conversation)
         key, texts = shape(conversation.messages)
         if self._steering and any(map(self._steering.search, texts)):
@@ -58,8 +72,13 @@ class Renderer:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
+        *,
+        plain: bool = False,
     ) -> str:
-        """What the model is given at inference: the messages and the generation prompt."""
+        """What the model is given at inference: the messages and the generation prompt; the texts of plain ones."""
+        messages = [_without_flag(message) for message in messages]
+        if plain:
+            return self._bos + "".join(plain_text.contents(messages))
         return self.template.render(messages, tools=tools, add_generation_prompt=True, **(kwargs or {}))
 
     def check(self) -> list[Problem]:
@@ -76,15 +95,29 @@ class Renderer:
         return re.compile("|".join(map(re.escape, found))) if found else None
 
     def _direct(self, conversation: Conversation) -> str:
-        if not conversation.messages:
-            raise RowError("the conversation has no messages")
-        for index, message in enumerate(conversation.messages):
-            if not isinstance(message, dict) or type(message.get("role")) is not str:
-                raise RowError(f"message {index} has no role")
         kwargs = conversation.template_kwargs
         if kwargs and not RESERVED.isdisjoint(kwargs):
             raise RowError(f"template_kwargs must not set {', '.join(sorted(RESERVED & kwargs.keys()))}")
-        return self.template.render(conversation.messages, tools=conversation.tools, **kwargs)
+        try:
+            return self.template.render(conversation.messages, tools=conversation.tools, **kwargs)
+        except RowError as error:
+            raise explained(self.template, conversation, error) from error
+
+    def _flagged(self, found: Rendered, messages: Sequence[Message]) -> Rendered:
+        """The same with what each message says of being trained."""
+        flags = tuple(message.get("train") for message in messages)
+        spans = [
+            msgspec.structs.replace(span, train=flags[span.message]) if span.message >= 0 else span
+            for span in found.spans
+        ]
+        if found.shape is None:
+            return Rendered(found.text, spans)
+        if len(self._flagged_shapes) >= MAX_SKELETONS:
+            self._flagged_shapes.clear()
+        key = (found.shape, flags)
+        if key not in self._flagged_shapes:
+            self._flagged_shapes[key] = found.shape.flagged(flags)
+        return Rendered(found.text, spans, self._flagged_shapes[key])
 
     def _result(self, skeleton: Skeleton, text: str, lengths: Sequence[int]) -> Rendered:
         if skeleton.refusal is not None:
@@ -109,7 +142,7 @@ class Renderer:
         skeleton = Skeleton(survey.whole)
         try:
             found = self._regions(survey)
-            skeleton.add(parts(survey.whole, probed, found, open_end=not self._habits.endings))
+            skeleton.add(tiles(survey.whole, probed, found, open_end=not self._habits.endings))
         except RowError as error:
             skeleton.refusal = str(error)
         return skeleton
@@ -141,7 +174,7 @@ class Renderer:
         lengths = skeleton.fit(text, [slot.text for slot in probed.slots]) if skeleton else None
         if skeleton is None or lengths is None:
             raise self._mismatch(conversation, text)
-        return self._result(skeleton, text, lengths)
+        return msgspec.structs.replace(self._result(skeleton, text, lengths), shape=None)
 
     def _mismatch(self, conversation: Conversation, text: str) -> RowError:
         """Blames the first message whose words alone keep the probe from giving the text, assistants first."""
@@ -160,6 +193,31 @@ class Renderer:
             return Skeleton(self._survey(conversation, probed).whole).fill([slot.text for slot in probed.slots])
         except RowError as error:
             return str(error)
+
+
+def _has_flags(messages: Sequence[Message]) -> bool:
+    """Whether any message says if it is trained; raises RowError for what are no messages."""
+    if not messages:
+        raise RowError("the conversation has no messages")
+    found = False
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict) or type(message.get("role")) is not str:
+            raise RowError(f"message {index} has no role")
+        if "train" in message:
+            found = True
+            if message["train"] is not None and not isinstance(message["train"], bool):
+                raise RowError(f"message {index} ({message['role']}): train must be true or false")
+    return found
+
+
+def without_flags(conversation: Conversation) -> Conversation:
+    """The conversation as templates see it: its messages do not say whether they are trained."""
+    messages = [_without_flag(message) for message in conversation.messages]
+    return msgspec.structs.replace(conversation, messages=messages)
+
+
+def _without_flag(message: Message) -> Message:
+    return {name: value for name, value in message.items() if name != "train"} if "train" in message else message
 
 
 def _extra(conversation: Conversation) -> Hashable:

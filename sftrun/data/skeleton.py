@@ -4,18 +4,22 @@ A skeleton filled with a conversation's texts must equal its direct render. Wher
 that render is known; where it does not, the skeleton says nothing about it.
 """
 
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
+
+from sftrun.data import fields
 from sftrun.data.probe import Marked, Probe
 from sftrun.data.regions import Region
 from sftrun.data.survey import shared
 from sftrun.errors import RowError
-from sftrun.types import Rendered, Span
+from sftrun.types import Part, Rendered, Span
 
 
-class Part(NamedTuple):
+class Tile(NamedTuple):
     """A span to be: its fixed characters and its number of slots, and what the span will say."""
 
     fixed: int
@@ -24,13 +28,15 @@ class Part(NamedTuple):
     role: str
     generated: bool = False
     end_of_turn: bool = False
+    part: Part = "content"
+    train: bool | None = None
     left: str = ""
 
 
 class Skeleton:
-    """The fixed text around slots, and the parts that its spans come from.
+    """The fixed text around slots, and the tiles that its spans come from.
 
-    `refusal` says why conversations of this shape cannot be trained on; there are no parts then.
+    `refusal` says why conversations of this shape cannot be trained on; there are no tiles then.
     """
 
     def __init__(self, marked: Marked) -> None:
@@ -38,14 +44,21 @@ class Skeleton:
         self.order = [number for _, number in marked.slots]
         self.pieces = [marked.text[a:b] for a, b in zip([0, *(cut + 1 for cut in cuts)], [*cuts, None], strict=True)]
         self._frame = [text for piece in self.pieces for text in (piece, "")][:-1]
-        self.parts: list[Part] = []
+        self.tiles: list[Tile] = []
         self.refusal: str | None = None
-        self._hungry = False
+        self.varies = False  # whether rows of this shape differ in their number of spans
 
-    def add(self, parts: Sequence[Part]) -> None:
-        """Takes the parts of the text, in order."""
-        self.parts = list(parts)
-        self._hungry = any(part.left for part in parts)
+    def add(self, tiles: Sequence[Tile]) -> None:
+        """Takes the tiles of the text, in order."""
+        self.tiles = list(tiles)
+        self._said = [(tile.fixed, tile.slots, tile[2:8]) for tile in tiles]
+        self.varies = any(tile.left for tile in tiles)
+
+    def flagged(self, flags: Sequence[bool | None]) -> "Skeleton":
+        """The same for messages that say whether they are trained."""
+        other = copy.copy(self)
+        other.add([tile._replace(train=None if tile.message < 0 else flags[tile.message]) for tile in self.tiles])
+        return other
 
     def fill(self, texts: Sequence[str]) -> str:
         """The text with the slots filled."""
@@ -78,24 +91,24 @@ class Skeleton:
         """The spans of a render that the skeleton fits."""
         found: list[Span] = []
         start = slot = 0
-        for part in self.parts:
-            end = start + part.fixed
-            for _ in range(part.slots):
+        for fixed, slots, said in self._said:
+            end = start + fixed
+            for _ in range(slots):
                 end += lengths[slot]
                 slot += 1
-            found.append(Span(start, end, part.message, part.role, part.generated, part.end_of_turn))
+            found.append(Span(start, end, *said))
             start = end
-        return self._without_prompt(found, text) if self._hungry else found
+        return self._without_prompt(found, text) if self.varies else found
 
     def _without_prompt(self, spans: list[Span], text: str) -> list[Span]:
         """Takes from generated spans what the generation prompt already holds: it may end with `<think>`."""
         found: list[Span] = []
-        for span, part in zip(spans, self.parts, strict=True):
-            cut = span.start + shared(part.left, text[span.start : span.end]) if part.left else span.start
+        for span, tile in zip(spans, self.tiles, strict=True):
+            cut = span.start + shared(tile.left, text[span.start : span.end]) if tile.left else span.start
             if cut > span.start:
-                found.append(Span(span.start, cut, span.message, span.role))
+                found.append(Span(span.start, cut, span.message, span.role, train=span.train))
             if cut < span.end or span.end_of_turn:
-                found.append(Span(cut, span.end, span.message, span.role, span.generated, span.end_of_turn))
+                found.append(msgspec.structs.replace(span, start=cut))
         return found
 
 
@@ -113,39 +126,41 @@ def rendered(skeleton: Skeleton, text: str, lengths: Sequence[int], eot_token: s
     spans = skeleton.spans(text, lengths)
     gap = next((index for index, span in enumerate(spans) if span.start == span.end), None) if eot_token else None
     if gap is None or eot_token is None:
-        return Rendered(text, spans)
+        return Rendered(text, spans, None if skeleton.varies else skeleton)
     at, size = spans[gap].start, len(eot_token)
-    closing = Span(at, at + size, spans[gap].message, spans[gap].role, True, True)
-    after = [Span(span.start + size, span.end + size, span.message, span.role) for span in spans[gap + 1 :]]
+    closing = msgspec.structs.replace(spans[gap], end=at + size)
+    after = [msgspec.structs.replace(span, start=span.start + size, end=span.end + size) for span in spans[gap + 1 :]]
     return Rendered(text[:at] + eot_token + text[at:], [*spans[:gap], closing, *after])
 
 
-def parts(marked: Marked, probe: Probe, regions: Sequence[Region], open_end: bool) -> list[Part]:
-    """Parts that tile a probe's render: regions, the texts of other messages, and the template's own text.
+Stretch = tuple[int, int, Tile]
 
-    With `open_end`, nothing ends the turn of the last message: its end is an empty part.
+
+def tiles(marked: Marked, probe: Probe, regions: Sequence[Region], open_end: bool) -> list[Tile]:
+    """Tiles of a probe's render: regions, the texts of other messages, and the template's own text.
+
+    With `open_end`, nothing ends the turn of the last message: its end is an empty tile.
     """
     last = len(probe.messages) - 1 if open_end else None
-    stretches = [*_generated(probe, regions), *_others(marked, probe, regions)]
-    found: list[Part] = []
+    stretches = [*_generated(marked, probe, regions), *_others(marked, probe, regions)]
+    found: list[Tile] = []
     end = 0
-    for start, stop, part in sorted(stretches, key=lambda stretch: stretch[0]):
+    for start, stop, tile in sorted(stretches, key=lambda stretch: stretch[0]):
         if start < end:
             raise RowError("the template writes the texts of messages into one another")
-        found += [_sized(marked, end, start, Part(0, 0, -1, "template")), _sized(marked, start, stop, part)]
+        found += [_sized(marked, end, start, Tile(0, 0, -1, "template")), _sized(marked, start, stop, tile)]
         end = stop
-    found.append(_sized(marked, end, len(marked.text), Part(0, 0, -1, "template")))
-    return [part for part in found if part.fixed or part.slots or (part.end_of_turn and part.message == last)]
+    found.append(_sized(marked, end, len(marked.text), Tile(0, 0, -1, "template")))
+    return [tile for tile in found if tile.fixed or tile.slots or (tile.end_of_turn and tile.message == last)]
 
 
-Stretch = tuple[int, int, Part]
-
-
-def _generated(probe: Probe, regions: Sequence[Region]) -> Iterator[Stretch]:
+def _generated(marked: Marked, probe: Probe, regions: Sequence[Region]) -> Iterator[Stretch]:
     for region in regions:
-        role = probe.role(region.message)
-        yield region.start, region.cut, Part(0, 0, region.message, role, generated=True, left=region.left)
-        yield region.cut, region.end, Part(0, 0, region.message, role, generated=True, end_of_turn=True)
+        tile = Tile(0, 0, region.message, probe.role(region.message), generated=True)
+        for start, end, part in fields.cut(marked, probe, region):
+            left = region.left if start == region.start else ""
+            yield start, end, tile._replace(part=part, left=left)
+        yield region.cut, region.end, tile._replace(end_of_turn=True)
 
 
 def _others(marked: Marked, probe: Probe, regions: Sequence[Region]) -> Iterator[Stretch]:
@@ -159,10 +174,10 @@ def _others(marked: Marked, probe: Probe, regions: Sequence[Region]) -> Iterator
         first, end = (start if first < 0 else first), start + 1
         after = marked.slots[index + 1][1] if index + 1 < len(marked.slots) else -1
         if after != number + 1 or probe.slots[after].leaf != slot.leaf:
-            yield first, end, Part(0, 0, slot.message, probe.role(slot.message))
+            yield first, end, Tile(0, 0, slot.message, probe.role(slot.message))
             first = -1
 
 
-def _sized(marked: Marked, start: int, end: int, part: Part) -> Part:
+def _sized(marked: Marked, start: int, end: int, tile: Tile) -> Tile:
     slots = sum(start <= at < end for at, _ in marked.slots)
-    return part._replace(fixed=end - start - slots, slots=slots)
+    return tile._replace(fixed=end - start - slots, slots=slots)

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,27 +107,24 @@ def locked(key: str, waiting: Callable[[], None]) -> Iterator[None]:
         lock.release()
 
 
-def begin() -> Path:
-    """A new folder in the cache, invisible to `find` until it is published."""
-    root = cache_folder() / "prepared"
-    root.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=".making-", dir=root))
+def begin(key: str) -> Path:
+    """A new folder in the cache, invisible to `find` until it is published; for whoever holds the key's lock."""
+    making = cache_folder() / "prepared" / f".making-{key}"
+    shutil.rmtree(making, ignore_errors=True)  # what a process that was killed has left
+    making.mkdir(parents=True)
+    return making
 
 
 def publish(making: Path, key: str) -> Path:
-    """Makes a finished folder the cache's entry for a key; where another process was first, its entry stays."""
+    """Makes a finished folder the cache's entry for a key; an entry that is not whole is replaced."""
     sizes = {file.name: file.stat().st_size for file in sorted(making.iterdir())}
     for name in sizes:
         _sync(making / name)
     (making / DONE).write_text(json.dumps(sizes))
     _sync(making / DONE)
     entry = making.parent / key
-    if entry.exists() and find(key) is None:
-        shutil.rmtree(entry)
-    try:
-        making.rename(entry)
-    except OSError:
-        shutil.rmtree(making)
+    shutil.rmtree(entry, ignore_errors=True)
+    making.rename(entry)
     return entry
 
 

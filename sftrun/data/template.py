@@ -22,12 +22,17 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
 """Variables that only the renderer gives to a template."""
 
+REFUSES = "the chat template refuses: "
+NAMELESS = "chat template"
+
 
 class Template:
     """A chat template with the tokens that it may name (`bos_token`, …) and one clock for all its renders.
 
     A template that is no valid Jinja raises UserError with the line. `now` is the time that `strftime_now`
     tells, by default the moment of construction: the text of a row must not depend on when it is rendered.
+    `name` is what messages call it: a model, a built-in template or a file. `generation` is the extension that
+    reads the tags `{% generation %}`.
     """
 
     def __init__(
@@ -35,14 +40,17 @@ class Template:
         source: str,
         variables: Mapping[str, str],
         now: datetime | None = None,
-        name: str = "chat template",
+        name: str = NAMELESS,
+        generation: "type[jinja2.ext.Extension] | None" = None,
     ) -> None:
         self.source = source
+        self.name = name
         self.variables = dict(variables)
         self.now = now or datetime.now()
-        self._environment = _environment(self.now)
+        self._environment = _environment(self.now, generation or Generation)
         try:
             self._compiled = self._environment.from_string(source)
+            self._globals = dict(self._compiled.globals)
         except jinja2.TemplateSyntaxError as error:
             raise UserError(_syntax_problem(error, source, name)) from None
 
@@ -50,6 +58,11 @@ class Template:
     def fingerprint(self) -> str:
         """The SHA-256 of the source."""
         return hashlib.sha256(self.source.encode()).hexdigest()
+
+    @property
+    def label(self) -> str:
+        """What to call it in a message: its name, or the beginning of its fingerprint."""
+        return self.fingerprint[:12] if self.name == NAMELESS else self.name
 
     @cached_property
     def constants(self) -> frozenset[str]:
@@ -68,8 +81,9 @@ class Template:
     ) -> str:
         """The text of a conversation. Raises RowError, with the template's own words where it has any."""
         try:
-            return self._compiled.render(
+            return self._run(
                 {
+                    **self._globals,
                     "documents": None,
                     **self.variables,
                     **template_kwargs,
@@ -79,9 +93,17 @@ class Template:
                 }
             )
         except _Refusal as refusal:
-            raise RowError(f"the chat template refuses: {refusal}") from None
+            raise RowError(f"{REFUSES}{refusal}") from None
         except Exception as error:  # anything can go wrong inside a template; it is never a bug of ours
             raise RowError(f"the chat template fails{_line(error)}: {type(error).__name__}: {error}") from error
+
+    def _run(self, variables: dict[str, Any]) -> str:
+        # Jinja's own render copies all globals each time, which takes longer than the template itself
+        context = self._compiled.new_context(variables, shared=True)
+        try:
+            return "".join(self._compiled.root_render_func(context))
+        except Exception:
+            self._environment.handle_exception()  # raises it again, with lines of the template
 
 
 def _with_reasoning(message: Message) -> Message:
@@ -93,10 +115,10 @@ def _with_reasoning(message: Message) -> Message:
     return message
 
 
-def _environment(now: datetime) -> ImmutableSandboxedEnvironment:
+def _environment(now: datetime, generation: type[jinja2.ext.Extension]) -> ImmutableSandboxedEnvironment:
     # Templates come from the internet: the sandbox keeps them away from Python.
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, generation]
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
@@ -125,7 +147,7 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-class _Generation(jinja2.ext.Extension):
+class Generation(jinja2.ext.Extension):
     """`{% generation %} … {% endgeneration %}`: rendered as if the tags were not there."""
 
     tags = {"generation"}  # noqa: RUF012  (as Jinja declares it)
@@ -133,9 +155,10 @@ class _Generation(jinja2.ext.Extension):
     def parse(self, parser: Any) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+        return jinja2.nodes.CallBlock(self.call_method("body"), [], [], body).set_lineno(line)
 
-    def _body(self, caller: Callable[[], str]) -> str:
+    def body(self, caller: Callable[[], str]) -> str:
+        """What is written for the text between the tags."""
         return caller()
 
 

@@ -57,6 +57,10 @@ class Tokenizer:
         """As `encode`, faster, with ids alone: the offsets mean nothing."""
         return self.engine.encode_batch_fast(list(texts), add_special_tokens=False)
 
+    def count(self, text: str) -> int:
+        """The number of tokens of a text."""
+        return len(self.engine.encode(text, add_special_tokens=False))
+
     @cached_property
     def added(self) -> dict[int, str]:
         """Ids and texts of the tokens that are found in a text before anything else: `<|im_end|>`, …"""

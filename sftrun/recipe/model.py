@@ -94,9 +94,12 @@ class TrainOptions(Options):
         float, Meta(ge=0, description="Warm-up: a share of all steps when below 1, else a number of steps.")
     ] = 0.03
     weight_decay: Annotated[float, Meta(ge=0, description="Weight decay of the optimizer.")] = 0.0
-    batch_size: Annotated[Count, Meta(description="Rows in one forward pass.")] = 4
+    batch_size: Annotated[Count, Meta(description="Rows in one forward pass; of packed rows, sequences.")] = 4
     eval_batch_size: Annotated[Count, Meta(description="Rows in one forward pass of an evaluation.")] = 8
     grad_accum: Annotated[Count, Meta(description="Forward passes summed into one optimizer step.")] = 1
+    group_by_length: Annotated[
+        bool, Meta(description="Rows of similar lengths share a batch, to save padding; packed rows have none.")
+    ] = True
     max_grad_norm: Annotated[float, Meta(ge=0, description="Largest norm of the gradient; 0 for no limit.")] = 1.0
     gradient_checkpointing: Annotated[
         bool, Meta(description="Compute activations twice to keep fewer of them in memory.")

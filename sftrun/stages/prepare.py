@@ -71,6 +71,7 @@ def key_parts(recipe: Recipe, line: Line, registry: Registry) -> dict[str, Any]:
         "code": _code_hash([*(HERE / "data").glob("*.py"), Path(__file__)]),
         "source": {"use": as_use(recipe.source).use, "fingerprint": line.source.fingerprint()},
         "components": [_component(registry, kind, use) for kind, named in uses.items() for use in named],
+        "transform_files": [each.fingerprint() for each in line.transforms if hasattr(each, "fingerprint")],
         "source_code": _component(registry, "source", as_use(recipe.source).use),
         "tokenizer": line.tokenizer.fingerprint,
         "template": line.tokenizer.template.fingerprint,
@@ -105,7 +106,7 @@ def _code_hash(files: Iterable[Path]) -> str:
 
 
 def _make(recipe: Recipe, line: Line, key: str, emit: Emit) -> Path:
-    making = store.begin()
+    making = store.begin(key)
     try:
         _fill(recipe, line, making, emit)
     except BaseException:
@@ -158,6 +159,7 @@ def _pack(recipe: Recipe, tally: Tally, making: Path) -> dict[str, Any]:
 
 
 def _shortened(problems: list[Problem]) -> list[Problem]:
+    problems = list(dict.fromkeys(problems))  # a source may give a row more than once
     if len(problems) <= SHOWN:
         return problems
     rest = Problem(f"{len(problems) - SHOWN} more rows like these", hint="data.on_bad_row: skip leaves them out")

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -14,7 +14,8 @@ from sftrun.types import BadRow, Conversation, Grade, Row, Scores
 
 SPLITS = ("train", "val", "test")
 JUNK: tuple[Any, ...] = (None, True, -1, 0.5, "", " \n", "\0", [], {}, [None], [[]], {"x": 1})
-Noted = tuple[str, str, str]
+ACTIONS = get_args(types.Noted)
+Note = tuple[str, str, str, str]
 
 
 def check_source(source: types.Source) -> None:
@@ -101,32 +102,71 @@ def _check_conversation(talk: Any, row: Row) -> None:
     for index, message in enumerate(talk.messages):
         assert isinstance(message, dict), f"message {index} must be a dict, not {type(message).__name__}"
         assert isinstance(message.get("role"), str), f"message {index} has no role"
-        content = message.get("content")
-        fits = isinstance(content, str | list) or (content is None and message.get("tool_calls"))
-        assert fits, f"message {index}: content must be a text or a list of parts, not {content!r}"
+        _check_content(message, index, talk.plain)
+        train = message.get("train", True)
+        assert isinstance(train, bool), f"message {index}: train must be true or false, not {train!r}"
     last = talk.messages[-1]["role"]
-    assert last == "assistant", f"it ends on a {last} turn; the last message is the answer to learn, or to hold out"
+    fits = talk.plain or last == "assistant"
+    assert fits, f"it ends on a {last} turn; the last message is the answer to learn, or to hold out"
     msgspec.json.encode(talk)  # held-out prompts are kept as JSON
 
 
+def _check_content(message: types.Message, index: int, plain: bool) -> None:
+    content = message.get("content")
+    if plain:
+        assert isinstance(content, str), f"message {index}: plain content must be a text, not {content!r}"
+        assert message.keys() == {"role", "content"}, f"message {index}: a plain one has a role and a content only"
+        return
+    fits = isinstance(content, str | list) or (content is None and message.get("tool_calls"))
+    assert fits, f"message {index}: content must be a text or a list of parts, not {content!r}"
+
+
 def check_masker(masker: types.Masker, also: Collection[str] = ()) -> None:
-    """One bool a span; nothing is trained but what the model emits, and spans of the roles in `also`."""
+    """One bool a span; nothing is trained but what the model emits, and spans of the roles in `also`.
+
+    Flags that stay where spans move; stretches of a text in order, inside it and apart from one another.
+    """
     trained = 0
-    for talk in examples.talks():
-        spans = examples.rendered(talk).spans
-        chosen = masker.choose(list(spans))
-        assert len(chosen) == len(spans), f"{talk.origin}: {len(chosen)} flags for {len(spans)} spans"
-        assert all(isinstance(flag, bool) for flag in chosen), f"{talk.origin}: flags must be bools: {list(chosen)}"
-        assert list(masker.choose(list(spans))) == list(chosen), f"{talk.origin}: not the same a second time"
-        for span, flag in zip(spans, chosen, strict=True):
+    talks = [*examples.talks(), *(examples.flagged() if getattr(masker, "reads_train", False) else [])]
+    for talk in talks:
+        text = examples.rendered(talk)
+        chosen = masker.choose(list(text.spans))
+        _check_flags(masker, talk.origin, text.spans, chosen)
+        for span, flag in zip(text.spans, chosen, strict=True):
             where = f"{talk.origin}: the span {span.start} to {span.end} (message {span.message}, {span.role})"
             assert not flag or span.generated or span.role in also, f"{where} is trained, but the model never emits it"
+            if flag and not span.end_of_turn:
+                _check_stretches(masker, text.text[span.start : span.end])
         trained += sum(chosen)
-    assert trained, f"nothing is trained in any of {len(examples.talks())} conversations"
+    assert trained, f"nothing is trained in any of {len(talks)} conversations"
+    for odd in ("", " \n", "\0", "</think>", "<think>\nx</think>\n\ny", "Дунай 🌊" * 99):
+        _check_stretches(masker, odd)
+
+
+def _check_flags(masker: types.Masker, origin: str, spans: Sequence[types.Span], chosen: Sequence[bool]) -> None:
+    assert len(chosen) == len(spans), f"{origin}: {len(chosen)} flags for {len(spans)} spans"
+    assert all(isinstance(flag, bool) for flag in chosen), f"{origin}: flags must be bools: {list(chosen)}"
+    assert list(masker.choose(list(spans))) == list(chosen), f"{origin}: not the same a second time"
+    moved = [msgspec.structs.replace(span, start=3 * span.start, end=3 * span.end + 1) for span in spans]
+    why = "choose() depends on positions; conversations of one shape are asked about once"
+    assert list(masker.choose(moved)) == list(chosen), f"{origin}: {why}"
+
+
+def _check_stretches(masker: types.Masker, text: str) -> None:
+    """Checks `narrow`, where the masker has it."""
+    narrow = getattr(masker, "narrow", None)
+    if narrow is None:
+        return
+    found = [(start, end) for start, end in narrow(text)]
+    edges = [edge for stretch in found for edge in stretch]
+    fits = edges == sorted(edges) and all(0 <= edge <= len(text) for edge in edges)
+    what = f"narrow({text[:20]!r}) gives {found[:5]}"
+    assert fits, f"{what}; stretches must be in order, inside the text and apart from one another"
+    assert [*map(tuple, narrow(text))] == found, f"{what}, and others a second time"
 
 
 def check_transform(transform: types.Transform, conversations: Sequence[Conversation] = ()) -> None:
-    """The same in, the same out; nothing is changed in place; all that is dropped or changed is noted, nothing else.
+    """The same in, the same out; nothing is changed in place; all that is left out or changed is noted, nothing else.
 
     Give conversations that the transform acts on; those of `talks` are tried in any case.
     """
@@ -139,12 +179,13 @@ def check_transform(transform: types.Transform, conversations: Sequence[Conversa
     for talk in made:
         assert isinstance(talk, Conversation), f"apply() must yield Conversations, not {type(talk).__name__}"
         assert talk.origin in origins, f"the origin {talk.origin!r} is that of no conversation given"
-    for origin, action, reason in notes:
+    for origin, action, reason, detail in notes:
         assert origin in origins, f"the note on {origin!r} is about no conversation given"
-        assert action in ("dropped", "changed"), f"{origin}: the action is {action!r}; there are dropped and changed"
+        assert action in ACTIONS, f"{origin}: the action is {action!r}; there are {', '.join(ACTIONS)}"
         assert _is_said(reason), f"{origin}: the note has no reason"
+        assert isinstance(detail, str), f"{origin}: the detail of a note must be a text, not {detail!r}"
     for talk in given:
-        _check_noted(talk, made, {action for origin, action, _ in notes if origin == talk.origin})
+        _check_noted(talk, made, {action for origin, action, *_ in notes if origin == talk.origin})
 
 
 def _distinct(conversations: Sequence[Conversation]) -> list[Conversation]:
@@ -153,21 +194,29 @@ def _distinct(conversations: Sequence[Conversation]) -> list[Conversation]:
     return [msgspec.structs.replace(talk, origin=f"talks.jsonl:{number}") for number, talk in numbered]
 
 
-def _applied(transform: types.Transform, given: Sequence[Conversation]) -> tuple[list[Conversation], list[Noted]]:
-    notes: list[Noted] = []
-    context = examples.context(given[:1], lambda *noted: notes.append(noted))
-    made = list(transform.apply(iter(given), context))
+def _applied(transform: types.Transform, given: Sequence[Conversation]) -> tuple[list[Conversation], list[Note]]:
+    notes: list[Note] = []
+
+    def note(origin: str, action: types.Noted, reason: str, detail: str = "", /) -> None:
+        notes.append((origin, action, reason, detail))
+
+    made = list(transform.apply(iter(given), examples.context(given[:1], note)))
     return made, notes
 
 
 def _check_noted(talk: Conversation, made: Sequence[Conversation], noted: set[str]) -> None:
     """A conversation that comes out as it went in is not noted, even where others were made of it."""
     results = [each for each in made if each.origin == talk.origin]
-    happened = "changed" if results else "dropped"
-    done = set() if talk in results else {happened}
     said = " and ".join(sorted(noted)) or "nothing"
-    was = happened if done else "kept as it is"
-    assert noted == done, f"{talk.origin} ({talk.messages}) was {was}, but noted is: {said}"
+    done = noted - {"added"}
+    if talk in results:
+        was, fits = "kept as it is", not done
+    elif results:
+        was, fits = "changed", done == {"changed"}
+    else:
+        was, fits = "dropped", done in ({"dropped"}, {"filtered"})
+    assert fits, f"{talk.origin} ({talk.messages}) was {was}, but noted is: {said}"
+    assert len(results) > 1 or "added" not in noted, f"{talk.origin}: nothing was added to it, but noted is: {said}"
 
 
 def check_judge(judge: types.Judge) -> None:

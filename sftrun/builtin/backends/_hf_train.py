@@ -14,10 +14,9 @@ import torch
 import transformers
 from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils as trl_utils
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 import sftrun
-from sftrun.builtin.backends import _hf_model
+from sftrun.builtin.backends import _attention, _batches, _hf_model, _isolation, _rows
 
 transformers.logging.set_verbosity_warning()
 datasets.disable_progress_bars()
@@ -27,7 +26,6 @@ HAS_FUSED_HEAD = trl_utils._ChunkedLogProbFunction is not None
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor", "sgd": "sgd"}
 SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-IGNORED = -100  # the label that carries no loss
 LEARNING_RATES = {"full": 1e-5, "lora": 2e-4}
 
 
@@ -35,8 +33,11 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit) -> None:
     """Trains and leaves `model/`; raises UserError for a loss that is not finite."""
     run = sftrun.RunDir(path)
     samples = {split: _dataset(run, split) for split in ("train", "val") if _file(run, split).is_file()}
+    rows = _rows.of(recipe, run)
     transformers.set_seed(recipe.seed)
     model = _hf_model.load_base(recipe)
+    if isinstance(rows, _rows.PackedRows):
+        _isolate(model, recipe, emit)
     tokens = transformers.AutoTokenizer.from_pretrained(sftrun.load_tokenizer(recipe.model).folder)
     _check_tokenizer(tokens, run, emit)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)
@@ -45,16 +46,16 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit) -> None:
         emit({"event": "warning", "message": message})
     trainer = Trainer(
         emit,
+        rows,
+        sort=recipe.train.group_by_length,
         model=model,
-        args=arguments(recipe, run, len(samples["train"])),
-        data_collator=Untouched(pad_token_id=_pad_id(tokens)),
+        args=arguments(recipe, run, len(rows)),
+        data_collator=_batches.collator(rows, _pad_id(tokens)),
         train_dataset=samples["train"],
         eval_dataset=samples.get("val"),
         processing_class=tokens,
         peft_config=adapter(recipe),
     )
-    if trainer.train_dataset is not samples["train"]:
-        raise RuntimeError("trl replaced the prepared dataset by another")
     trainer.train()
     _save(trainer, recipe, run)
     count = {"trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)}
@@ -128,34 +129,27 @@ def adapter(recipe: sftrun.Recipe) -> Any:
     )
 
 
-class Untouched(DataCollatorForLanguageModeling):  # type: ignore[misc]
-    """trl's collator, with the proof that padding is all it adds."""
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = super().torch_call(examples)
-        for row, example in enumerate(examples):
-            size = len(example["input_ids"])
-            same = batch["input_ids"][row, :size].tolist() == list(example["input_ids"])
-            same &= batch["labels"][row, :size].tolist() == list(example["labels"])
-            same &= bool((batch["labels"][row, size:] == IGNORED).all())
-            same &= int(batch["attention_mask"][row].sum()) == size
-            if not same:
-                raise RuntimeError("trl changed the prepared ids or labels of a row")
-        return batch
-
-
 class Trainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer that reports events, counts tokens and computes the validation loss over tokens, not batches."""
 
-    def __init__(self, emit: sftrun.Emit, **settings: Any) -> None:
+    def __init__(self, emit: sftrun.Emit, rows: Any, sort: bool, **settings: Any) -> None:
         super().__init__(**settings)
-        self.emit = emit
+        self.emit, self.sort = emit, sort
+        self.train_dataset = rows  # trl looks at a row of a dataset of its own kind, and trains on these
         self.tokens = self.trained = self.seen = self.seen_trained = 0
         self.since = time.monotonic()
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Batches of similar lengths, if wanted; what one optimizer step sees does not depend on how it is split."""
+        if not self.sort or isinstance(self.train_dataset, _rows.PackedRows):
+            return super()._get_train_sampler(train_dataset)
+        step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        return _batches.ByLength(self.train_dataset.lengths, step, self.args.seed)
+
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        self.tokens += int(inputs["attention_mask"].sum())
-        self.trained += int((inputs["labels"] != IGNORED).sum())
+        given = inputs.get("attention_mask")  # packed rows have neither mask nor padding
+        self.tokens += inputs["input_ids"].numel() if given is None else int(given.sum())
+        self.trained += int((inputs["labels"] != _batches.IGNORED).sum())
         return super().training_step(model, inputs, *args, **kwargs)
 
     def compute_loss(
@@ -165,7 +159,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
         outputs = model(**inputs, use_cache=False)
-        trained = labels[:, 1:] != IGNORED
+        trained = labels[:, 1:] != _batches.IGNORED
         picked, wanted = outputs.logits[:, :-1][trained].float(), labels[:, 1:][trained]
         summed = torch.nn.functional.cross_entropy(picked, wanted, reduction="sum")
         loss = summed / (wanted.numel() if num_items_in_batch is None else num_items_in_batch)
@@ -227,6 +221,14 @@ def _file(run: sftrun.RunDir, split: str) -> Path:
 
 def _dataset(run: sftrun.RunDir, split: str) -> datasets.Dataset:
     return datasets.Dataset.from_file(str(_file(run, split))).remove_columns("origin")
+
+
+def _isolate(model: Any, recipe: sftrun.Recipe, emit: sftrun.Emit) -> None:
+    """Gives the model an attention for packed rows; raises UserError where sequences still see each other."""
+    if not _attention.isolate(model):
+        message = "this model has only its own attention: on packed rows it takes memory for length × length"
+        emit({"event": "warning", "message": message})
+    _isolation.check(model, _hf_model.precision(recipe))
 
 
 def _pad_id(tokens: Any) -> int:

@@ -1,20 +1,28 @@
 """Formatter `chat`: conversations in the shapes that people have them in."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Annotated, Any
 
-import msgspec
-
 import sftrun
+from sftrun.builtin.formatters import _messages, _tools
 
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-FIELDS = ("system", "user", "assistant")
+SHAPES = ("messages", "conversations")
+RENDERER = ("messages", "tools", "add_generation_prompt")
+OTHERS = {
+    "prompt-completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+    "text": ("text",),
+}
+"""Columns of rows that other formatters read."""
 
 
 class ChatFields(sftrun.Options):
-    """Names of the columns of a row that holds one question and one answer."""
+    """Names of columns, where they are others."""
 
-    system: Annotated[str | None, sftrun.Meta(description="Column of the system prompt.")] = "system"
+    system: Annotated[
+        str | None,
+        sftrun.Meta(description="Column of the system prompt, beside messages too; null where none is read."),
+    ] = "system"
     user: Annotated[str, sftrun.Meta(description="Column of the question.")] = "user"
     assistant: Annotated[str, sftrun.Meta(description="Column of the answer.")] = "assistant"
 
@@ -25,6 +33,20 @@ class ChatOptions(sftrun.Options):
     fields: Annotated[
         ChatFields, sftrun.Meta(description="Columns of single-turn rows, where they are not system/user/assistant.")
     ] = ChatFields()
+    arguments: Annotated[
+        _tools.Arguments,
+        sftrun.Meta(
+            description="How the template is given the arguments of tool calls, however rows have them: as an object, "
+            "which most read, or as JSON text (DeepSeek-V3)."
+        ),
+    ] = "object"
+    template_kwargs: Annotated[
+        dict[str, Any],
+        sftrun.Meta(
+            description="Variables for the chat template, such as {enable_thinking: false}; a row's own, in its column "
+            "chat_template_kwargs, come first."
+        ),
+    ] = {}  # noqa: RUF012  (msgspec copies it)
 
 
 @sftrun.hookimpl
@@ -37,83 +59,63 @@ class Chat:
 
     def __init__(self, options: ChatOptions) -> None:
         self.fields = options.fields
+        self.arguments = options.arguments
+        self.template_kwargs = options.template_kwargs
+        columns = (options.fields.system or "", options.fields.user, "conversations", "chat_template_kwargs")
+        self._more = frozenset((*columns, *_tools.COLUMNS))
+
+    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+        for name in RENDERER:
+            if name in self.template_kwargs:
+                path = ("formatter", "with", "template_kwargs", name)
+                yield sftrun.Problem(f"template_kwargs must not set {name}", path=path, hint="it comes from the row")
 
     def format(self, row: sftrun.Row) -> sftrun.Conversation:
-        messages = self._shape(row.data)(row.data)
-        _check(messages)
-        return sftrun.Conversation(messages, row.origin)
+        data = row.data
+        messages = data.get("messages")
+        if type(messages) is list and self._more.isdisjoint(data) and _messages.are_plain(messages):
+            return sftrun.Conversation(messages, row.origin, None, self.template_kwargs)
+        messages = self._messages(data)
+        _messages.check(messages)
+        kwargs = {**self.template_kwargs, **_tools.template_kwargs(data)}
+        return sftrun.Conversation(messages, row.origin, _tools.tools(data), kwargs)
 
-    def _shape(self, data: dict[str, Any]) -> Callable[[dict[str, Any]], list[sftrun.Message]]:
-        shapes: list[str] = [name for name in ("messages", "conversations") if name in data]
+    def _messages(self, data: dict[str, Any]) -> list[sftrun.Message]:
+        shape = self._shape(data)
+        if shape == "columns":
+            return self._columns(data)
+        messages = _messages.messages(data[shape], shape, self.arguments)
+        system = data.get(self.fields.system) if self.fields.system else None
+        if system in (None, ""):
+            return messages
+        if messages and messages[0]["role"] == "system":
+            raise sftrun.RowError(f"has a system prompt twice: in '{self.fields.system}' and as the first message")
+        return [self._message("system", system, 0), *messages]
+
+    def _shape(self, data: dict[str, Any]) -> str:
+        shapes = [name for name in SHAPES if data.get(name) is not None]
         if self.fields.user in data and self.fields.assistant in data:
             shapes.append("columns")
         if len(shapes) > 1:
             raise sftrun.RowError(f"fits several shapes at once: {' and '.join(shapes)}; keep one of them")
         if not shapes:
+            empty = [f"{name} is null" for name in SHAPES if name in data]
             wanted = f"messages, conversations, or {self.fields.user} and {self.fields.assistant}"
-            raise sftrun.RowError(f"has the keys {', '.join(data) or '(none)'}, but needs {wanted}")
-        return {"messages": _messages, "conversations": _conversations, "columns": self._columns}[shapes[0]]
+            there = " and ".join(empty) or f"has the keys {', '.join(map(str, data)) or '(none)'}"
+            raise sftrun.RowError(f"{there}, but needs {wanted}{_other(data)}")
+        return shapes[0]
 
     def _columns(self, data: dict[str, Any]) -> list[sftrun.Message]:
         names = {"system": self.fields.system, "user": self.fields.user, "assistant": self.fields.assistant}
-        present = {role: name for role, name in names.items() if name in data}
-        if present.get("system") and not data[str(names["system"])]:
-            del present["system"]
-        return [{"role": role, "content": data[str(name)]} for role, name in present.items()]
+        given = [(role, data[name]) for role, name in names.items() if name is not None and name in data]
+        kept = [(role, content) for role, content in given if role != "system" or content not in (None, "")]
+        return [self._message(role, content, index) for index, (role, content) in enumerate(kept)]
+
+    def _message(self, role: str, content: Any, index: int) -> sftrun.Message:
+        return _messages.message({"role": role, "content": content}, f"message {index}", self.arguments)
 
 
-def _messages(data: dict[str, Any]) -> list[sftrun.Message]:
-    return _with_system(data, _list(data, "messages"))
-
-
-def _conversations(data: dict[str, Any]) -> list[sftrun.Message]:
-    return _with_system(data, _list(data, "conversations"))
-
-
-def _list(data: dict[str, Any], key: str) -> list[sftrun.Message]:
-    if not isinstance(data[key], list):
-        raise sftrun.RowError(f"{key} must be a list, not {_kind(data[key])}")
-    return [_message(item, f"{key}[{index}]") for index, item in enumerate(data[key])]
-
-
-def _message(item: Any, where: str) -> sftrun.Message:
-    if not isinstance(item, dict):
-        raise sftrun.RowError(f"{where} must be an object, not {_kind(item)}")
-    role_key, content_key = ("from", "value") if "from" in item else ("role", "content")
-    for key in (role_key, content_key):
-        if key not in item:
-            raise sftrun.RowError(f"{where} has no '{key}'")
-    unread = [key for key, value in item.items() if key not in (role_key, content_key) and value is not None]
-    if unread:
-        raise sftrun.RowError(f"{where} has '{unread[0]}', which the formatter chat does not read")
-    if not isinstance(item[role_key], str) or item[role_key] not in ROLES:
-        raise sftrun.RowError(f"{where} has the role {item[role_key]!r}; known are {', '.join(ROLES)}")
-    return {"role": ROLES[item[role_key]], "content": item[content_key]}
-
-
-def _with_system(data: dict[str, Any], messages: list[sftrun.Message]) -> list[sftrun.Message]:
-    if not data.get("system"):
-        return messages
-    if messages and messages[0]["role"] == "system":
-        raise sftrun.RowError("has a system prompt twice: in 'system' and as the first message")
-    return [{"role": "system", "content": data["system"]}, *messages]
-
-
-def _check(messages: list[sftrun.Message]) -> None:
-    if not messages:
-        raise sftrun.RowError("the conversation is empty")
-    for index, message in enumerate(messages):
-        if not isinstance(message["content"], str):
-            raise sftrun.RowError(f"message {index}: content must be a string, not {_kind(message['content'])}")
-        if message["role"] == "system" and index:
-            raise sftrun.RowError(f"message {index}: a system prompt must come first")
-    if messages[-1]["role"] != "assistant":
-        raise sftrun.RowError(f"ends on a {messages[-1]['role']} turn; there is no answer to train on")
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(
-        type(value),
-        f"the number {msgspec.json.encode(value).decode()}" if isinstance(value, int | float) else type(value).__name__,
-    )
+def _other(data: dict[str, Any]) -> str:
+    """A hint at the formatter that reads rows with such columns."""
+    fitting = [name for name, columns in OTHERS.items() if all(column in data for column in columns)]
+    return f"; such rows are read by formatter: {fitting[0]}" if fitting else ""

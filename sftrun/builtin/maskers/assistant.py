@@ -3,15 +3,20 @@
 from collections.abc import Sequence
 
 import sftrun
+from sftrun.builtin.maskers import _parts
 
 
 @sftrun.hookimpl
 def register_maskers(register: sftrun.Register) -> None:
-    register("assistant", Assistant)
+    register("assistant", Assistant, options=_parts.PartOptions)
 
 
 class Assistant:
     """Keep the loss on every assistant turn, its end-of-turn token included."""
 
+    def __init__(self, options: _parts.PartOptions) -> None:
+        self.options = options
+        self.narrow = _parts.narrower(options)
+
     def choose(self, spans: Sequence[sftrun.Span]) -> list[bool]:
-        return [span.generated and span.role == "assistant" for span in spans]
+        return [span.role == "assistant" and _parts.takes(self.options, span) for span in spans]

@@ -1,7 +1,7 @@
 """Transform `style`: write a tone or a persona into the system prompt."""
 
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -34,6 +34,9 @@ class Style:
         self, conversations: Iterable[sftrun.Conversation], context: sftrun.Context
     ) -> Iterator[sftrun.Conversation]:
         for talk in conversations:
+            if talk.plain:
+                why = "it is plain text, which has no system prompt; take style out, or use a formatter for chats"
+                raise sftrun.RowError(f"{talk.origin}: {why}")
             styled = self._styled(talk.messages)
             if styled == talk.messages:
                 yield talk
@@ -42,10 +45,15 @@ class Style:
             yield msgspec.structs.replace(talk, messages=styled)
 
     def _styled(self, messages: list[sftrun.Message]) -> list[sftrun.Message]:
-        if not messages or messages[0]["role"] != "system":
+        if not messages or messages[0].get("role") != "system":
             return [{"role": "system", "content": self.prompt}, *messages]
         if self.where == "missing":
             return messages
-        before = messages[0]["content"]
-        prompt = self.prompt if self.where == "replace" else f"{before}\n{self.prompt}"
-        return [{"role": "system", "content": prompt}, *messages[1:]]
+        content = self.prompt if self.where == "replace" else self._appended(messages[0].get("content"))
+        return [{**messages[0], "content": content}, *messages[1:]]
+
+    def _appended(self, before: Any) -> Any:
+        """The prompt after a content, which is a text, a list of parts, or nothing."""
+        if isinstance(before, list):
+            return [*before, {"type": "text", "text": f"\n{self.prompt}" if before else self.prompt}]
+        return f"{before}\n{self.prompt}" if before else self.prompt

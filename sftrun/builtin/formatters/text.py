@@ -1,0 +1,41 @@
+"""Formatter `text`: plain texts, learned from end to end."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import sftrun
+from sftrun.builtin.formatters import _columns
+
+OF_ASSISTANTS = ("assistant", "last-reply", "spans")
+"""Maskers that train answers of assistants only."""
+
+
+class TextOptions(sftrun.Options):
+    """Where the text is."""
+
+    field: Annotated[str, sftrun.Meta(description="Column of the text.")] = "text"
+
+
+@sftrun.hookimpl
+def register_formatters(register: sftrun.Register) -> None:
+    register("text", Text, options=TextOptions)
+
+
+class Text:
+    """Rows with a text, which is learned as it is, without a chat template; for masker `all`."""
+
+    def __init__(self, options: TextOptions) -> None:
+        self.field = options.field
+
+    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+        masker = recipe.masker.use if isinstance(recipe.masker, sftrun.Use) else recipe.masker
+        if masker in OF_ASSISTANTS:
+            yield sftrun.Problem(
+                f"the formatter text writes no assistant turns, and the masker {masker} trains nothing else",
+                path=("masker",),
+                hint="set masker: all",
+            )
+
+    def format(self, row: sftrun.Row) -> sftrun.Conversation:
+        content = _columns.text(row.data, self.field)
+        return sftrun.Conversation([{"role": "text", "content": content}], row.origin, plain=True)

@@ -1,0 +1,43 @@
+"""Masker `roles`: train on the messages of chosen roles, also of such as the model never writes."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import sftrun
+
+
+class RolesOptions(sftrun.Options):
+    """Whose messages are trained."""
+
+    roles: Annotated[
+        list[Annotated[str, sftrun.Meta(min_length=1)]],
+        sftrun.Meta(min_length=1, description="Roles such as assistant, user, system or tool."),
+    ]
+
+
+@sftrun.hookimpl
+def register_maskers(register: sftrun.Register) -> None:
+    register("roles", Roles, options=RolesOptions)
+
+
+class Roles:
+    """Put the loss on all text of the named roles; end-of-turn tokens only where the model generates them."""
+
+    def __init__(self, options: RolesOptions) -> None:
+        self.roles = frozenset(options.roles)
+
+    def choose(self, spans: Sequence[sftrun.Span]) -> list[bool]:
+        # Of an assistant's message, what is not generated is text that the generation prompt already holds.
+        return [
+            span.role in self.roles and span.message >= 0 and (span.generated or span.role != "assistant")
+            for span in spans
+        ]
+
+    def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterator[sftrun.Problem]:
+        proof = json.loads((run / "prepared" / "proof.json").read_text("utf-8"))
+        seen = {role for split in proof["splits"].values() for role in split["by_role"]} - {"template"}
+        for role in sorted(self.roles - seen):
+            hint = f"there are: {', '.join(sorted(seen))}"
+            yield sftrun.Problem(f"no message has the role {role}", path=("masker", "with", "roles"), hint=hint)
