@@ -55,9 +55,10 @@ def _with_inner(kind: str, use: Use, registry: Registry) -> Iterator[Registered]
     item = registry.get(kind, use.use)
     yield item
     for name, about in item.schema()["properties"].items():
-        inner = kind_of(about)
-        value = use.with_.get(name)
-        for each in (value if isinstance(value, list) else [value]) if inner and value else ():
+        inner, value = kind_of(about), use.with_.get(name)
+        if inner is None or not value:
+            continue
+        for each in value if isinstance(value, list) else [value]:
             yield from _with_inner(inner, as_use(each if isinstance(each, str) else parse(each, Use)), registry)
 
 

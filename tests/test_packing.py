@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -190,14 +191,64 @@ def test_rows_of_a_batch_are_of_similar_lengths_and_the_seed_decides_which():
     assert len(list(ByLength(lengths[:3], 8, seed=0))) == 3
 
 
+def trained(recipe, name, **changes):
+    """Events of a training in this process."""
+    import sftrun
+    from sftrun.builtin.backends import _hf_train
+    from sftrun.flow import prepare_only
+
+    sets = [
+        "train.eval_strategy=no",
+        *(f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()),
+    ]
+    events, run = [], prepare_only(recipe, sets, recipe.parent / name)
+    _hf_train.train(sftrun.load(recipe, sets), run.path, events.append)
+    return [event for event in events if event["event"] in ("step", "warning")]
+
+
+@pytest.mark.older
+@pytest.mark.parametrize("strategy", ["none", "best-fit"])
+def test_each_epoch_has_batches_of_its_own(recipe, strategy):
+    """With steps too small to change the model, an epoch is known by the order of its losses."""
+    losses = [
+        event["loss"]
+        for event in trained(
+            recipe, f"epochs-{strategy}", packing__strategy=strategy, train__learning_rate=1e-30, train__epochs=3
+        )
+    ]
+    size = len(losses) // 3
+    epochs = [losses[start : start + size] for start in range(0, len(losses), size)]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.older
+def test_an_adapter_is_trained_on_packs_too(recipe):
+    steps = trained(recipe, "lora", tuning__mode="lora", train__learning_rate=1e-2, train__gradient_checkpointing=True)
+    assert steps[-1]["loss"] < steps[0]["loss"]
+
+
+@pytest.mark.older
+def test_a_model_that_cannot_keep_rows_apart_is_refused_before_training(recipe):
+    from transformers import BloomConfig, BloomForCausalLM
+
+    import sftrun
+    from sftrun import tiny
+
+    folder = recipe.parent / "bloom"
+    shutil.copytree(tiny.folder(), folder, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    BloomForCausalLM(BloomConfig(vocab_size=768, hidden_size=32, n_layer=2, n_head=4)).save_pretrained(folder)
+    with pytest.raises(sftrun.UserError, match="cannot be trained on packed rows: a sequence sees its neighbour"):
+        trained(recipe, "refused", model__name=str(folder))
+    assert trained(recipe, "apart-bloom", model__name=str(folder), packing__strategy="none", train__max_steps=1)
+
+
 @pytest.mark.older
 def test_a_recipe_that_groups_by_length_trains_on_other_batches(recipe):
-    import sftrun
-
-    sets = ["packing.strategy=none", "train.max_steps=3", "evaluators=[]", "train.eval_strategy=no"]
-    runs = [
-        sftrun.run(recipe, [*sets, f"train.group_by_length={way}"], out=recipe.parent / way)
-        for way in ("true", "false")
+    losses = [
+        [
+            event["loss"]
+            for event in trained(recipe, f"group-{way}", packing__strategy="none", train__group_by_length=way)
+        ]
+        for way in (True, False)
     ]
-    losses = [[event["loss"] for event in run.events() if event["event"] == "step"] for run in runs]
     assert losses[0] != losses[1]

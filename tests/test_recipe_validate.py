@@ -66,7 +66,7 @@ def test_a_warning_does_not_stop_a_recipe(recipe):
 
 def test_the_typed_recipe_has_every_component_in_long_form_with_all_options(recipe, tmp_path):
     made = load(recipe("evaluators: [loss, judge]\n"))
-    assert made.masker == sftrun.Use(use="assistant")
+    assert made.masker.with_ == {"reasoning": True, "tool_calls": True, "end_of_turn": True}
     assert made.source.with_ == {"path": str(tmp_path / "data"), "val_share": 0.05}
     assert made.evaluators[1].with_["judge"] == {"use": "reference", "with": {}}
 

@@ -440,10 +440,14 @@ def test_plain_text_of_one_shape_has_the_same_spans():
         one.render(Conversation([{"role": "text", "content": text}], plain=True)) for text in ("a", "\U000f0000", "")
     ]
     assert rows[0].shape is rows[1].shape is not rows[2].shape
-    assert signature(rows[0]) == signature(rows[1]) == [
-        (0, "text", True, False, "content", None),
-        (0, "text", True, True, "content", None),
-    ]
+    assert (
+        signature(rows[0])
+        == signature(rows[1])
+        == [
+            (0, "text", True, False, "content", None),
+            (0, "text", True, True, "content", None),
+        ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -462,7 +466,7 @@ def test_plain_text_has_no_place_for_more_than_text(message: Message, more: dict
 
 def test_plain_text_needs_a_token_that_ends_it():
     talk = Conversation([{"role": "text", "content": "a"}], plain=True)
-    with pytest.raises(RowError, match="no eos_token to end plain text with; set model.eot_token to one"):
+    with pytest.raises(RowError, match="no eos_token to end plain text with"):
         Renderer(Template(CHATML, {})).render(talk)
     assert shown(Renderer(Template(CHATML, {}), eot_token="<e>").render(talk)) == "[a][<e>]"
 
@@ -533,6 +537,36 @@ def test_a_usual_row_costs_one_render():
     one.template._run = lambda variables: counted.append("") or run(variables)
     one.render(Conversation([user(" another\n"), assistant('longer "text"')]))
     assert len(counted) == 1
+
+
+def tool(name: str, about: str) -> dict[str, object]:
+    return {"type": "function", "function": {"name": name, "description": about, "parameters": {}}}
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5", "llama3_1", "gptoss", "gemma4_v2", "lfm2_2_5"])
+def test_rows_with_tools_of_their_own_are_as_if_each_came_first(shipped, name: str):
+    lists = [[tool("a", "b")], [tool("a", "<tool_call>")], [tool("a", "b"), tool("c", "\U000f0000 d")], [], None]
+    turns = [user("Oslo?"), call({"city": "Oslo"}, ""), result("7"), assistant("Mild.")]
+    template = shipped(name).template
+    used = Renderer(template)
+    for tools in [*lists, *lists]:
+        for messages in (turns, [system("Be terse."), *turns]):
+            row = Conversation(messages, tools=tools)
+            again, first = used.render(row), Renderer(template).render(row)
+            assert (again.text, again.spans) == (first.text, first.spans)
+
+
+def test_a_row_with_tools_of_its_own_costs_one_render(shipped):
+    one, renders = Renderer(shipped("qwen3").template), []
+    usual = one.template.render
+    turns = [user("Oslo?"), call({"city": "Oslo"}), result("7"), assistant("Mild.")]
+    one.render(Conversation(turns, tools=[tool("a", "b")]))
+    one.template.render = lambda *given, **more: renders.append(given) or usual(*given, **more)
+    try:
+        one.render(Conversation(turns, tools=[tool("a", "something else"), tool("d", "e")]))
+    finally:
+        del one.template.render
+    assert len(renders) == 1
 
 
 def test_a_syntax_error_names_the_line():

@@ -7,6 +7,7 @@ Writes `docs/templates.md` when SFTRUN_UPDATE is set; fails when that file is st
 
 import os
 import re
+from functools import cache
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import NamedTuple
 
 import pytest
 from conversations import KINDS, as_lists
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
+import sftrun
 from sftrun.data.crosscheck import check, tagged
 from sftrun.data.render import Renderer
 from sftrun.data.template import Template
@@ -84,8 +88,15 @@ def assert_equal(subject: Subject, talk: Conversation, ours: Rendered, marks: se
         if start in ends and not text.strip():
             continue
         assert end in starts, f"we do not train {text!r}"
-        prompt = subject.renderer.prompt(talk.messages[: starts[end]], talk.tools, talk.template_kwargs)
-        assert text in prompt[-80:], f"we do not train {text!r}"
+        assert text in prompt(subject, talk, starts[end])[-80:], f"we do not train {text!r}"
+
+
+def prompt(subject: Subject, talk: Conversation, message: int) -> str:
+    """What leads to a message; some templates render nothing without a user's message."""
+    try:
+        return subject.renderer.prompt(talk.messages[:message], talk.tools, talk.template_kwargs)
+    except RowError:
+        return subject.renderer.prompt([{"role": "user", "content": "x"}])
 
 
 def assert_words(talk: Conversation, ours: Rendered) -> None:
@@ -178,6 +189,56 @@ def test_every_mark_equals_the_reference_or_the_row_is_refused(outcomes):
     assert not {"beginnings", "words"} & {on_twin for cells in outcomes.values() for _, on_twin in cells.values()}
     equal = sum(cell == ("equal", "equal") for cells in outcomes.values() for cell in cells.values())
     assert equal > len(TWINS) * len(KINDS) / 2
+
+
+FRAGMENTS = ["<|im_end|>", "\n\n", " ", "assistant", "[INST]", "user", "🌊", '"\\', "<end_of_turn>", "<b>"]
+TEXTS = st.lists(st.one_of(st.text(max_size=6), st.sampled_from(FRAGMENTS)), max_size=4).map("".join)
+TURNS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3)
+loaded = cache(load)
+
+
+def chat(turns: list[tuple[str, str]], first: str) -> list[Message]:
+    opening = [{"role": "system", "content": first}] if first else []
+    return opening + [
+        {"role": role, "content": text}
+        for pair in turns
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+
+
+def answers(subject: Subject, messages: list[Message]) -> list[str] | None:
+    """What the masker `assistant` trains, message by message, each end of turn after a bar; None for a refusal."""
+    talk = Conversation(messages)
+    try:
+        ours = subject.renderer.render(as_lists(talk) if subject.lists else talk)
+    except RowError:
+        return None
+    masker = sftrun.create("masker", sftrun.Use(use="assistant"))
+    texts = {index: "" for index, message in enumerate(messages) if message["role"] == "assistant"}
+    for span, chosen in zip(ours.spans, masker.choose(ours.spans), strict=True):
+        if chosen:
+            texts[span.message] += "|" * span.end_of_turn + ours.text[span.start : span.end]
+    return list(texts.values())
+
+
+@settings(max_examples=150, deadline=None)
+@given(name=st.sampled_from([*TWINS, *ALONE]), turns=TURNS, first=st.sampled_from(["", "Be terse."]))
+def test_what_is_trained_is_the_answers_and_their_ends(name: str, turns: list[tuple[str, str]], first: str):
+    """But for what the template itself writes into every answer, such as empty thoughts."""
+    subject = loaded(name)
+    known = answers(subject, chat([("a", "\x01")] * len(turns), first))
+    found = answers(subject, chat(turns, first))
+    assume(known is not None and found is not None)
+    for frame, trained, (_, answer) in zip(known, found, turns, strict=True):
+        before, after = frame.split("\x01")
+        fits = {before + kept + after for kept in (answer, answer.strip(), answer.lstrip(), answer.rstrip("\n"))}
+        assert trained in fits | {each.lstrip("\n") for each in fits}
+
+
+def test_few_random_talks_are_refused():
+    """So that the test before this one is no empty promise."""
+    accepted = [answers(loaded(name), chat([("a b", "c\nd")] * 2, "")) is not None for name in [*TWINS, *ALONE]]
+    assert sum(accepted) >= len(accepted) - 1  # one template has no end of turn
 
 
 def test_texts_are_what_transformers_renders():
@@ -274,14 +335,20 @@ them, for every template, every twin and the kinds of conversation in the list b
 themselves: white space after the token that ends a turn, and text that the generation prompt already holds.
 sftrun trains neither, because the model never has to write them.
 
-Of {renders} comparisons, {equal} are equal. {own} are of templates that write another text than their twin; there
-every word of the answers and the end of each turn was found in what is trained, and no other text. {refused}
-were refused: such a row is not trained on, and the reason is reported. None differs.
+{alone} more templates have no twin, and some templates write another text than theirs. There the marks are compared
+with what the template itself writes up to each answer, with its generation prompt, and up to the end of each answer,
+wherever these are beginnings of the whole text. Where they are not, every word of the answers and the end of each
+turn was found in what is trained, and no other text.
+
+Of {renders} comparisons, {equal} equal the marks of the twin, {beginnings} the renders up to each answer, and
+{words} were looked at word by word. {refused} were refused: such a row is not trained on, and the reason is reported.
+None differs.
 
 ## What the cells say
 
 - **=**: equal to the marks of the twin, on the template and on the twin.
-- **own**: the template writes another text than its twin; equal on the twin.
+- **b**: equal to the renders up to each answer; where there is a twin, it writes another text, and is equal on that.
+- **w**: every word of the answers is trained, every end of a turn, and no other text; the rest as for **b**.
 - **r1**, **r2**, …: refused; the reasons are below the table.
 - **a / b**: a is what comes of the template, b of its twin.
 

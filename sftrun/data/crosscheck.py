@@ -7,14 +7,14 @@ nothing to compare.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sftrun.data.render import Renderer, without_flags
 from sftrun.data.template import Generation, Template
 from sftrun.errors import Problem, RowError, UserError
-from sftrun.types import Conversation, Rendered
+from sftrun.types import Conversation, Message, Rendered
 
 Kind = Literal["generation", "prefix"]
 
@@ -64,15 +64,11 @@ def check(renderer: Renderer, talk: Conversation, rendered: Rendered, tags: Temp
     turn, and text that the generation prompt holds.
     """
     talk = without_flags(talk)
-    ways: list[tuple[Kind, Found]] = [
-        ("generation", _by_tags(tags, talk) if tags else None),
-        ("prefix", _by_beginnings(renderer.template, talk)),
-    ]
-    for kind, found in ways:
-        theirs = _in(rendered, found)
-        if theirs is not None:
-            _compare(renderer, talk, rendered, theirs, kind)
-            return kind
+    for way in (_by_tags(tags, talk) if tags else None, _by_beginnings(renderer.template, talk)):
+        found = way and _in(rendered, way)
+        if found:
+            _compare(renderer, talk, rendered, found)
+            return found.kind if found.messages == _answers(talk) else None
     return None
 
 
@@ -90,11 +86,20 @@ class _Marked(Generation):
         return OPEN + caller() + CLOSE
 
 
-Found = tuple[str, set[int]] | None
-"""A text and the positions in it that are generated."""
+class Found(NamedTuple):
+    """A text, the positions in it that are generated, and the messages that this is known of."""
+
+    kind: Kind
+    text: str
+    inside: set[int]
+    messages: set[int]
 
 
-def _by_tags(tags: Template, talk: Conversation) -> Found:
+def _answers(talk: Conversation) -> set[int]:
+    return {index for index, message in enumerate(talk.messages) if message["role"] == "assistant"}
+
+
+def _by_tags(tags: Template, talk: Conversation) -> Found | None:
     try:
         marked = tags.render(talk.messages, tools=talk.tools, **talk.template_kwargs)
     except RowError:
@@ -107,45 +112,46 @@ def _by_tags(tags: Template, talk: Conversation) -> Found:
             continue
         inside.update(range(len(text), len(text) + len(piece)) if depth else ())
         text += piece
-    return text, inside  # another text than the row's where the template trims or compares what it marks
+    # The text is another one than the row's where the template trims or compares what it marks.
+    return Found("generation", text, inside, _answers(talk))
 
 
-def _by_beginnings(template: Template, talk: Conversation) -> Found:
+def _by_beginnings(template: Template, talk: Conversation) -> Found | None:
     def text(count: int, prompt: bool = False) -> str:
         given = talk.messages[:count]
         return template.render(given, tools=talk.tools, add_generation_prompt=prompt, **talk.template_kwargs)
 
-    inside: set[int] = set()
-    try:
-        whole = text(len(talk.messages))
-        for index, message in enumerate(talk.messages):
-            if message["role"] == "assistant":
-                before, after = text(index, prompt=True), text(index + 1)
-                after = after if whole.startswith(after) else after.rstrip()
-                if not whole.startswith(before) or not whole.startswith(after):
-                    return None
-                inside.update(range(len(before), len(after)))
-    except RowError:
-        return None
-    return whole, inside
+    found = Found("prefix", text(len(talk.messages)), set(), set())
+    for message in _answers(talk):
+        try:
+            before, after = text(message, prompt=True), text(message + 1)
+        except RowError:
+            continue
+        after = after if found.text.startswith(after) else after.rstrip()
+        if found.text.startswith(before) and found.text.startswith(after):
+            found.messages.add(message)
+            found.inside.update(range(len(before), len(after)))
+    return found
 
 
-def _in(rendered: Rendered, found: Found) -> set[int] | None:
-    """The positions in a row's own text, into which the renderer may have put the end of the last turn."""
-    if found is None or found[0] == rendered.text:
-        return found and found[1]
+def _in(rendered: Rendered, found: Found) -> Found | None:
+    """The same in a row's own text, into which the renderer may have put the end of the last turn."""
+    if found.text == rendered.text:
+        return found
     end = next((span for span in reversed(rendered.spans) if span.end_of_turn), None)
-    if end is None or found[0] != rendered.text[: end.start] + rendered.text[end.end :]:
+    if end is None or found.text != rendered.text[: end.start] + rendered.text[end.end :]:
         return None
-    moved = {at if at < end.start else at + end.end - end.start for at in found[1]}
-    return moved | set(range(end.start, end.end))
+    moved = {at if at < end.start else at + end.end - end.start for at in found.inside}
+    known = end.message in found.messages
+    return found._replace(inside=moved | set(range(end.start, end.end) if known else ()))
 
 
-def _compare(renderer: Renderer, talk: Conversation, rendered: Rendered, theirs: set[int], kind: Kind) -> None:
-    spans = [span for span in rendered.spans if span.generated]
+def _compare(renderer: Renderer, talk: Conversation, rendered: Rendered, found: Found) -> None:
+    theirs = found.inside
+    spans = [span for span in rendered.spans if span.generated and span.message in found.messages]
     ours = {at for span in spans for at in range(span.start, span.end)}
     # A template may end a turn with the token that opens the next one, where there is a next one.
-    openers = {(span.start, span.end) for span in spans if span.end_of_turn} if kind == "prefix" else set()
+    openers = {(span.start, span.end) for span in spans if span.end_of_turn and found.kind == "prefix"}
     wrong = [stretch for stretch in _stretches(ours - theirs) if stretch not in openers]
     ends = {span.end for span in spans}
     first = {span.message: span.start for span in reversed(spans)}
@@ -158,22 +164,32 @@ def _compare(renderer: Renderer, talk: Conversation, rendered: Rendered, theirs:
         ):
             wrong.append((start, end))
     if wrong:
-        raise _difference(talk, rendered.text, (ours, theirs), min(wrong), kind)
+        raise _difference(talk, rendered.text, (ours, theirs), min(wrong), found.kind)
 
 
 def _opens(renderer: Renderer, talk: Conversation, message: int, text: tuple[str, str]) -> bool:
     """Whether a text (what comes before it, and itself) is what leads to a message: after the last text, no answer."""
     given = talk.messages[:message]
     try:
-        prompt = renderer.prompt(given, talk.tools, talk.template_kwargs)
-        bare = renderer.template.render(given, tools=talk.tools, **talk.template_kwargs)
-    except RowError:
-        return False
+        prompt, bare = _prompt(renderer, talk, given)
+    except RowError:  # some templates render nothing without a user's message
+        given = [{"role": "user", "content": "x"}]
+        try:
+            prompt, bare = _prompt(renderer, talk, given)
+        except RowError:
+            return False
+        text = ("", text[1])
     content = given[-1].get("content") if given else None
     last = bare.rfind(content.strip()) + len(content.strip()) if isinstance(content, str) else len(bare)
     start = last if prompt.startswith(bare) else max(0, len(prompt) - 80)
     before = text[0][-16:]  # lest a letter of the answer passes for one of the prompt
     return text[1] in prompt[start:] and before + text[1] in prompt[max(0, start - len(before)) :]
+
+
+def _prompt(renderer: Renderer, talk: Conversation, given: Sequence[Message]) -> tuple[str, str]:
+    """Messages with a generation prompt, and without."""
+    prompt = renderer.prompt(given, talk.tools, talk.template_kwargs)
+    return prompt, renderer.template.render(given, tools=talk.tools, **talk.template_kwargs)
 
 
 def _stretches(positions: set[int]) -> Iterator[tuple[int, int]]:

@@ -59,7 +59,7 @@ def _check_start(survey: Survey, message: int, start: int, own: Sequence[int]) -
     if own and own[0] < start:
         raise survey.refuse(message, "the template writes its text before the generation prompt")
     opening = survey.usual_opening
-    if opening and survey.whole.text.startswith(opening, start):
+    if opening and opening in survey.whole.text[start : own[0] if own else start + len(opening)]:
         why = f"the template opens it with {opening!r}, which its generation prompt does not have here"
         raise survey.refuse(message, why)
 

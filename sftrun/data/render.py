@@ -40,6 +40,7 @@ class Renderer:
         self._bos = template.variables.get("bos_token", "") if adds_bos else ""
         self._eos = eot_token or template.variables.get("eos_token")
         self._skeletons: dict[Hashable, Skeleton | None] = {}
+        self._with_tools: dict[tuple[Hashable, bytes], Skeleton] = {}  # one a shape of messages
         self._flagged_shapes: dict[tuple[Skeleton, Flags], Skeleton] = {}
         self._around = around(template.constants)
         self._by_words = by_words(template.constants)
@@ -61,7 +62,7 @@ class Renderer:
         try:
             skeleton = self._skeletons[key]
         except KeyError:
-            skeleton = self._keep(key, self._skeleton(conversation, probe(conversation.messages, whole, text)))
+            skeleton = self._keep(key, self._new(conversation, key[0], (text, texts)))
         lengths = skeleton.fit(text, texts) if skeleton else None
         if skeleton is None or lengths is None:
             return self._render_closely(conversation, text)
@@ -127,8 +128,20 @@ class Renderer:
     def _keep(self, key: Hashable, skeleton: Skeleton | None) -> Skeleton | None:
         if len(self._skeletons) >= MAX_SKELETONS:
             self._skeletons.clear()
+            self._with_tools.clear()
         self._skeletons[key] = skeleton
         return skeleton
+
+    def _new(self, conversation: Conversation, key: Hashable, found: tuple[str, Sequence[str]]) -> Skeleton | None:
+        """A skeleton for a shape that was not seen before, or was seen with other tools."""
+        kwargs = msgspec.json.encode(conversation.template_kwargs) if conversation.template_kwargs else b""
+        other = self._with_tools.get((key, kwargs)) if conversation.tools else None
+        made = other.turned(*found) if other else None
+        if made is None:
+            made = self._skeleton(conversation, probe(conversation.messages, whole, found[0]))
+            if conversation.tools and made and made.refusal is None:
+                self._with_tools[key, kwargs] = made
+        return made
 
     def _survey(self, conversation: Conversation, probed: Probe) -> Survey:
         return Survey(self.template, probed, conversation.tools, conversation.template_kwargs)

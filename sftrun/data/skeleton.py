@@ -42,11 +42,14 @@ class Skeleton:
     def __init__(self, marked: Marked) -> None:
         cuts = [start for start, _ in marked.slots]
         self.order = [number for _, number in marked.slots]
-        self.pieces = [marked.text[a:b] for a, b in zip([0, *(cut + 1 for cut in cuts)], [*cuts, None], strict=True)]
-        self._frame = [text for piece in self.pieces for text in (piece, "")][:-1]
+        self._set([marked.text[a:b] for a, b in zip([0, *(cut + 1 for cut in cuts)], [*cuts, None], strict=True)])
         self.tiles: list[Tile] = []
         self.refusal: str | None = None
         self.varies = False  # whether rows of this shape differ in their number of spans
+
+    def _set(self, pieces: list[str]) -> None:
+        self.pieces = pieces
+        self._frame = [text for piece in pieces for text in (piece, "")][:-1]
 
     def add(self, tiles: Sequence[Tile]) -> None:
         """Takes the tiles of the text, in order."""
@@ -59,6 +62,43 @@ class Skeleton:
         other = copy.copy(self)
         other.add([tile._replace(train=None if tile.message < 0 else flags[tile.message]) for tile in self.tiles])
         return other
+
+    def turned(self, text: str, texts: Sequence[str]) -> "Skeleton | None":
+        """The same with other words of the template in one place, as where it lists the tools of a row.
+
+        None where the render is not that: where more differs, or the place is not the template's alone.
+        """
+        filled = [texts[number] for number in self.order]
+        index, start = self._shared(text, filled)
+        rest = "".join(text for pair in zip(filled[index:], self.pieces[index + 1 :], strict=True) for text in pair)
+        tile = self._around(index)
+        if tile is None or not text.endswith(rest) or len(text) - len(rest) < start:
+            return None
+        new = text[start : len(text) - len(rest)]
+        grown = self.tiles[tile].fixed + len(new) - len(self.pieces[index])
+        other = copy.copy(self)
+        other._set([*self.pieces[:index], new, *self.pieces[index + 1 :]])
+        other.add([*self.tiles[:tile], self.tiles[tile]._replace(fixed=grown), *self.tiles[tile + 1 :]])
+        return other
+
+    def _shared(self, text: str, filled: Sequence[str]) -> tuple[int, int]:
+        """The first piece that a text does not go on with, and where it would begin."""
+        start = 0
+        for index, (piece, slot) in enumerate(zip(self.pieces, filled, strict=False)):
+            if not text.startswith(piece + slot, start):
+                return index, start
+            start += len(piece) + len(slot)
+        return len(filled), start
+
+    def _around(self, index: int) -> int | None:
+        """The tile that holds a piece from end to end, if it is the template's own text."""
+        first = sum(map(len, self.pieces[:index])) + index
+        last, end = first + len(self.pieces[index]), 0
+        for number, tile in enumerate(self.tiles):
+            end += tile.fixed + tile.slots
+            if end >= last:
+                return number if tile.message < 0 and end - tile.fixed - tile.slots <= first else None
+        return None
 
     def fill(self, texts: Sequence[str]) -> str:
         """The text with the slots filled."""

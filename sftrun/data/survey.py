@@ -53,16 +53,23 @@ class Survey:
 
     def prompt(self, message: int) -> Marked:
         """The text that the model continues with this message."""
+        # What a template writes first may depend on there being a message at all.
+        found = None if message else self._before(message)
+        if found is not None:
+            return found
         try:
             return self.render(message, prompt=True)
         except RowError as error:
-            # Some templates render nothing without a user's message; the text before must then end as
-            # every generation prompt does.
-            before = self.whole.text[: next(iter(self.own(self.whole, message)), 0)]
-            opening = self.usual_opening
-            if opening and before.endswith(opening):
-                return mark(before, self.probe)
-            raise self.refuse(message, f"the messages before it cannot be rendered: {error}") from None
+            found = self._before(message)  # some templates render nothing without a user's message
+            if found is None:
+                raise self.refuse(message, f"the messages before it cannot be rendered: {error}") from None
+            return found
+
+    def _before(self, message: int) -> Marked | None:
+        """The text before a message, where it ends as every generation prompt does."""
+        before = self.whole.text[: next(iter(self.own(self.whole, message)), 0)]
+        opening = self.usual_opening
+        return mark(before, self.probe) if opening and before.endswith(opening) else None
 
     @cached_property
     def usual_opening(self) -> str:

@@ -149,7 +149,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         given = inputs.get("attention_mask")  # packed rows have neither mask nor padding
         self.tokens += inputs["input_ids"].numel() if given is None else int(given.sum())
-        self.trained += int((inputs["labels"] != _batches.IGNORED).sum())
+        self.trained += int((inputs["labels"][:, 1:] != _batches.IGNORED).sum())  # nothing predicts the first
         return super().training_step(model, inputs, *args, **kwargs)
 
     def compute_loss(

@@ -19,7 +19,9 @@ class PartOptions(sftrun.Options):
 
     reasoning: Annotated[
         bool,
-        sftrun.Meta(description="Train on thoughts: the message's reasoning, and <think>…</think> in its content."),
+        sftrun.Meta(
+            description="Train on thoughts: the message's reasoning, and what stands in think tags in its content."
+        ),
     ] = True
     tool_calls: Annotated[bool, sftrun.Meta(description="Train on the calls of tools.")] = True
     end_of_turn: Annotated[bool, sftrun.Meta(description="Train on the token that ends an answer.")] = True

@@ -1,0 +1,128 @@
+"""A packed training step on the CPU, beside the same sequences apart: forward and backward, same tokens, same model.
+
+    python benchmarks/packed_step.py [--tokens N] [--hidden N] [--layers N] [--longest N] [--rounds N] [--threads N]
+
+The sequences fill one row of `tokens`. Ways, in turn in each round: packed (attention by sequence, as the backend
+trains), packed with sdpa's mask of length × length, one by one, and padded in batches of 8 of similar lengths.
+Prints one JSON object: median seconds, and the median over rounds of packed ÷ each other way.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from sftrun.builtin.backends import _attention, _isolation
+from sftrun.builtin.backends._batches import Padded, flattened
+
+BATCH = 8  # rows that are padded together
+WORDS = 8192
+
+
+def built(hidden: int, layers: int, positions: int) -> Any:
+    """A Qwen3 with grouped heads; 18 M parameters by default."""
+    config = transformers.Qwen3Config(
+        vocab_size=WORDS,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 128,
+        head_dim=64,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config).train()
+
+
+def samples(tokens: int, longest: int) -> list[dict[str, Any]]:
+    """Sequences with the lengths of short chat rows, and together exactly `tokens`."""
+    random = np.random.default_rng(0)
+    lengths: list[int] = []
+    while (left := tokens - sum(lengths)) > 0:
+        drawn = int(np.clip(random.lognormal(4.3, 0.68), 16, longest))
+        lengths.append(min(drawn, left))
+    return [{"input_ids": ids, "labels": ids.copy()} for ids in (random.integers(1, WORDS, n) for n in lengths)]
+
+
+def packed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All rows as one."""
+    whole = {name: np.concatenate([row[name] for row in rows]) for name in ("input_ids", "labels")}
+    return [flattened([{**whole, "seq_lengths": [len(row["input_ids"]) for row in rows]}])]
+
+
+def padded(rows: list[dict[str, Any]], batch: int) -> list[dict[str, Any]]:
+    """Batches of rows of similar lengths."""
+    collate = Padded(pad_token_id=0)
+    rows = sorted(rows, key=lambda row: len(row["input_ids"]))
+    return [collate(rows[start : start + batch]) for start in range(0, len(rows), batch)]
+
+
+def step(model: Any, batches: list[dict[str, Any]], attention: str) -> float:
+    """Seconds for the forward and backward passes of all batches."""
+    model.set_attn_implementation(attention)
+    model.zero_grad(set_to_none=True)
+    count = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+    started = time.perf_counter()
+    for batch in batches:
+        model(**batch, use_cache=False, num_items_in_batch=count).loss.backward()
+    return time.perf_counter() - started
+
+
+def rounds(model: Any, ways: dict[str, Callable[[], float]], count: int) -> Iterator[dict[str, float]]:
+    """Seconds of each way, round by round, after one that does not count."""
+    for number in range(count + 1):
+        took = {name: way() for name, way in ways.items()}
+        if number:
+            yield took
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser()
+    for name, default in {
+        "tokens": 2048,
+        "hidden": 384,
+        "layers": 8,
+        "longest": 725,
+        "rounds": 5,
+        "threads": 0,
+    }.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads or torch.get_num_threads())
+    model, rows = built(given.hidden, given.layers, given.tokens), samples(given.tokens, given.longest)
+    _attention.isolate(model)
+    _isolation.check(model, "fp32")
+    batches = {"packed": packed(rows), "one by one": padded(rows, 1), "padded": padded(rows, BATCH)}
+    ways: dict[str, Callable[[], float]] = {
+        "packed": lambda: step(model, batches["packed"], _attention.NAME),
+        "packed, length × length": lambda: step(model, batches["packed"], "sdpa"),
+        "one by one": lambda: step(model, batches["one by one"], "sdpa"),
+        "padded": lambda: step(model, batches["padded"], "sdpa"),
+    }
+    took = list(rounds(model, ways, given.rounds))
+    found = {
+        "parameters": model.num_parameters(),
+        "tokens": given.tokens,
+        "sequences": len(rows),
+        "padding": round(1 - given.tokens / sum(batch["input_ids"].numel() for batch in batches["padded"]), 3),
+        "seconds": {name: round(statistics.median(each[name] for each in took), 3) for name in ways},
+        "packed_over": {
+            name: round(statistics.median(each["packed"] / each[name] for each in took), 3)
+            for name in ways
+            if name != "packed"
+        },
+    }
+    print(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

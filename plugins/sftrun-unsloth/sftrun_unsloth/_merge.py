@@ -1,0 +1,57 @@
+"""Merges an adapter with unsloth and compares what both models say on prepared rows."""
+
+import shutil
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from sftrun_unsloth import _model  # isort: skip # imports unsloth before anything else does
+
+import torch
+
+import sftrun
+
+ROWS = 8
+
+
+def merge(recipe: sftrun.Recipe, path: Path, max_difference: float) -> dict[str, Any]:
+    """Writes `export/unsloth-merged`; raises UserError when merged and unmerged differ by more than `max_difference`."""
+    run = sftrun.RunDir(path)
+    backend = sftrun.create("backend", recipe.backend)
+    model = _model.load_tuned(recipe, run, backend.four_bit(recipe)).eval()
+    rows = [sample.ids for sample in islice(sftrun.read_samples(run.prepared / "train.arrow"), ROWS)]
+    before = [_log_probabilities(model, ids) for ids in rows]
+    making, done = run.export / ".unsloth-merged", run.export / "unsloth-merged"
+    shutil.rmtree(making, ignore_errors=True)
+    _write(model, recipe, run, making)
+    merged = _model.load(str(making), recipe, four_bit=False).eval()
+    after = [_log_probabilities(merged, ids) for ids in rows]
+    difference = max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
+    if difference > max_difference:
+        shutil.rmtree(making)
+        raise sftrun.UserError(
+            f"the merged model differs from the adapter by {difference:.3g} in a log-probability, "
+            f"more than {max_difference:g}; it was not written",
+            hint="serve the adapter as it is, or raise max_difference of unsloth-merged after looking at the answers",
+        )
+    shutil.rmtree(done, ignore_errors=True)
+    making.rename(done)
+    same = [bool(torch.equal(a.argmax(-1), b.argmax(-1))) for a, b in zip(before, after, strict=True)]
+    facts = {"path": "export/unsloth-merged", "rows": len(rows), "max_difference": difference}
+    return {**facts, "same_argmax_rows": sum(same)}
+
+
+def _write(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, folder: Path) -> None:
+    model.generation_config.eos_token_id = _model.stop_ids(run, model) or None
+    try:
+        model.save_pretrained_merged(str(folder), None, save_method="merged_16bit")
+    except NotImplementedError as error:
+        hint = "serve the adapter as it is, or export it on a machine with a GPU: sftrun export"
+        raise sftrun.UserError(str(error), hint=hint) from error
+    sftrun.load_tokenizer(recipe.model).save(folder)
+
+
+@torch.inference_mode()
+def _log_probabilities(model: Any, ids: list[int]) -> torch.Tensor:
+    logits = model(input_ids=torch.tensor([ids]).to(model.device), use_cache=False).logits[0]
+    return torch.log_softmax(logits.float(), -1)

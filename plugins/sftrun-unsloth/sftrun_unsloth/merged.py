@@ -1,0 +1,51 @@
+"""Exporter `unsloth-merged`: the adapter merged into 16-bit weights by unsloth, and compared with the unmerged model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import sftrun
+from sftrun_unsloth import _limits
+
+SFTRUN_API = 1
+
+
+class MergedOptions(sftrun.Options):
+    """How close merged and unmerged must be."""
+
+    max_difference: Annotated[
+        float,
+        sftrun.Meta(gt=0, description="Largest difference of a log-probability, merged against adapter; more fails."),
+    ] = 0.1
+
+
+@sftrun.hookimpl
+def register_exporters(register: sftrun.Register) -> None:
+    register("unsloth-merged", UnslothMerged, options=MergedOptions)
+
+
+class UnslothMerged:
+    """The adapter merged into 16-bit weights by unsloth, its outputs compared with those before the merge."""
+
+    def __init__(self, options: MergedOptions) -> None:
+        self.max_difference = options.max_difference
+
+    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+        if recipe.tuning.mode == "full":
+            message = "the exporter unsloth-merged has nothing to merge in tuning.mode full: model/ is whole already"
+            yield sftrun.Problem(message, path=("exporters",), hint="leave it out, or use tuning.mode lora")
+        if _limits.name_of(recipe.backend) != "unsloth":
+            message = "the exporter unsloth-merged merges what the backend unsloth has trained"
+            yield sftrun.Problem(message, path=("exporters",), hint="use the exporter merged")
+        names = [_limits.name_of(use) for use in recipe.exporters]
+        if "unsloth-merged" in names[1:]:
+            message = "unsloth must be imported before what other exporters import"
+            yield sftrun.Problem(message, path=("exporters",), hint="put unsloth-merged before the others")
+
+    def export(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> dict[str, Any]:
+        used = _limits.used(run)
+        if used != "unsloth":
+            raise sftrun.UserError(f"{run} was trained with {used}, not with unsloth", hint="use the exporter merged")
+        from sftrun_unsloth import _merge
+
+        return _merge.merge(recipe, run, self.max_difference)
