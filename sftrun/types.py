@@ -69,15 +69,26 @@ class Span(msgspec.Struct, frozen=True):
     train: bool | None = None
 
 
-class Rendered(msgspec.Struct, frozen=True):
+class Rendered:
     """A conversation as the model reads it, with the spans that tile it.
 
     Those of one `shape` (the same object) have spans that differ in `start` and `end` alone; None says nothing.
+    Spans may be given as what makes them: most rows are never asked for theirs.
     """
 
-    text: str
-    spans: list[Span]
-    shape: Any = None
+    __slots__ = ("_spans", "shape", "text")
+
+    def __init__(self, text: str, spans: list[Span] | Callable[[], list[Span]], shape: Any = None) -> None:
+        self.text = text
+        self.shape = shape
+        self._spans = spans
+
+    @property
+    def spans(self) -> list[Span]:
+        """The spans, in order."""
+        if not isinstance(self._spans, list):
+            self._spans = self._spans()
+        return self._spans
 
 
 class Sample(msgspec.Struct, frozen=True):

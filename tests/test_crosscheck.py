@@ -12,7 +12,7 @@ from sftrun.data.crosscheck import EVERY, PER_SHAPE, SHAPES, CrossCheck, check, 
 from sftrun.data.render import Renderer
 from sftrun.data.template import Template
 from sftrun.errors import UserError
-from sftrun.types import Conversation
+from sftrun.types import Conversation, Rendered
 
 CHATML = (Path(sftrun.data.__file__).parent / "templates" / "chatml.jinja").read_text("utf-8")
 
@@ -118,7 +118,7 @@ def test_a_wrong_mask_is_seen(source, wrong):
     right = one.render(talk)
     spans = [mistaken(span) for span in right.spans]
     with pytest.raises(UserError):
-        check(one, talk, msgspec.structs.replace(right, spans=spans), tagged(one.template))
+        check(one, talk, Rendered(right.text, spans, right.shape), tagged(one.template))
 
 
 def seen(talks, source=CHATML):

@@ -6,8 +6,7 @@ import re
 import pytest
 from conversations import TOOL, assistant, call, result, system, user
 
-import sftrun
-from sftrun import Conversation, testing
+from sftrun import Conversation, Use, UserError, create, testing
 from sftrun.data.render import Renderer
 from sftrun.data.template import Template
 
@@ -33,7 +32,7 @@ TALK = Conversation(
 
 
 def masker(use, **options):
-    return sftrun.create("masker", sftrun.Use(use=use, with_=options))
+    return create("masker", Use(use=use, with_=options))
 
 
 def shown(masker, talk=TALK):
@@ -212,8 +211,14 @@ def test_spans_looks_in_the_content_unless_told_otherwise():
     ],
 )
 def test_spans_refuses_options_that_say_nothing(options, message):
-    with pytest.raises(sftrun.UserError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         masker("spans", **options)
+
+
+def test_validating_says_that_a_pattern_is_none(sftrun, write):
+    said = sftrun("validate", write([], masker={"use": "spans", "with": {"pattern": "(a"}}))
+    assert said.code == 1
+    assert "error: not a regular expression: missing )" in said.err
 
 
 def test_what_is_trained_does_not_depend_on_where_it_stands():

@@ -511,7 +511,7 @@ def test_the_prompt_is_what_the_answer_is_generated_after():
         (
             CHATML.replace("['content']", "['content'][0].text"),
             None,
-            ["the chat template reads contents only as lists"],
+            [],
         ),
         (
             "{{- raise_exception('Never') -}}",
@@ -522,6 +522,14 @@ def test_the_prompt_is_what_the_answer_is_generated_after():
 )
 def test_the_check_finds_templates_that_do_not_end_turns(source: str, eot_token: str | None, messages: list[str]):
     assert [problem.message for problem in renderer(source, eot_token).check()] == messages
+
+
+def test_a_template_that_reads_only_lists_is_given_texts_as_lists():
+    one = renderer(CHATML.replace("['content']", "['content'][0].text"))
+    assert (
+        one.render(Conversation([user("a"), assistant("b")])).text
+        == renderer(CHATML).render(Conversation([user("a"), assistant("b")])).text
+    )
 
 
 def test_a_template_that_wants_a_system_message_passes_the_check():

@@ -53,7 +53,7 @@ class Subject(NamedTuple):
 def load(name: str) -> Subject:
     source = (FOLDER / f"{name}.jinja").read_text("utf-8")
     renderer = Renderer(Template(source, TOKENS, name=name))
-    return Subject(source, renderer, any("only as lists" in problem.message for problem in renderer.check()))
+    return Subject(source, renderer, renderer.template.wraps_text)
 
 
 def reference(source: str, talk: Conversation) -> tuple[str | None, set[int]]:

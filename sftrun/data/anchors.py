@@ -22,8 +22,8 @@ REACH = 16  # tokens between a special token and a border
 class Anchors(NamedTuple):
     """Borders of one shape. Column 0 of a row's places is its start, then its special tokens, then its end.
 
-    `specials` are the ids to be met, and `span` the span of each; border `b` is `offset[b]` tokens after place `column[b]`; the token
-    `fixed_offset[f]` after place `fixed_column[f]` must be `fixed_id[f]`.
+    `specials` are the ids to be met, and `span` the span of each; border `b` is `offset[b]` tokens after place
+    `column[b]`; the token `fixed_offset[f]` after place `fixed_column[f]` must be `fixed_id[f]`.
     """
 
     specials: Any

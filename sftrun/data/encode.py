@@ -1,6 +1,7 @@
 """Rendered text and chosen spans to samples: which token ids carry loss, for a whole batch at once."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -99,7 +100,7 @@ class Encoder:
         lists = [encoding.ids for encoding in self.tokenizer.encode_ids(texts)]
         starts = np.zeros(len(lists) + 1, dtype=np.int64)
         np.cumsum([len(each) for each in lists], out=starts[1:])
-        ids = np.fromiter((number for each in lists for number in each), dtype=np.int32, count=int(starts[-1]))
+        ids = np.fromiter(chain.from_iterable(lists), dtype=np.int32, count=int(starts[-1]))
         return ids, starts
 
     def encode(self, rows: Sequence[Rendered], read: tuple[Any, Any]) -> Encoded:
@@ -228,16 +229,24 @@ def _mark(delta: Any, plan: Plan, cuts: Any, counts: Counts) -> None:
 
 
 def stretches(masker: Masker, rendered: Rendered) -> list[Stretch]:
-    """The stretches `[start, end)` of a rendered text that a masker has trained, in order."""
+    """The stretches `[start, end)` of a rendered text that a masker has trained, in order.
+
+    A turn of whose text nothing is left by `narrow` has no trained end either.
+    """
     narrow = getattr(masker, "narrow", None)
-    found: list[Stretch] = []
-    for span, chosen in zip(rendered.spans, masker.choose(rendered.spans), strict=True):
-        if chosen and narrow and not span.end_of_turn:
-            inner = narrow(rendered.text[span.start : span.end])
-            found += [(span.start + start, span.start + end) for start, end in inner]
-        elif chosen:
-            found.append((span.start, span.end))
-    return found
+    chosen = [span for span, flag in zip(rendered.spans, masker.choose(rendered.spans), strict=True) if flag]
+    if narrow is None:
+        return [(span.start, span.end) for span in chosen]
+    texts = [span for span in chosen if not span.end_of_turn and span.end > span.start]
+    inner = {span: [*narrow(rendered.text[span.start : span.end])] for span in texts}
+    empty = {span.message for span in texts} - {span.message for span, found in inner.items() if found}
+    kept: list[Stretch] = []
+    for span in chosen:
+        if span in inner:
+            kept += [(span.start + start, span.start + end) for start, end in inner[span]]
+        elif span.message not in empty:
+            kept.append((span.start, span.end))
+    return kept
 
 
 def tokens(

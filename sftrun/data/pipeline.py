@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from sftrun.data import encode, tokenizer
+from sftrun.data.crosscheck import CrossCheck
 from sftrun.data.fit import Fit, Kept
 from sftrun.data.ledger import Entry
 from sftrun.data.render import Renderer
@@ -61,7 +62,10 @@ class Line:
         self.formatter = registry.create("formatter", as_use(recipe.formatter))
         self.masker = registry.create("masker", as_use(recipe.masker))
         self.tokenizer = tokenizer.load_tokenizer(recipe.model)
-        self.renderer = Renderer(self.tokenizer.template, eot_token=recipe.model.eot_token)
+        self.renderer = Renderer(
+            self.tokenizer.template, eot_token=recipe.model.eot_token, adds_bos=self.tokenizer.adds_bos
+        )
+        self.crosscheck = CrossCheck(self.renderer)
         refused = self.renderer.check()
         if any(problem.severity == "error" for problem in refused):
             raise UserError(refused)
@@ -159,6 +163,7 @@ class Line:
                 rendered = self.renderer.render(conversation)
                 if refusal := self.encoder.refusal(rendered):
                     raise RowError(refusal)
+                self.crosscheck.see(conversation, rendered)
                 yield conversation, rendered
             except RowError as error:
                 self._bad(split, conversation.origin, str(error))

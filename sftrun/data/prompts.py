@@ -30,7 +30,7 @@ class Prompts:
 
     def _asked(self, pair: Pair) -> str:
         talk = pair[0]
-        return self.line.renderer.prompt(talk.messages[:-1], talk.tools, talk.template_kwargs)
+        return self.line.renderer.prompt(talk.messages[:-1], talk.tools, talk.template_kwargs, plain=talk.plain)
 
     def close(self) -> None:
         self.out.close()

@@ -109,6 +109,7 @@ class Proof:
             "hash": hashlib.sha256(together.encode()).hexdigest(),
             "template": self.tokenizer.template.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
+            "crosscheck": self.line.crosscheck.counts,
             "end_of_turn": {end: self.tokenizer.encode([end])[0].ids for end in sorted(self.ends)},
             "splits": {split: _proven(tally) for split, tally in self.splits.items()},
         }

@@ -37,6 +37,8 @@ class Renderer:
     def __init__(self, template: Template, *, eot_token: str | None = None, adds_bos: bool = False) -> None:
         self.template = template
         self.eot_token = eot_token
+        self._habits = talk.habits(template)
+        template.wraps_text = self._habits.only_lists
         self._bos = template.variables.get("bos_token", "") if adds_bos else ""
         self._eos = eot_token or template.variables.get("eos_token")
         self._skeletons: dict[Hashable, Skeleton | None] = {}
@@ -85,10 +87,6 @@ class Renderer:
     def check(self) -> list[Problem]:
         """What is wrong with the template itself, seen on a short talk."""
         return talk.problems(self._habits, self.eot_token)
-
-    @cached_property
-    def _habits(self) -> talk.Habits:
-        return talk.habits(self.template)
 
     @cached_property
     def _steering(self) -> re.Pattern[str] | None:
@@ -187,7 +185,8 @@ class Renderer:
         lengths = skeleton.fit(text, [slot.text for slot in probed.slots]) if skeleton else None
         if skeleton is None or lengths is None:
             raise self._mismatch(conversation, text)
-        return msgspec.structs.replace(self._result(skeleton, text, lengths), shape=None)
+        found = self._result(skeleton, text, lengths)
+        return Rendered(found.text, found.spans)
 
     def _mismatch(self, conversation: Conversation, text: str) -> RowError:
         """Blames the first message whose words alone keep the probe from giving the text, assistants first."""

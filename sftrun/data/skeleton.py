@@ -5,6 +5,7 @@ that render is known; where it does not, the skeleton says nothing about it.
 """
 
 import copy
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -163,6 +164,8 @@ def _variants(text: str) -> Iterator[str]:
 
 def rendered(skeleton: Skeleton, text: str, lengths: Sequence[int], eot_token: str | None) -> Rendered:
     """A render with its spans; where a turn has an empty end, `eot_token` is put in."""
+    if eot_token is None and not skeleton.varies:
+        return Rendered(text, functools.partial(skeleton.spans, text, lengths), skeleton)
     spans = skeleton.spans(text, lengths)
     gap = next((index for index, span in enumerate(spans) if span.start == span.end), None) if eot_token else None
     if gap is None or eot_token is None:

@@ -63,9 +63,6 @@ def problems(seen: Habits, eot_token: str | None) -> list[Problem]:
     elif seen.endings and eot_token:
         message = f"model.eot_token has no effect: the chat template ends answers itself, with {seen.endings[0]!r}"
         found.append(Problem(message, hint="remove model.eot_token", severity="warning"))
-    if seen.only_lists:
-        hint = 'give each content as [{"type": "text", "text": …}]'
-        found.append(Problem("the chat template reads contents only as lists", hint=hint, severity="warning"))
     return found
 
 

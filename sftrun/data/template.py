@@ -31,6 +31,7 @@ class Template:
 
     A template that is no valid Jinja raises UserError with the line. `now` is the time that `strftime_now`
     tells, by default the moment of construction: the text of a row must not depend on when it is rendered.
+    With `wraps_text` set, it is given each text content as a list of one part, for templates that read no other.
     `name` is what messages call it: a model, a built-in template or a file. `generation` is the extension that
     reads the tags `{% generation %}`.
     """
@@ -45,6 +46,7 @@ class Template:
     ) -> None:
         self.source = source
         self.name = name
+        self.wraps_text = False
         self.variables = dict(variables)
         self.now = now or datetime.now()
         self._environment = _environment(self.now, generation or Generation)
@@ -87,7 +89,7 @@ class Template:
                     "documents": None,
                     **self.variables,
                     **template_kwargs,
-                    "messages": [_with_reasoning(message) for message in messages],
+                    "messages": self._read(messages),
                     "tools": tools,
                     "add_generation_prompt": add_generation_prompt,
                 }
@@ -96,6 +98,10 @@ class Template:
             raise RowError(f"{REFUSES}{refusal}") from None
         except Exception as error:  # anything can go wrong inside a template; it is never a bug of ours
             raise RowError(f"the chat template fails{_line(error)}: {type(error).__name__}: {error}") from error
+
+    def _read(self, messages: Sequence[Message]) -> list[Message]:
+        read = [_with_reasoning(message) for message in messages]
+        return [_with_parts(message) for message in read] if self.wraps_text else read
 
     def _run(self, variables: dict[str, Any]) -> str:
         # Jinja's own render copies all globals each time, which takes longer than the template itself
@@ -115,9 +121,29 @@ def _with_reasoning(message: Message) -> Message:
     return message
 
 
+def _with_parts(message: Message) -> Message:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+
+
+_OF_DICTS = frozenset(dir(dict))
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, which finds `message.role` at once instead of failing to find an attribute first."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is dict and attribute not in _OF_DICTS:
+            try:
+                return obj[attribute]
+            except KeyError:
+                return self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
+
 def _environment(now: datetime, generation: type[jinja2.ext.Extension]) -> ImmutableSandboxedEnvironment:
     # Templates come from the internet: the sandbox keeps them away from Python.
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, generation]
     )
     environment.filters["tojson"] = _tojson

@@ -46,7 +46,7 @@ class Tokenizer:
         self.engine.no_padding()
         self.config: dict[str, Any] = _read(folder / "tokenizer_config.json")
         self.special = _special_tokens(self.config, _read(folder / "special_tokens_map.json"))
-        self.template = Template(_template_source(folder, self.config, model), self.special)
+        self.template = Template(_template_source(folder, self.config, model), self.special, name=_template_name(model))
         self.fingerprint = hashlib.sha256(file.read_bytes() + json.dumps(self.special).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> "list[Encoding]":
@@ -164,6 +164,10 @@ def _special_tokens(config: dict[str, Any], older: dict[str, Any]) -> dict[str, 
     named = {key: value for key, value in both.items() if key.endswith("_token") and not key.startswith("add_")}
     texts = {key: value["content"] if isinstance(value, dict) else value for key, value in named.items()}
     return {key: text for key, text in texts.items() if isinstance(text, str)}
+
+
+def _template_name(model: ModelOptions) -> str:
+    return f"of {model.name}" if model.chat_template is None else model.chat_template
 
 
 def _template_source(folder: Path, config: dict[str, Any], model: ModelOptions) -> str:
