@@ -22,11 +22,12 @@ REACH = 16  # tokens between a special token and a border
 class Anchors(NamedTuple):
     """Borders of one shape. Column 0 of a row's places is its start, then its special tokens, then its end.
 
-    `specials` are the ids to be met, and `span` the span of each; border `b` is `offset[b]` tokens after place
-    `column[b]`; the token `fixed_offset[f]` after place `fixed_column[f]` must be `fixed_id[f]`.
+    `specials` are the ids to be met, `texts` their texts, and `span` the span of each; border `b` is `offset[b]`
+    tokens after place `column[b]`; the token `fixed_offset[f]` after place `fixed_column[f]` must be `fixed_id[f]`.
     """
 
     specials: Any
+    texts: frozenset[str]
     span: Any
     column: Any
     offset: Any
@@ -45,7 +46,15 @@ class Places(NamedTuple):
 
 def places(ids: Any, starts: Any, tokenizer: Tokenizer) -> Places:
     """Finds the special tokens of a batch; `starts` has one entry more than there are rows."""
-    positions = np.flatnonzero(tokenizer.is_added(ids))
+    return _of_rows(np.flatnonzero(tokenizer.is_added(ids)), starts)
+
+
+def only(found: Places, ids: Any, starts: Any, wanted: Any) -> Places:
+    """Those of the special tokens that are among the wanted ones."""
+    return _of_rows(found.positions[np.isin(ids[found.positions], wanted)], starts)
+
+
+def _of_rows(positions: Any, starts: Any) -> Places:
     bounds = np.searchsorted(positions, starts)
     return Places(positions, bounds[:-1], np.diff(bounds))
 
@@ -63,7 +72,7 @@ def learn(skeleton: Skeleton, tokenizer: Tokenizer) -> Anchors | None:
     encoding = tokenizer.encode([text])[0]
     ids = np.asarray(encoding.ids, dtype=np.int64)
     found = _Finder(ids, tokenizer.bounds(encoding, text), slots, tokenizer.is_added(ids))
-    return found.anchors(skeleton.spans(text, lengths))
+    return found.anchors(skeleton.spans(text, lengths), tokenizer.added)
 
 
 class _Finder:
@@ -77,14 +86,16 @@ class _Finder:
         self.columns = np.concatenate([[0], self.special, [len(ids)]])
         self.fixed: list[tuple[int, int, int]] = []
 
-    def anchors(self, spans: list[Span]) -> Anchors | None:
+    def anchors(self, spans: list[Span], added: dict[int, str]) -> Anchors | None:
         borders = [self._border(span.end) for span in spans[:-1]]
         if None in borders:
             return None
         column, offset = np.array(borders, dtype=np.int64).reshape(-1, 2).T
         fixed = np.array(sorted(set(self.fixed)), dtype=np.int64).reshape(-1, 3).T
         span = np.searchsorted([span.end for span in spans], self.starts[self.special], side="right")
-        return Anchors(self.ids[self.special], span, column, offset, *fixed)
+        specials = self.ids[self.special]
+        texts = frozenset(added[number] for number in specials.tolist())
+        return Anchors(specials, texts, span, column, offset, *fixed)
 
     def _border(self, character: int) -> tuple[int, int] | None:
         token = int(np.searchsorted(self.starts, character))
@@ -113,11 +124,12 @@ class _Finder:
 
 
 def shift(anchors: Anchors, row: Rendered, pattern: re.Pattern[str], count: int) -> Any:
-    """By how much the template's own special tokens come later in a row whose texts hold some too; [specials].
+    """By how much the template's own special tokens come later in a row whose texts hold the same ones; [specials].
 
     None where it cannot be told: a span has both, or not all of the `count` tokens are accounted for.
     """
-    there = [len(pattern.findall(row.text, span.start, span.end)) for span in row.spans]
+    all_found = (pattern.findall(row.text, span.start, span.end) for span in row.spans)
+    there = [sum(text in anchors.texts for text in found) for found in all_found]
     own = np.bincount(anchors.span, minlength=len(there))
     typed = np.array(there) - own
     if typed.sum() != count - len(anchors.specials) or (typed[own > 0] != 0).any():

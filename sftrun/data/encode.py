@@ -84,6 +84,21 @@ class Plan(NamedTuple):
     refusal: str | None
 
 
+class _Found:
+    """The special tokens of a batch, and for each set of them where those are."""
+
+    def __init__(self, ids: Any, starts: Any, tokenizer: Tokenizer) -> None:
+        self._batch = (ids, starts)
+        self._all = anchors.places(ids, starts, tokenizer)
+        self._own: dict[frozenset[str], anchors.Places] = {}
+
+    def own(self, known: anchors.Anchors) -> anchors.Places:
+        """Only the tokens that the template itself writes in a shape."""
+        if known.texts not in self._own:
+            self._own[known.texts] = anchors.only(self._all, *self._batch, known.specials)
+        return self._own[known.texts]
+
+
 class Encoder:
     """Encodes the rendered rows of one recipe."""
 
@@ -109,11 +124,12 @@ class Encoder:
         delta = np.zeros(len(ids) + 1, dtype=np.int8)
         plain = np.zeros(len(rows), dtype=np.bool_)
         counts = Counts()
-        found = anchors.places(ids, starts, self.tokenizer)
+        found = _Found(ids, starts, self.tokenizer)
         short = np.diff(starts) <= self.limit
         for plan, known, members in self._groups(rows):
-            group, shifts = self._shifted(known, rows, members[short[members]], found)
-            fits, cuts = anchors.borders(known, (ids, starts, found), group, shifts)
+            own = found.own(known)
+            group, shifts = self._shifted(known, rows, members[short[members]], own)
+            fits, cuts = anchors.borders(known, (ids, starts, own), group, shifts)
             trains = (np.diff(cuts, axis=1)[:, plan.flags] > 0).any(axis=1)
             _mark(delta, plan, cuts[trains], counts)
             plain[group[fits][trains]] = True
@@ -127,18 +143,20 @@ class Encoder:
             for row, encoding in zip(chosen, encodings, strict=True)
         }
 
-    def _shifted(self, known: anchors.Anchors, rows: Sequence[Rendered], group: Any, found: Any) -> tuple[Any, Any]:
+    def _shifted(self, known: anchors.Anchors, rows: Sequence[Rendered], group: Any, own: Any) -> tuple[Any, Any]:
         """The rows that may fit, and how much later in them the template's special tokens come."""
         size = len(known.specials)
-        same = found.count[group] == size
-        more = {}
-        for row in group[found.count[group] > size].tolist():
-            more[row] = anchors.shift(known, rows[row], self.tokenizer.added_pattern, int(found.count[row]))
-        told = [row for row, shift in more.items() if shift is not None]
-        shifts = np.zeros((int(same.sum()) + len(told), size), dtype=np.int64)
+        same = own.count[group] == size
+        shifts, told = [], []
+        for row in group[own.count[group] > size].tolist():
+            more = anchors.shift(known, rows[row], self.tokenizer.added_pattern, int(own.count[row]))
+            if more is not None:
+                shifts.append(more)
+                told.append(row)
+        all_shifts = np.zeros((int(same.sum()) + len(told), size), dtype=np.int64)
         if told:
-            shifts[int(same.sum()) :] = [more[row] for row in told]
-        return np.concatenate([group[same], np.array(told, dtype=np.int64)]), shifts
+            all_shifts[int(same.sum()) :] = shifts
+        return np.concatenate([group[same], np.array(told, dtype=np.int64)]), all_shifts
 
     def refusal(self, row: Rendered) -> str | None:
         """Why a row cannot be trained on: what its messages say of themselves is not what the masker does."""

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sftrun.data.store import integers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,16 +46,22 @@ def best_fit(lengths: "Ids", capacity: int) -> Packs:
     sample that is empty or longer than `capacity`.
     """
     import numpy as np
-    import pyarrow as pa
     import pyarrow.compute as pc
 
     lengths = np.asarray(lengths, np.int32)
     if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= capacity:
         raise ValueError(f"lengths from {lengths.min()} to {lengths.max()} do not fit into 1 to {capacity}")
     counts = np.bincount(lengths, minlength=1)
-    longest_first = pc.array_sort_indices(pa.array(lengths), order="descending")  # counts, and keeps ties in order
+    longest_first = pc.array_sort_indices(integers(lengths), order="descending")  # counts, and keeps ties in order
     steps, count = _steps(counts, capacity)
-    return _grouped(longest_first.to_numpy().astype(np.int32), steps, count)
+    return _grouped(_numbers(longest_first), steps, count)
+
+
+def _numbers(indices: Any) -> "Ids":
+    """Arrow's indices, as 32 bits; its own `to_numpy` imports pandas."""
+    import numpy as np
+
+    return np.frombuffer(indices.buffers()[1], np.uint64, len(indices)).astype(np.int32)
 
 
 def _steps(counts: "Ids", capacity: int) -> tuple[list[_Step], int]:
@@ -140,7 +148,7 @@ def write(file: Path, packs: Packs) -> None:
     """Writes packs as an Arrow stream with one column, `rows`: the samples of each pack."""
     import pyarrow as pa
 
-    rows = pa.ListArray.from_arrays(pa.array(packs.starts, pa.int32()), pa.array(packs.order, pa.int32()))
+    rows = pa.ListArray.from_arrays(integers(packs.starts), integers(packs.order))
     batch = pa.record_batch([rows], names=["rows"])
     with pa.OSFile(str(file), "wb") as out, pa.ipc.new_stream(out, batch.schema) as stream:
         stream.write_batch(batch)  # one batch: read back, it is two arrays in the mapped file

@@ -47,10 +47,10 @@ class Writer:
 
         if not len(lengths):
             return
-        starts = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+        starts = np.concatenate([[0], np.cumsum(lengths)])
         labels = np.where(trained, ids, np.int32(IGNORED))
-        columns = [pa.ListArray.from_arrays(starts, pa.array(values)) for values in (ids, labels)]
-        columns.append(pa.array(origins, self.schema.field(2).type))
+        columns = [pa.ListArray.from_arrays(integers(starts), integers(values)) for values in (ids, labels)]
+        columns.append(_texts(origins))
         self.stream.write_batch(pa.record_batch(columns, schema=self.schema))
         for digest, values in zip(self.digests, (lengths.astype(np.int64), ids, trained), strict=True):
             digest.update(np.ascontiguousarray(values).data)
@@ -61,6 +61,24 @@ class Writer:
         self.stream.close()
         self.out.close()
         return hashlib.sha256(b"".join(digest.digest() for digest in self.digests)).hexdigest()
+
+
+def integers(values: Any) -> Any:
+    """Numbers as an Arrow array of 32 bits; `pyarrow.array` would import pandas, to look whether they are its own."""
+    import numpy as np
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(np.ascontiguousarray(values, np.int32))])
+
+
+def _texts(values: Sequence[str]) -> Any:
+    """Texts as an Arrow array."""
+    import numpy as np
+    import pyarrow as pa
+
+    encoded = [value.encode() for value in values]
+    starts = np.concatenate([[0], np.cumsum([len(value) for value in encoded])]).astype(np.int32)
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(starts), pa.py_buffer(b"".join(encoded)))
 
 
 def read_samples(file: Path) -> Iterator[Sample]:
