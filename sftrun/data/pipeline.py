@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,7 +18,8 @@ from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry
 from sftrun.types import BadRow, Context, Conversation, Noted, Rendered, Sample
 
-BATCH = 1024  # rows; twice as many are in memory, with some 12 kB each while they are encoded
+BATCH = 1024  # rows at most; two batches are in memory at once
+CHARACTERS = 1 << 19  # of a batch; while they are encoded, each takes some 30 bytes
 
 Pair = tuple[Conversation, Rendered]
 Read = tuple[list[Pair], "Future[tuple[Any, Any]]"]
@@ -98,7 +98,7 @@ class Line:
         pairs = self._rendered(self._transformed(split, len(self.transforms), self._bad, self.add, self.rows_in), split)
         waiting: Read | None = None
         with ThreadPoolExecutor(1) as pool:
-            while batch := list(islice(pairs, BATCH)):
+            for batch in _batched(pairs):
                 reading = (batch, pool.submit(self.encoder.read, [rendered.text for _, rendered in batch]))
                 if waiting:
                     yield self._fitted(waiting, split)
@@ -176,6 +176,19 @@ class Line:
 
     def _fatal(self, origin: str, message: str) -> None:
         self.problems.append(Problem(message, Place(self.source.locate(origin))))
+
+
+def _batched(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+    batch: list[Pair] = []
+    size = 0
+    for pair in pairs:
+        batch.append(pair)
+        size += len(pair[1].text)
+        if len(batch) == BATCH or size >= CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _applied(name: str, transform: Any, talks: Iterable[Conversation], context: Context) -> Iterator[Conversation]:
