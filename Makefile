@@ -1,14 +1,16 @@
 # make chat   train the embedded model on the shipped data, evaluate it, write a report
 # make test   install what tests need and run them
 # make check  what CI runs besides: lint, types, drift
+# make unsloth  the tests of plugins/sftrun-unsloth, which needs an environment of its own
 
 PYTHON ?= python3
 VENV ?= .venv
+UNSLOTH ?= .venv-unsloth
 EXTRAS ?= train,bnb,eval,transforms,test,dev
 CONSTRAINTS ?= constraints.txt
 BIN = $(VENV)/bin
 
-.PHONY: chat test check clean
+.PHONY: chat test check unsloth clean
 
 chat: $(VENV)/.train
 	$(BIN)/sftrun recipes/chat.yaml
@@ -20,6 +22,7 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	MYPYPATH=plugins/sftrun-unsloth $(BIN)/mypy -p sftrun_unsloth
 	$(BIN)/sftrun schema --builtin | diff - schemas/recipe.schema.json
 	$(BIN)/sftrun validate recipes
 	$(BIN)/python recipes/data/chat/make.py --check
@@ -35,5 +38,15 @@ $(VENV)/.test: pyproject.toml $(CONSTRAINTS)
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
 	touch $@
 
+unsloth: $(UNSLOTH)/.test
+	cd plugins/sftrun-unsloth && OMP_NUM_THREADS=1 ../../$(UNSLOTH)/bin/python -m pytest -q
+
+# unsloth asks for the certifi of the very day, hence --no-deps; constraints-unsloth.txt has all that it needs.
+$(UNSLOTH)/.test: pyproject.toml constraints-unsloth.txt plugins/sftrun-unsloth/pyproject.toml
+	test -d $(UNSLOTH) || $(PYTHON) -m venv $(UNSLOTH)
+	$(UNSLOTH)/bin/python -m pip install -q -c constraints-unsloth.txt -e '.[train,bnb]' -e 'plugins/sftrun-unsloth[test]'
+	$(UNSLOTH)/bin/python -m pip install -q --no-deps -c constraints-unsloth.txt unsloth unsloth_zoo
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(UNSLOTH) runs

@@ -25,6 +25,8 @@ ELSEWHERE = {
     ("formatter", "ticket"): "sftrun-example",
     ("masker", "final-answer"): "sftrun-example",
     ("judge", "keyword"): "sftrun-example",
+    ("backend", "unsloth"): "sftrun-unsloth",
+    ("exporter", "unsloth-merged"): "sftrun-unsloth",
 }
 
 

@@ -70,6 +70,12 @@ def test_assistant_trains_every_answer_and_nothing_else():
     )
 
 
+def test_a_turn_of_which_nothing_is_trained_has_no_trained_end():
+    only_calls = Conversation([user("Oslo?"), call({"city": "Oslo"}), result("7"), assistant("It is 7.")], tools=[TOOL])
+    assert trained(masker("assistant", tool_calls=False), only_calls) == ["It is 7.<end>"]
+    assert trained(masker("assistant"), Conversation([user("Say nothing."), assistant("")])) == ["<end>"]
+
+
 def test_each_part_of_an_answer_can_be_left_out():
     assert said(reasoning=False) == [f"I look.{CALL}<end>", "It is 7.<end>"]
     assert said(tool_calls=False) == [

@@ -1,7 +1,9 @@
 """Imports unsloth before what it patches; every other module of this plugin that needs it imports this one first."""
 
+import importlib
 import os
 import sys
+from typing import Any
 
 import sftrun
 
@@ -18,6 +20,4 @@ os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 # Code that it generates would lie in the current folder.
 os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(sftrun.cache_folder() / "unsloth"))
 
-import unsloth  # noqa: E402
-
-FastLanguageModel = unsloth.FastLanguageModel
+FastLanguageModel: Any = importlib.import_module("unsloth").FastLanguageModel

@@ -10,25 +10,21 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import sftrun
 
 HINT = "use the backend hf, or set backend.with.fallback: hf"
 
 
-def contradictions(recipe: sftrun.Recipe, four_bit: bool, asked: bool | None) -> Iterator[sftrun.Problem]:
+def mistakes(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     """What no backend could do."""
-    mode = str(recipe.tuning.mode)
-    path = ("backend", "with", "load_in_4bit")
-    if four_bit and mode == "full":
-        hint = "use tuning.mode lora, or leave it out"
-        yield sftrun.Problem("load_in_4bit keeps weights that mode full has to change", path=path, hint=hint)
-    if mode == "qlora" and asked is False:
-        hint = "use tuning.mode lora, or leave it out"
-        yield sftrun.Problem("load_in_4bit: false contradicts tuning.mode qlora", path=path, hint=hint)
-    if four_bit and mode == "lora" and "merged" in map(name_of, recipe.exporters):
-        message = "the exporter merged would merge into a base of other weights than the 4-bit one that was trained on"
-        yield sftrun.Problem(message, path=("exporters",), hint="use the exporter unsloth-merged, which compares the two")
+    if recipe.train.dataloader_prefetch and not recipe.train.dataloader_workers:
+        message = "dataloader_prefetch needs processes that load: set train.dataloader_workers too"
+        yield sftrun.Problem(message, path=("train", "dataloader_prefetch"))
+    if recipe.tuning.mode != "full" and recipe.tuning.lora.target_modules == []:
+        path = ("tuning", "lora", "target_modules")
+        yield sftrun.Problem("target_modules must name at least one module", path=path)
 
 
 def of_recipe(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
@@ -36,19 +32,33 @@ def of_recipe(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     if recipe.packing.strategy != "none":
         message = "the backend unsloth pads rows: it would not keep the rows of a pack apart"
         yield sftrun.Problem(message, path=("packing", "strategy"), hint=f"use packing.strategy none, or {HINT}")
-    modules = recipe.tuning.lora.target_modules
-    if recipe.tuning.mode != "full" and isinstance(modules, list):
-        for name in sorted({"lm_head", "embed_tokens"} & set(modules)):
-            message = f"unsloth trains {name} in full, not with an adapter"
-            yield sftrun.Problem(message, path=("tuning", "lora", "target_modules"), hint=f"take it out, or {HINT}")
+    if recipe.tuning.mode != "full":
+        for key, message in _of_adapter(recipe.tuning.lora):
+            yield sftrun.Problem(message, path=("tuning", "lora", key), hint=f"change it, or {HINT}")
 
 
-def of_machine() -> Iterator[sftrun.Problem]:
+def _of_adapter(lora: Any) -> Iterator[tuple[str, str]]:
+    modules = lora.target_modules
+    if modules == "auto":
+        yield "target_modules", "unsloth does not leave the choice of modules to peft"
+    for name in sorted({"lm_head", "embed_tokens"} & set(modules)) if isinstance(modules, list) else ():
+        yield "target_modules", f"unsloth trains {name} in full, not with an adapter"
+    if lora.modules_to_save:
+        yield "modules_to_save", "the backend unsloth trains adapters alone, and no module in full beside them"
+    if lora.init not in ("default", "gaussian"):
+        yield "init", f"the backend unsloth does not save what init {lora.init} takes out of the base"
+
+
+def of_machine(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     """Limits of this machine."""
-    gpus = _gpus()
-    if gpus > 1:
-        message = f"the backend unsloth trains on one GPU, in one process; {gpus} are visible here"
+    count = gpus()
+    if count > 1:
+        message = f"the backend unsloth trains on one GPU, in one process; {count} are visible here"
         yield sftrun.Problem(message, path=("backend",), hint=f"export CUDA_VISIBLE_DEVICES=0, or {HINT}")
+    name = recipe.train.optimizer
+    if not count and (name.startswith("paged_") or name.endswith("_8bit")):
+        message = f"without a GPU unsloth would silently use another optimizer than {name}"
+        yield sftrun.Problem(message, path=("train", "optimizer"), hint=f"use adamw, or {HINT}")
 
 
 def of_model(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
@@ -59,18 +69,28 @@ def of_model(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     kind = json.loads(file.read_text("utf-8")).get("model_type")
     known = _architectures()
     if known and kind not in known:
-        message = f"unsloth does not know the architecture {kind!r} of {recipe.model.name} (transformers has no such model)"
+        message = (
+            f"unsloth does not know the architecture {kind!r} of {recipe.model.name} (transformers has no such model)"
+        )
         yield sftrun.Problem(message, path=("model", "name"), hint=HINT)
 
 
 def all_of(recipe: sftrun.Recipe) -> list[sftrun.Problem]:
     """All limits that can be seen before unsloth is imported."""
-    return [*of_recipe(recipe), *of_machine(), *of_model(recipe)]
+    return [*of_recipe(recipe), *of_machine(recipe), *of_model(recipe)]
 
 
-def not_installed(four_bit: bool) -> Iterator[sftrun.Problem]:
+def unscored(recipe: sftrun.Recipe, run: Path) -> Iterator[sftrun.Problem]:
+    """Options that go by the validation loss, where the prepared data have no validation rows."""
+    for key in ("early_stopping", "keep_best"):
+        if getattr(recipe.train, key) and not (sftrun.RunDir(run).prepared / "val.arrow").is_file():
+            message = f"train.{key} goes by the validation loss, and the data have no validation rows"
+            yield sftrun.Problem(message, path=("train", key), hint="give the source a val split, or a val_share")
+
+
+def not_installed(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     """Says how unsloth is installed, where it is not."""
-    wanted = ("unsloth", "unsloth_zoo", *(["bitsandbytes"] if four_bit else []))
+    wanted = ("unsloth", "unsloth_zoo", *(["bitsandbytes"] if recipe.tuning.mode == "qlora" else []))
     absent = [name for name in wanted if find_spec(name) is None]
     if absent:
         message = f"the backend unsloth needs {', '.join(absent)}: not installed"
@@ -88,7 +108,7 @@ def name_of(use: "str | sftrun.Use") -> str:
     return use if isinstance(use, str) else use.use
 
 
-def _gpus() -> int:
+def gpus() -> int:
     """GPUs that a process would see; asked of the driver, because importing torch here would take seconds."""
     if not shutil.which("nvidia-smi"):
         return 0

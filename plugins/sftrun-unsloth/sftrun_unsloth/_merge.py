@@ -15,16 +15,15 @@ ROWS = 8
 
 
 def merge(recipe: sftrun.Recipe, path: Path, max_difference: float) -> dict[str, Any]:
-    """Writes `export/unsloth-merged`; raises UserError when merged and unmerged differ by more than `max_difference`."""
+    """Writes `export/unsloth-merged`; raises UserError where merged and unmerged differ by more than is allowed."""
     run = sftrun.RunDir(path)
-    backend = sftrun.create("backend", recipe.backend)
-    model = _model.load_tuned(recipe, run, backend.four_bit(recipe)).eval()
+    model = _model.load_tuned(recipe, run).eval()
     rows = [sample.ids for sample in islice(sftrun.read_samples(run.prepared / "train.arrow"), ROWS)]
     before = [_log_probabilities(model, ids) for ids in rows]
     making, done = run.export / ".unsloth-merged", run.export / "unsloth-merged"
     shutil.rmtree(making, ignore_errors=True)
     _write(model, recipe, run, making)
-    merged = _model.load(str(making), recipe, four_bit=False).eval()
+    merged = _model.load(str(making), recipe, merged=True).eval()
     after = [_log_probabilities(merged, ids) for ids in rows]
     difference = max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
     if difference > max_difference:
@@ -46,8 +45,7 @@ def _write(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, folder: Path) 
     try:
         model.save_pretrained_merged(str(folder), None, save_method="merged_16bit")
     except NotImplementedError as error:
-        hint = "serve the adapter as it is, or export it on a machine with a GPU: sftrun export"
-        raise sftrun.UserError(str(error), hint=hint) from error
+        raise sftrun.UserError(f"unsloth cannot merge: {error}", hint="serve the adapter as it is") from error
     sftrun.load_tokenizer(recipe.model).save(folder)
 
 

@@ -31,7 +31,9 @@ def precision(recipe: sftrun.Recipe) -> str:
         return "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
     if wanted == "fp16" and not gpu:
         path = ("train", "precision")
-        raise sftrun.UserError(sftrun.Problem("fp16 needs a GPU, and there is none", path=path, hint="use fp32 or auto"))
+        raise sftrun.UserError(
+            sftrun.Problem("fp16 needs a GPU, and there is none", path=path, hint="use fp32 or auto")
+        )
     return wanted
 
 
@@ -50,7 +52,7 @@ def base_location(recipe: sftrun.Recipe) -> str:
     return str(folder)
 
 
-def load_base(recipe: sftrun.Recipe, four_bit: bool) -> Any:
+def load_base(recipe: sftrun.Recipe) -> Any:
     """The base model: fp32 weights where they are trained in full, else 4 bits or the precision of the computation.
 
     Raises UserError where it cannot be loaded, or where unsloth would load something else.
@@ -60,13 +62,15 @@ def load_base(recipe: sftrun.Recipe, four_bit: bool) -> Any:
         message = f"{location} holds an adapter, not a whole model"
         hint = "train it with the exporter unsloth-merged, and name its export/unsloth-merged"
         raise sftrun.UserError(sftrun.Problem(message, path=("model", "name"), hint=hint))
-    # the commit whose tokenizer prepared the data; for a folder it means nothing
-    return load(location, recipe, four_bit, revision=sftrun.load_tokenizer(recipe.model).folder.name)
+    if Path(location).is_dir():
+        return load(location, recipe)
+    commit = sftrun.load_tokenizer(recipe.model).folder.name  # the tokenizer of this commit has prepared the data
+    return load(location, recipe, revision=commit)
 
 
-def load(location: str, recipe: sftrun.Recipe, four_bit: bool, **also: Any) -> Any:
+def load(location: str, recipe: sftrun.Recipe, merged: bool = False, **also: Any) -> Any:
     """The model in a folder or on the Hub, an adapter on its base too, with unsloth's patches."""
-    full = recipe.tuning.mode == "full"
+    full, four_bit = recipe.tuning.mode == "full", recipe.tuning.mode == "qlora" and not merged
     try:
         model, tokens = FastLanguageModel.from_pretrained(
             location,
@@ -86,6 +90,13 @@ def load(location: str, recipe: sftrun.Recipe, four_bit: bool, **also: Any) -> A
     return model
 
 
+def quantisation(recipe: sftrun.Recipe) -> dict[str, Any] | None:
+    """How unsloth holds a 4-bit base, in the words of the backend bnb: so that the exporter merged finds it again."""
+    if recipe.tuning.mode != "qlora":
+        return None
+    return {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "auto", "storage_dtype": "uint8"}
+
+
 def checkpointing(recipe: sftrun.Recipe) -> "Literal['unsloth', False]":
     """What unsloth calls gradient checkpointing: its own kind, which keeps activations in main memory."""
     return "unsloth" if recipe.train.gradient_checkpointing else False
@@ -96,19 +107,25 @@ def _check_loaded(model: Any, tokens: Any, recipe: sftrun.Recipe, four_bit: bool
     if four_bit != any(type(module).__name__ == "Linear4bit" for module in model.modules()):
         have = ("in 4 bits", "in 16 or 32 bits")[four_bit]
         message = f"unsloth has loaded {recipe.model.name} {have}, not as asked; bitsandbytes' 4 bits may not work here"
-        raise sftrun.UserError(sftrun.Problem(message, path=("backend", "with", "load_in_4bit")))
+        raise sftrun.UserError(sftrun.Problem(message, path=("tuning", "mode")))
+    ids, rows = sftrun.load_tokenizer(recipe.model).added, model.get_input_embeddings().weight.shape[0]
+    if max(ids, default=0) >= rows:
+        message = f"the tokenizer of {recipe.model.name} has more tokens than its model has embeddings ({rows})"
+        raise sftrun.UserError(
+            sftrun.Problem(message, path=("model", "name"), hint="use the backend hf, which adds them")
+        )
     longest = min(tokens.model_max_length, getattr(model, "max_seq_length", None) or tokens.model_max_length)
     if longest < recipe.model.max_seq_len:
         message = f"{recipe.model.name} has {longest} positions, fewer than max_seq_len {recipe.model.max_seq_len}"
         raise sftrun.UserError(sftrun.Problem(message, path=("model", "max_seq_len"), hint=f"set it to {longest}"))
 
 
-def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir, four_bit: bool) -> Any:
+def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
     """The tuned model: whole weights, or the adapter on the base that it was trained on."""
     if not run.model.is_dir():
         raise sftrun.UserError(f"{run.path} has no trained model", hint="run its recipe first")
     if not (run.model / "adapter_config.json").is_file():
-        return load(str(run.model), recipe, four_bit)
+        return load(str(run.model), recipe)
     check_base(recipe, run.model)
     with tempfile.TemporaryDirectory() as folder:
         here = shutil.copytree(run.model, Path(folder) / "adapter")
@@ -116,7 +133,7 @@ def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir, four_bit: bool) -> Any
         # unsloth loads the base that is named there, which may have moved
         config |= {"base_model_name_or_path": base_location(recipe)}
         (here / "adapter_config.json").write_text(json.dumps(config), "utf-8")
-        return load(str(here), recipe, four_bit)
+        return load(str(here), recipe)
 
 
 def weights_hash(location: str) -> str | None:
@@ -152,13 +169,11 @@ def stop_ids(run: sftrun.RunDir, model: Any) -> list[int]:
 class UnslothModel:
     """A model loaded by unsloth, in its mode for inference."""
 
-    def __init__(
-        self, recipe: sftrun.Recipe, run: Path, which: Literal["base", "tuned"], four_bit: bool
-    ) -> None:
+    def __init__(self, recipe: sftrun.Recipe, run: Path, which: Literal["base", "tuned"]) -> None:
         self.run = sftrun.RunDir(run)
         self.batch_size = recipe.train.eval_batch_size
         self.tokenizer = sftrun.load_tokenizer(recipe.model)
-        loaded = load_base(recipe, four_bit) if which == "base" else load_tuned(recipe, self.run, four_bit)
+        loaded = load_base(recipe) if which == "base" else load_tuned(recipe, self.run)
         self.model = FastLanguageModel.for_inference(loaded).eval()
         self.stop = stop_ids(self.run, self.model)
         pad = self.tokenizer.id_of("pad_token")
@@ -215,7 +230,7 @@ def loss_sums(model: Any, samples: Iterable[Any], batch_size: int) -> sftrun.Los
 
 
 def scored(model: Any, ids: torch.Tensor, mask: torch.Tensor, trained: torch.Tensor) -> tuple[Any, Any]:
-    """Logits ([trained tokens, vocabulary]) and ids of the trained tokens; token `t` is scored by the logits at `t - 1`."""
+    """Logits ([trained tokens, vocabulary]) and ids of the trained tokens; `t - 1` has the logits of token `t`."""
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     return logits[:, :-1][trained[:, 1:]].float(), ids[:, 1:][trained[:, 1:]]
 

@@ -16,30 +16,43 @@ from trl import SFTConfig
 
 import sftrun
 from sftrun_unsloth import _model
+from sftrun_unsloth._best import Best
 from sftrun_unsloth._trainer import Padded, Trainer
 
 transformers.logging.set_verbosity_warning()
 datasets.disable_progress_bars()
 
-OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor", "sgd": "sgd"}
+OPTIMIZERS = {"adamw": "adamw_torch_fused"}  # the others have the names that transformers gives them
 SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 FULL, ADAPTER = 1e-5, 2e-4  # learning rates where the recipe gives none
 
 
-def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, four_bit: bool) -> None:
+def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit) -> None:
     """Trains and leaves `model/`; raises UserError for a loss that is not finite, or not that of our labels."""
     run = sftrun.RunDir(path)
-    model = adapted(_model.load_base(recipe, four_bit), recipe)
+    _begin(run, emit)
+    model = adapted(_model.load_base(recipe), recipe)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)
     if recipe.train.eval_strategy != "no" and not _file(run, "val").is_file():
         message = "there are no validation rows, so no validation loss is computed (train.eval_strategy)"
         emit({"event": "warning", "message": message})
     trainer = make_trainer(model, recipe, run, emit)
     trainer.train()
+    trainer.best.restore(trainer.model)
     _save(trainer.model, recipe, run)
     count = {"trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)}
     count["all"] = sum(p.numel() for p in trainer.model.parameters())
     run.merge_json("lock.json", {"parameters": count, "unsloth": _versions()})
+
+
+def _begin(run: sftrun.RunDir, emit: sftrun.Emit) -> None:
+    """Clears away what an attempt before this one has left, and says so."""
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    if any(event["event"] == "step" for event in run.events()):
+        shutil.rmtree(run.tensorboard, ignore_errors=True)
+        emit({"event": "resumed", "step": 0, "tokens": 0, "trained_tokens": 0})
+        message = "the backend unsloth does not go on from checkpoints: it trains from the start"
+        emit({"event": "warning", "message": message})
 
 
 def adapted(model: Any, recipe: sftrun.Recipe) -> Any:
@@ -48,16 +61,23 @@ def adapted(model: Any, recipe: sftrun.Recipe) -> Any:
     if recipe.tuning.mode == "full":
         return model
     lora = recipe.tuning.lora
-    return FastLanguageModel.get_peft_model(
-        model,
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        use_gradient_checkpointing=_model.checkpointing(recipe),
-        random_state=recipe.seed,
-        max_seq_length=recipe.model.max_seq_len,
-    )
+    try:
+        return FastLanguageModel.get_peft_model(
+            model,
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            use_rslora=lora.rslora,
+            init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+            use_gradient_checkpointing=_model.checkpointing(recipe),
+            random_state=recipe.seed,
+            max_seq_length=recipe.model.max_seq_len,
+            **({"use_dora": True} if lora.dora else {}),
+        )
+    except (ValueError, TypeError) as error:
+        message = f"unsloth cannot make this adapter: {str(error).splitlines()[0]}"
+        raise sftrun.UserError(sftrun.Problem(message, path=("tuning", "lora"))) from error
 
 
 def make_trainer(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.Emit) -> Trainer:
@@ -67,6 +87,7 @@ def make_trainer(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sf
     pad = tokens.pad_token_id if tokens.pad_token_id is not None else tokens.eos_token_id
     return Trainer(
         emit,
+        Best(recipe, run, emit),
         model=model,
         args=arguments(recipe, run, len(rows)),
         data_collator=Padded(int(pad)),
@@ -98,7 +119,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         gradient_checkpointing=t.gradient_checkpointing,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        optim=OPTIMIZERS[t.optimizer],
+        optim=OPTIMIZERS.get(t.optimizer, t.optimizer),
         adam_beta1=t.adam_beta1,
         adam_beta2=t.adam_beta2,
         adam_epsilon=t.adam_epsilon,
@@ -121,10 +142,19 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
+    _check_kept(made, recipe, precision)
+    return made
+
+
+def _check_kept(made: SFTConfig, recipe: sftrun.Recipe, precision: str) -> None:
+    """Raises UserError where unsloth has replaced a setting; on a CPU it does so silently."""
     if (made.bf16, made.fp16) != (precision == "bf16", precision == "fp16"):
         message = f"unsloth does not train in {precision} on this machine: it would silently use another precision"
         raise sftrun.UserError(sftrun.Problem(message, path=("train", "precision"), hint="use fp32"))
-    return made
+    wanted = OPTIMIZERS.get(recipe.train.optimizer, recipe.train.optimizer)
+    if getattr(made.optim, "value", made.optim) != wanted:
+        message = f"unsloth would silently use another optimizer than {recipe.train.optimizer}"
+        raise sftrun.UserError(sftrun.Problem(message, path=("train", "optimizer"), hint="use adamw"))
 
 
 def total_steps(recipe: sftrun.Recipe, rows: int) -> int:
@@ -161,8 +191,11 @@ def _save(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir) -> None:
     model.save_pretrained(making)
     sftrun.load_tokenizer(recipe.model).save(making)
     if (making / "adapter_config.json").is_file():
-        base = {"name": recipe.model.name, "revision": recipe.model.revision}
-        base["weights"] = _model.weights_hash(_model.base_location(recipe))
+        base: dict[str, Any] = {"name": recipe.model.name, "revision": recipe.model.revision}
+        base |= {
+            "weights": _model.weights_hash(_model.base_location(recipe)),
+            "quantisation": _model.quantisation(recipe),
+        }
         (making / "base.json").write_text(json.dumps(base, indent=2) + "\n")
     shutil.rmtree(run.model, ignore_errors=True)
     making.rename(run.model)

@@ -11,6 +11,7 @@ from trl import SFTTrainer
 
 import sftrun
 from sftrun_unsloth import _model
+from sftrun_unsloth._best import Best
 
 IGNORED = -100  # the label that carries no loss
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
@@ -34,9 +35,9 @@ class Padded:
 class Trainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer that proves its loss, reports events, and computes the validation loss over tokens, not batches."""
 
-    def __init__(self, emit: sftrun.Emit, **settings: Any) -> None:
+    def __init__(self, emit: sftrun.Emit, best: Best, **settings: Any) -> None:
         super().__init__(**settings)
-        self.emit = emit
+        self.emit, self.best = emit, best
         self.proved = False
         self.tokens = self.trained = self.seen = self.seen_trained = 0
         self.since = time.monotonic()
@@ -113,6 +114,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self.log(metrics)
         self.emit({"event": "eval", "step": self.state.global_step, "loss": metrics["eval_loss"]})
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control.should_training_stop |= self.best.evaluated(
+            self.model, self.state.global_step, metrics["eval_loss"]
+        )
         self.since += time.monotonic() - started  # tokens/s is of training alone
         return metrics
 

@@ -1,6 +1,6 @@
 """Backend `unsloth`: unsloth's FastLanguageModel on the prepared samples, in a process that imports it first."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,15 +14,13 @@ MODULES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "te
 
 
 class UnslothOptions(sftrun.Options):
-    """How the model is loaded, and what happens where unsloth cannot train it."""
+    """What happens where unsloth cannot train."""
 
-    load_in_4bit: Annotated[
-        bool | None,
-        sftrun.Meta(description="Keep the frozen base in 4 bits, under an adapter; null for what tuning.mode says."),
-    ] = None
     fallback: Annotated[
         Literal["hf", "bnb"] | None,
-        sftrun.Meta(description="The backend that trains instead, where unsloth cannot; null to stop with the reasons."),
+        sftrun.Meta(
+            description="The backend that trains instead, where unsloth cannot; null to stop with the reasons."
+        ),
     ] = None
 
 
@@ -38,19 +36,41 @@ class Unsloth:
         self.options = options
 
     def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-        yield from _limits.contradictions(recipe, self.four_bit(recipe), self.options.load_in_4bit)
-        yield from self._said(recipe, list(_limits.of_recipe(recipe)), "check", recipe)
+        yield from _limits.mistakes(recipe)
+        try:
+            self._other()
+        except sftrun.UserError as error:
+            path = ("backend", "with", "fallback")
+            yield from (msgspec.structs.replace(problem, path=path) for problem in error.problems)
+            return
+        limits = list(_limits.of_recipe(recipe))
+        yield from self._said(limits)
+        if limits:
+            yield from self._asked("check", recipe)
 
     def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-        limits = [*_limits.of_recipe(recipe), *_limits.of_machine()]
-        if not (limits and self.options.fallback):
+        earlier, new = list(_limits.of_recipe(recipe)), list(_limits.of_machine(recipe))
+        yield from self._said(new)
+        if not (self.options.fallback and earlier + new):
             yield from sftrun.missing(*MODULES, extra="train", path=("backend",), why="the backend unsloth")
-            yield from _limits.not_installed(self.four_bit(recipe))
-        yield from self._said(recipe, limits, "ready", recipe)
+            yield from _limits.not_installed(recipe)
+            return
+        if not earlier:
+            yield from self._asked("check", recipe)
+        yield from self._asked("ready", recipe)
 
     def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterator[sftrun.Problem]:
-        said = self._said(recipe, _limits.all_of(recipe), "prepared", recipe, run)
-        yield from (problem for problem in said if problem.severity == "error")
+        earlier = [*_limits.of_recipe(recipe), *_limits.of_machine(recipe)]
+        new = list(_limits.of_model(recipe))
+        yield from _limits.unscored(recipe, run)
+        if not self.options.fallback:
+            yield from new
+        elif earlier or new:
+            questions = [self._asked("prepared", recipe, run)]
+            if not earlier:
+                questions += [self._asked("check", recipe), self._asked("ready", recipe)]
+            # what is only a warning is said when training starts
+            yield from (found for each in questions for found in each if found.severity == "error")
 
     def train(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> None:
         limits = _limits.all_of(recipe)
@@ -65,7 +85,7 @@ class Unsloth:
             return
         from sftrun_unsloth import _train
 
-        _train.train(recipe, run, emit, self.four_bit(recipe))
+        _train.train(recipe, run, emit)
 
     def load(self, recipe: sftrun.Recipe, run: Path, which: Literal["base", "tuned"]) -> Any:
         """With what has trained: a run that fell back is evaluated with its fallback too."""
@@ -76,30 +96,20 @@ class Unsloth:
             raise sftrun.UserError(limits)
         from sftrun_unsloth import _model
 
-        return _model.UnslothModel(recipe, run, which, self.four_bit(recipe))
-
-    def four_bit(self, recipe: sftrun.Recipe) -> bool:
-        """Whether the base is kept in 4 bits."""
-        asked = self.options.load_in_4bit
-        return str(recipe.tuning.mode) == "qlora" if asked is None else asked
+        return _model.UnslothModel(recipe, run, which)
 
     def _other(self) -> Any:
         return sftrun.create("backend", self.options.fallback or "hf")
 
-    def _said(
-        self, recipe: sftrun.Recipe, limits: list[sftrun.Problem], asked: str, *given: Any
-    ) -> Iterator[sftrun.Problem]:
-        """The limits as errors; with a fallback as warnings, and what the fallback itself has to say."""
+    def _said(self, limits: list[sftrun.Problem]) -> Iterator[sftrun.Problem]:
+        """The limits as errors; with a fallback as warnings."""
         fallback = self.options.fallback
-        if not (fallback and limits):
-            yield from limits
-            return
         for problem in limits:
-            yield msgspec.structs.replace(problem, severity="warning", hint=f"backend {fallback} trains instead")
-        try:
-            other = self._other()
-        except sftrun.UserError as error:
-            yield from error.problems
-            return
-        questions: Iterable[sftrun.Problem] = getattr(other, asked)(*given) if hasattr(other, asked) else ()
-        yield from questions
+            hint = f"{fallback} trains instead (fallback)"
+            yield msgspec.structs.replace(problem, severity="warning", hint=hint) if fallback else problem
+
+    def _asked(self, question: str, *given: Any) -> Iterator[sftrun.Problem]:
+        """What the fallback itself has to say."""
+        ask = getattr(self._other(), question, None) if self.options.fallback else None
+        if ask is not None:
+            yield from ask(*given)

@@ -1,4 +1,4 @@
-"""Exporter `unsloth-merged`: the adapter merged into 16-bit weights by unsloth, and compared with the unmerged model."""
+"""Exporter `unsloth-merged`: the adapter merged into 16-bit weights by unsloth, and compared with what it was."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +41,11 @@ class UnslothMerged:
         if "unsloth-merged" in names[1:]:
             message = "unsloth must be imported before what other exporters import"
             yield sftrun.Problem(message, path=("exporters",), hint="put unsloth-merged before the others")
+
+    def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+        if recipe.tuning.mode == "qlora" and not _limits.gpus():
+            message = "unsloth merges into a 4-bit base on a GPU only, and there is none"
+            yield sftrun.Problem(message, path=("exporters",), hint="use the exporter merged")
 
     def export(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> dict[str, Any]:
         used = _limits.used(run)

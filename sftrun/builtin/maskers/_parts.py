@@ -1,7 +1,7 @@
 """What maskers share: which parts of an answer are trained, and where thoughts stand in a text."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import sftrun
@@ -34,6 +34,15 @@ def takes(options: PartOptions, span: sftrun.Span) -> bool:
     if span.end_of_turn:
         return options.end_of_turn
     return span.part == "content" or (options.reasoning if span.part == "reasoning" else options.tool_calls)
+
+
+def with_ends(spans: Sequence[sftrun.Span], flags: Sequence[bool]) -> list[bool]:
+    """The same without the ends of turns of whose text nothing is trained; that of an empty answer stays."""
+    texts = [(span, flag) for span, flag in zip(spans, flags, strict=True) if span.generated and not span.end_of_turn]
+    silent = {span.message for span, _ in texts} - {span.message for span, flag in texts if flag}
+    return [
+        flag and not (span.end_of_turn and span.message in silent) for span, flag in zip(spans, flags, strict=True)
+    ]
 
 
 def narrower(options: PartOptions) -> Narrow | None:

@@ -19,4 +19,6 @@ class Assistant:
         self.narrow = _parts.narrower(options)
 
     def choose(self, spans: Sequence[sftrun.Span]) -> list[bool]:
-        return [span.role == "assistant" and _parts.takes(self.options, span) for span in spans]
+        return _parts.with_ends(
+            spans, [span.role == "assistant" and _parts.takes(self.options, span) for span in spans]
+        )

@@ -22,7 +22,8 @@ class Completion:
 
     def choose(self, spans: Sequence[sftrun.Span]) -> list[bool]:
         last = max((span.message for span in spans), default=None)
-        return [
+        flags = [
             _parts.takes(self.options, span) and (span.message == last if span.train is None else span.train)
             for span in spans
         ]
+        return _parts.with_ends(spans, flags)

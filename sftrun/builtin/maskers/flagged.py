@@ -31,7 +31,7 @@ class Flagged:
         self.narrow = _parts.narrower(options)
 
     def choose(self, spans: Sequence[sftrun.Span]) -> list[bool]:
-        return [self._says(span) and _parts.takes(self.options, span) for span in spans]
+        return _parts.with_ends(spans, [self._says(span) and _parts.takes(self.options, span) for span in spans])
 
     def _says(self, span: sftrun.Span) -> bool:
         return self.options.otherwise == "train" if span.train is None else span.train

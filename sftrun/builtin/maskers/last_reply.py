@@ -20,6 +20,7 @@ class LastReply:
 
     def choose(self, spans: Sequence[sftrun.Span]) -> list[bool]:
         last = max((span.message for span in spans if span.role == "assistant"), default=None)
-        return [
+        flags = [
             span.role == "assistant" and span.message == last and _parts.takes(self.options, span) for span in spans
         ]
+        return _parts.with_ends(spans, flags)

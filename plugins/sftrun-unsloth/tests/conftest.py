@@ -1,0 +1,73 @@
+"""What tests share: recipes on the embedded model, and a run that is trained once."""
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TRAIN = {"max_steps": 12, "learning_rate": 5e-3, "batch_size": 8, "logging_steps": 1, "save_strategy": "no"}
+
+
+def row(number: int) -> dict[str, Any]:
+    question = {"role": "user", "content": f"What comes after {number}?"}
+    return {"messages": [question, {"role": "assistant", "content": str(number + 1)}]}
+
+
+DATA = {"train": range(40), "val": range(40, 50), "test": range(50, 60)}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves out what this machine cannot run, and says so."""
+    absent = importlib.util.find_spec("unsloth") is None
+    for item in items:
+        if item.get_closest_marker("unsloth") and absent:
+            item.add_marker(pytest.mark.skip(reason="unsloth is not installed here"))
+        elif item.get_closest_marker("gpu") and not _has_gpu():
+            item.add_marker(pytest.mark.skip(reason="there is no GPU"))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nothing that a test makes reaches the user's cache, and nothing there reaches a test."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["SFTRUN_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Full tuning of the embedded model on forty questions."""
+    folder = tmp_path_factory.mktemp("recipe")
+    for split, numbers in DATA.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row(number)) + "\n" for number in numbers))
+    keys = {
+        "model": {"name": "sftrun/tiny", "max_seq_len": 64},
+        "source": {"use": "jsonl", "with": {"path": "."}},
+        "tuning": {"mode": "full"},
+        "backend": "unsloth",
+        "train": TRAIN,
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(keys))
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture
+def problems(recipe: Path) -> Callable[..., list[str]]:
+    """What `sftrun validate` says of the recipe with some settings replaced."""
+    import sftrun
+
+    return lambda *settings: [f"{found.severity}: {found.message}" for found in sftrun.validate(recipe, settings)]
