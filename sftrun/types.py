@@ -194,7 +194,8 @@ class Masker(Protocol):
 
     It may have a second method, `narrow(text: str) -> Sequence[tuple[int, int]]`: given the text of a chosen
     span, the stretches `[start, end)` of it that are trained. Without it the whole span is. A third,
-    `reads_train`, true where it acts on `Span.train`; without it, rows that carry such flags are refused.
+    `reads_train`, true where it acts on `Span.train`; without it, rows whose flags ask for something else than it
+    chooses are refused.
     """
 
     def choose(self, spans: Sequence[Span]) -> Sequence[bool]:
@@ -223,6 +224,32 @@ class LossSums(msgspec.Struct, frozen=True):
     tokens: int
     loss: float
     correct: int
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """What one forward pass is given: the lengths of its rows in tokens, and how many of these tokens are trained.
+
+    Packed rows are laid end to end; others are padded to the longest.
+    """
+
+    lengths: list[int]
+    trained: int
+    packed: bool = False
+
+
+class Footprint(msgspec.Struct, frozen=True):
+    """What training takes: parameters, and bytes of memory by moment and part (`memory[moment][part]`).
+
+    `device` is `cpu`, whose memory is that of the whole process, or `cuda`. `checkpoint` is its size on disk.
+    `notes` say what a reader has to know of these numbers.
+    """
+
+    trained: int
+    frozen: int
+    device: str
+    memory: dict[str, dict[str, int]]
+    checkpoint: int
+    notes: list[str] = []
 
 
 class Backend(Protocol):
@@ -258,6 +285,16 @@ class Exporter(Protocol):
 
     def export(self, recipe: "Recipe", run: Path, emit: Emit) -> dict[str, Any]:
         """Writes below `run`/export and returns facts for the report."""
+
+
+class Plans(Protocol):
+    """What a backend may offer for `sftrun plan`; it is called in a worker process."""
+
+    def estimate(self, recipe: "Recipe", training: Shape, evaluation: Shape | None) -> Footprint:
+        """What a recipe takes, without loading weights, when batches have these shapes; the largest ones count.
+
+        It is asked about changed recipes too: smaller batches, checkpointing, adapters.
+        """
 
 
 class Checks(Protocol):

@@ -193,3 +193,34 @@ def test_inspect_shows_one_row_by_its_origin(sftrun, write):
     assert "⟦b<|im_end|>⟧" in said.err
     assert "2+2" not in said.err
     assert sftrun("inspect", write([GOOD]), "--origin", "train.jsonl:9").code == 1
+
+
+def flagged(*flags):
+    """A talk of two turns, whose messages say whether they are trained."""
+    messages = talk("a", "b", "c", "d")["messages"]
+    return {
+        "messages": [
+            {**each, **({} if flag is None else {"train": flag})} for each, flag in zip(messages, flags, strict=True)
+        ]
+    }
+
+
+FLAGS = {
+    "assistant-off": (flagged(None, False, None, None), "assistant", "says train: false, but this masker trains it"),
+    "last-on": (flagged(None, True, None, None), "last-reply", "says train: true, but this masker does not train it"),
+    "user-on": (flagged(True, None, None, None), "flagged", "but only answers are trained by it; use masker: roles"),
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_row_that_asks_for_another_mask_than_it_would_get_is_refused(sftrun, write, tmp_path, name):
+    row, masker, reason = FLAGS[name]
+    said = sftrun("prepare", write([GOOD, row], masker=masker), "--out", tmp_path / "out")
+    assert said.code == 1
+    assert "train.jsonl:2: error: message" in said.err
+    assert reason in said.err
+
+
+def test_flags_decide_with_the_masker_that_reads_them(sftrun, write):
+    said = sftrun("inspect", write([flagged(None, False, None, True)], masker="flagged"), "--json")
+    assert trained(said) == ["d<|im_end|>"]

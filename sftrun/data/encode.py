@@ -166,7 +166,9 @@ class Encoder:
         plan = self._plans.get(id(row.shape)) if row.shape is not None else None
         if plan is None:
             flags = [bool(flag) for flag in self.masker.choose(row.spans)]
-            plan = Plan(row.shape, row.spans, flags, _refusal(row.spans, flags))
+            plan = Plan(
+                row.shape, row.spans, flags, _refusal(row.spans, flags, getattr(self.masker, "reads_train", False))
+            )
             if row.shape is not None:
                 self._keep(plan)
         return plan
@@ -216,18 +218,17 @@ class Encoder:
         return all([*self.narrow(text)] == [(0, len(text))] for text in texts)
 
 
-def _refusal(spans: Sequence[Span], flags: Sequence[bool]) -> str | None:
+def _refusal(spans: Sequence[Span], flags: Sequence[bool], reads_train: bool) -> str | None:
     """Where the `train` of a message and what the masker chose are at odds."""
     chosen = {span.message for span, flag in zip(spans, flags, strict=True) if flag}
+    answers = {span.message for span in spans if span.generated}
     for span in spans:
-        if span.train is False and span.message in chosen:
-            why = "is trained by this masker"
-        elif span.train and span.message not in chosen:
-            why = "is not trained by this masker"
-        else:
-            continue
-        said = str(span.train).lower()
-        return f"message {span.message} ({span.role}) says train: {said}, but {why}; use masker: flagged"
+        asked, who = span.train, f"message {span.message} ({span.role})"
+        if asked and span.message not in answers | chosen:
+            return f"{who} says train: true, but only answers are trained by it; use masker: roles"
+        if asked is not None and asked != (span.message in chosen) and not reads_train:
+            does = "does not train it" if asked else "trains it"
+            return f"{who} says train: {str(asked).lower()}, but this masker {does}; use masker: flagged"
     return None
 
 

@@ -143,9 +143,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 def _environment(now: datetime, generation: type[jinja2.ext.Extension]) -> ImmutableSandboxedEnvironment:
     # Templates come from the internet: the sandbox keeps them away from Python.
-    environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, generation]
-    )
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, generation])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = now.strftime
