@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 from typing import TYPE_CHECKING, Any
 
-from sftrun.errors import Place, Problem, RowError, UserError
+from sftrun.errors import Interrupted, Place, Problem, RowError, UserError
 from sftrun.hookspecs import API_VERSION, Register, hookimpl
 from sftrun.need import missing
 from sftrun.options import Meta, NameOrPath, Options, PathText, SecretText, Use, component
@@ -16,6 +16,7 @@ from sftrun.types import (
     Emit,
     Evaluator,
     Exporter,
+    Footprint,
     Formatter,
     Grade,
     Judge,
@@ -27,6 +28,7 @@ from sftrun.types import (
     Prompt,
     Row,
     Scores,
+    Shape,
     Source,
     Span,
     Transform,
@@ -77,8 +79,10 @@ __all__ = [
     "Emit",
     "Evaluator",
     "Exporter",
+    "Footprint",
     "Formatter",
     "Grade",
+    "Interrupted",
     "Judge",
     "LossSums",
     "Masker",
@@ -99,6 +103,7 @@ __all__ = [
     "RunDir",
     "Scores",
     "SecretText",
+    "Shape",
     "Source",
     "Span",
     "Transform",

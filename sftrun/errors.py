@@ -55,5 +55,9 @@ class UserError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+class Interrupted(KeyboardInterrupt):
+    """A run that a signal ended (exit code 130); the text says how to go on."""
+
+
 class RowError(ValueError):
     """A row or a conversation that cannot be used; whoever knows its origin adds it."""

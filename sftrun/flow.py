@@ -7,12 +7,14 @@ from pathlib import Path
 
 import msgspec
 
-from sftrun import lock, rundir
-from sftrun.errors import Problem, UserError
+from sftrun import launch, lock, rundir
+from sftrun import resume as resuming
+from sftrun.errors import Interrupted, Problem, UserError
 from sftrun.hookspecs import KINDS
 from sftrun.need import missing
 from sftrun.recipe.model import Recipe, components
 from sftrun.recipe.nodes import Document
+from sftrun.recipe.resolved import normal
 from sftrun.recipe.validate import Loaded, from_resolved, read, resolved_yaml
 from sftrun.registry import current
 from sftrun.rundir import RunDir
@@ -27,29 +29,56 @@ def run(
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     watch: Emit = lambda event: None,
+    resume: bool = False,
 ) -> RunDir:
     """Runs a recipe through every stage and returns its run directory; `watch` is given each event.
 
-    Raises UserError for all that the user can fix, with file and line.
+    With `resume` it goes on with the recipe's run that was stopped, where there is one. Raises UserError for all that
+    the user can fix, with file and line, and Interrupted after a signal.
     """
+    if resume and (found := resuming.find(Path(path), Path(out) if out else None)):
+        return _go_on(found, read(path, overrides), watch)
     with started(path, overrides, out, watch) as (recipe, folder, emit):
-        from sftrun.stages.evaluate import evaluate
-        from sftrun.stages.export import export
-        from sftrun.stages.prepare import prepare
-        from sftrun.stages.report import report
-        from sftrun.stages.train import train
-
-        staged(folder, emit, "prepare", lambda: prepare(recipe, folder, current(), emit))
-        fit(recipe, folder)
-        staged(folder, emit, "train", lambda: train(folder, emit))
-        if recipe.evaluators:
-            staged(folder, emit, "evaluate", lambda: evaluate(folder, emit))
-        if recipe.exporters:
-            staged(folder, emit, "export", lambda: export(folder, emit))
-        staged(folder, emit, "report", lambda: report(recipe, folder))
-        if out is None:
-            _point_latest(folder, Path(path).stem, emit)
+        _stages(recipe, folder, emit)
     return folder
+
+
+def go_on(path: str | Path, overrides: Sequence[str] = (), watch: Emit = lambda event: None) -> RunDir:
+    """Goes on with a run directory, through the stages that are not done; raises as `run` does."""
+    folder = rundir.open_run(Path(path))
+    return _go_on(folder, read(folder.path / "resolved.yaml", overrides), watch)
+
+
+def _go_on(folder: RunDir, loaded: Loaded, watch: Emit) -> RunDir:
+    with explained(loaded.document), held(folder, watch) as emit:
+        recipe = normal(loaded.recipe)
+        found = resuming.fit(recipe, folder)
+        folder.mend()
+        folder.write("resolved.yaml", resolved_yaml(recipe))
+        packages = lock.facts(recipe, current(), [])["packages"]
+        for warning in [*found, *resuming.versions(folder, packages), *ready(recipe)]:
+            emit({"event": "warning", "message": str(warning)})
+        _stages(recipe, folder, emit)
+    return folder
+
+
+def _stages(recipe: Recipe, folder: RunDir, emit: Emit) -> None:
+    """Every stage that is not done; each of them sees only what those before it wrote."""
+    from sftrun.stages.evaluate import evaluate
+    from sftrun.stages.export import export
+    from sftrun.stages.prepare import prepare
+    from sftrun.stages.report import report
+    from sftrun.stages.train import train
+
+    once(folder, emit, "prepare", lambda: prepare(recipe, folder, current(), emit))
+    fit(recipe, folder)
+    once(folder, emit, "train", lambda: train(recipe, folder, emit))
+    if recipe.evaluators:
+        once(folder, emit, "evaluate", lambda: evaluate(folder, emit))
+    if recipe.exporters:
+        once(folder, emit, "export", lambda: export(folder, emit))
+    once(folder, emit, "report", lambda: report(recipe, folder))
+    _point_latest(folder, emit)
 
 
 def prepare_only(
@@ -73,9 +102,9 @@ def evaluate_again(path: str | Path, watch: Emit = lambda event: None) -> RunDir
     from sftrun.stages.evaluate import evaluate
     from sftrun.stages.report import report
 
-    emit = recorder(folder, watch)
-    staged(folder, emit, "evaluate", lambda: evaluate(folder, emit))
-    staged(folder, emit, "report", lambda: report(recipe, folder))
+    with held(folder, watch) as emit:
+        staged(folder, emit, "evaluate", lambda: evaluate(folder, emit))
+        staged(folder, emit, "report", lambda: report(recipe, folder))
     return folder
 
 
@@ -92,10 +121,24 @@ def started(
     with explained(loaded.document):
         warnings = [*loaded.warnings, *ready(loaded.recipe, kinds)]
         folder = begin(loaded, path, overrides, out)
-        emit = recorder(folder, watch)
-        for warning in warnings:
-            emit({"event": "warning", "message": str(warning)})
-        yield loaded.recipe, folder, emit
+        with held(folder, watch) as emit:
+            for warning in warnings:
+                emit({"event": "warning", "message": str(warning)})
+            yield loaded.recipe, folder, emit
+
+
+@contextlib.contextmanager
+def held(folder: RunDir, watch: Emit) -> Iterator[Emit]:
+    """A run directory that no one else writes to; a signal ends what is done there in order, and says how to go on."""
+    try:
+        with folder.held(), launch.SIGNALS.heard():
+            yield recorder(folder, watch)
+    except KeyboardInterrupt as error:
+        raise Interrupted(resuming.advice(folder)) from error
+    except OSError as error:
+        if launch.no_space(error):
+            raise UserError(f"{error}", hint=f"make room on the disk, then {resuming.advice(folder)}") from error
+        raise
 
 
 def ready(recipe: Recipe, kinds: Sequence[str] = KINDS) -> list[Problem]:
@@ -124,9 +167,9 @@ def fit(recipe: Recipe, folder: RunDir) -> None:
 def begin(loaded: Loaded, path: str | Path, overrides: Sequence[str], out: str | Path | None) -> RunDir:
     """A new run directory with the recipe as given, as resolved, and the lock."""
     folder = rundir.create(Path(path), Path(out) if out else None)
-    folder.write("recipe.yaml", Path(path).read_text("utf-8-sig"))
     folder.write("resolved.yaml", resolved_yaml(loaded.recipe))
-    folder.write_json("lock.json", lock.facts(loaded.recipe, current(), overrides))
+    folder.write("recipe.yaml", Path(path).read_text("utf-8-sig"))
+    folder.write_json(rundir.BEGUN, lock.facts(loaded.recipe, current(), overrides))
     return folder
 
 
@@ -148,19 +191,34 @@ def staged(folder: RunDir, emit: Emit, name: str, work: Callable[[], None]) -> N
     try:
         work()
     except BaseException as error:
-        folder.stage(name, "failed", reason=str(error) or type(error).__name__)
-        emit({"event": "stage", "stage": name, "status": "failed"})
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        with contextlib.suppress(OSError):  # a full disk takes no record of it either, and the error matters more
+            folder.stage(name, status, reason=str(error) or type(error).__name__)
+            emit({"event": "stage", "stage": name, "status": status})
         raise
     seconds = round(time.monotonic() - started, 2)
     folder.stage(name, "done", seconds=seconds)
     emit({"event": "stage", "stage": name, "status": "done", "seconds": seconds})
+    launch.SIGNALS.check()
 
 
-def _point_latest(folder: RunDir, stem: str, emit: Emit) -> None:
+def once(folder: RunDir, emit: Emit, name: str, work: Callable[[], None]) -> None:
+    """Does the work of a stage that is not done yet."""
+    if folder.done(name):
+        emit({"event": "stage", "stage": name, "status": "kept"})
+    else:
+        staged(folder, emit, name, work)
+
+
+def _point_latest(folder: RunDir, emit: Emit) -> None:
+    """For a run that has its name from its recipe; one that the user named is found by that name."""
+    name = rundir.STAMPED.fullmatch(folder.path.name)
+    if not name:
+        return
     try:
-        rundir.point_latest(folder, stem)
+        rundir.point_latest(folder, name[1])
     except OSError as error:  # a file system without links: the run itself is whole
-        emit({"event": "warning", "message": f"no link {stem}-latest could be made: {error}"})
+        emit({"event": "warning", "message": f"no link {name[1]}-latest could be made: {error}"})
 
 
 @contextlib.contextmanager

@@ -1,48 +1,106 @@
 """Worker processes: a stage's heavy work runs in a process of its own, and reports to its parent in events."""
 
+import contextlib
+import errno
 import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sftrun.errors import Place, Problem, UserError
+import msgspec
+
+from sftrun.errors import Interrupted, Place, Problem, UserError
 from sftrun.rundir import RunDir
 from sftrun.types import Emit
 
 TAIL = 15
-GRACE = 10  # seconds that a worker has to end after an interrupt
+GRACE = 10  # seconds that a worker has to end where its parent fails
+INTERRUPTED = 130
 
 
 class WorkerError(Exception):
     """A worker that ended by a bug of ours; the text is its traceback."""
 
 
+class Signals:
+    """What SIGINT and SIGTERM do: the first one asks the worker to end, the second one ends it."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.depth = 0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """While it lasts, a signal ends the run in order; outside the main thread, signals are someone else's."""
+        if self.depth or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.asked, self.depth = 0, 1
+        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            self.depth = 0
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raises Interrupted where a signal came while a worker was at work."""
+        if self.asked:
+            raise Interrupted
+
+    def _hear(self, _number: int, _frame: object) -> None:
+        self.asked += 1
+        if self.process is None:
+            raise Interrupted
+        if self.asked == 1:
+            # not by print, which may be interrupted in the middle of a line of its own
+            os.write(2, b"\nstopping as soon as all is safe; once more stops at once\n")
+            self.process.terminate()
+        else:
+            self.process.kill()
+
+
+SIGNALS = Signals()
+
+
 def work(target: str, run: RunDir, emit: Emit) -> None:
     """Calls `target` (`"package.module:function"`) in a new process as `function(recipe, run, emit)`.
 
-    Raises UserError for what the user can fix, running out of memory among it, and WorkerError for the rest.
+    Raises UserError for what the user can fix, running out of memory among it, Interrupted after a signal, and
+    WorkerError for the rest.
     """
     reading, writing = os.pipe()
-    command = [sys.executable, "-m", "sftrun.launch", target, str(run.path), str(writing)]
-    with run.log.open("ab") as log, os.fdopen(reading, encoding="utf-8") as events:
+    lifeline, held = os.pipe()  # the worker ends when this end is closed: it never outlives its parent
+    command = [sys.executable, "-m", "sftrun.launch", target, str(run.path), str(writing), str(lifeline)]
+    passed = [writing, lifeline, *run.locks]
+    with SIGNALS.heard(), run.log.open("ab") as log, os.fdopen(reading, encoding="utf-8") as events:
         process = subprocess.Popen(
-            command, pass_fds=[writing], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command, pass_fds=passed, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
         os.close(writing)
+        os.close(lifeline)
+        SIGNALS.process = process
         try:
             failure = _follow(events, emit)
             code = process.wait()
         except BaseException:
             _stop(process)
             raise
-    if code or failure:
-        raise _explained(failure, code, run)
+        finally:
+            SIGNALS.process = None
+            os.close(held)
+        if code or failure:
+            raise _explained(failure, code, run)
 
 
 def _follow(events: Any, emit: Emit) -> dict[str, Any] | None:
@@ -65,7 +123,9 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def _explained(failure: dict[str, Any] | None, code: int, run: RunDir) -> Exception:
+def _explained(failure: dict[str, Any] | None, code: int, run: RunDir) -> BaseException:
+    if failure is None and (SIGNALS.asked or code == INTERRUPTED):
+        return Interrupted()
     if failure and failure["kind"] == "user":
         return UserError([_problem(each) for each in failure["problems"]])
     if failure and failure["kind"] == "memory":
@@ -73,7 +133,8 @@ def _explained(failure: dict[str, Any] | None, code: int, run: RunDir) -> Except
     if failure:
         return WorkerError(failure["traceback"])
     if code == -signal.SIGKILL:
-        return UserError("the worker was killed, most often because memory ran out", hint=MEMORY_ADVICE)
+        hint = f"{MEMORY_ADVICE}; sftrun resume {shown(run.path)} goes on where it was whole"
+        return UserError("the worker was killed, most often because memory ran out", hint=hint)
     return WorkerError(f"the worker ended with code {code}; the end of {run.log}:\n{_tail(run.log)}")
 
 
@@ -81,6 +142,13 @@ MEMORY_ADVICE = (
     "lower train.batch_size and raise train.grad_accum by the same factor, lower model.max_seq_len, "
     "set train.gradient_checkpointing: true, or use tuning.mode: lora"
 )
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it."""
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
 
 
 def _problem(data: dict[str, Any]) -> Problem:
@@ -96,9 +164,9 @@ def _tail(file: Path) -> str:
 
 def main() -> None:
     """What a worker process runs."""
-    import msgspec
-
-    target, path, descriptor = sys.argv[1:]
+    target, path, descriptor, lifeline = sys.argv[1:]
+    threading.Thread(target=_end_with_parent, args=(int(lifeline),), daemon=True).start()
+    os.set_inheritable(int(descriptor), False)
     pipe = os.fdopen(int(descriptor), "w", encoding="utf-8", buffering=1)
 
     def emit(event: dict[str, Any]) -> None:
@@ -111,14 +179,32 @@ def main() -> None:
         problems = [msgspec.to_builtins(problem) for problem in error.problems]
         emit({"event": "failure", "kind": "user", "problems": problems})
         sys.exit(1)
+    except Interrupted:
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         os._exit(1)
     except Exception as error:
-        if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
-            emit({"event": "failure", "kind": "memory", "message": str(error).splitlines()[0]})
-        else:
-            emit({"event": "failure", "kind": "bug", "traceback": traceback.format_exc()})
+        emit({"event": "failure", **_failure(error)})
         sys.exit(1)
+
+
+def _end_with_parent(lifeline: int) -> None:
+    os.set_inheritable(lifeline, False)
+    os.read(lifeline, 1)
+    os._exit(1)
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+        return {"kind": "memory", "message": (str(error) or "of the machine").splitlines()[0]}
+    if no_space(error):
+        return {"kind": "user", "problems": [msgspec.to_builtins(Problem(str(error), hint="make room on the disk"))]}
+    return {"kind": "bug", "traceback": traceback.format_exc()}
+
+
+def no_space(error: BaseException) -> bool:
+    """Whether a disk, or a quota on it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _call(target: str, path: Path, emit: Emit) -> None:

@@ -1,13 +1,21 @@
 """The run directory: the one thing that passes between stages."""
 
+import contextlib
 import json
 import os
+import re
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from sftrun.errors import UserError
+
+STAMPED = re.compile(r"(.+)-(\d{8}-\d{6})(?:-(\d+))?")  # the name of a run directory that nobody named
+FIRST = ("resolved.yaml", "recipe.yaml")  # what is written before the first stage,
+BEGUN = "lock.json"  # and the last of it
+PATIENCE = 10.0  # seconds to wait for the processes of an attempt that was killed
 
 
 class RunDir:
@@ -22,6 +30,7 @@ class RunDir:
         self.export = path / "export"
         self.tensorboard = path / "tensorboard"
         self.log = path / "run.log"
+        self.locks: list[int] = []
 
     def write(self, name: str, text: str) -> None:
         """Writes a text file: to a temporary file, fsync, rename."""
@@ -51,6 +60,38 @@ class RunDir:
         *whole, _cut = (file.read_text("utf-8") if file.is_file() else "").split("\n")
         return [json.loads(line) for line in whole]
 
+    def mend(self) -> None:
+        """Cuts off a last event that a kill left unfinished, so that the next one starts a line of its own."""
+        file = self.path / "events.jsonl"
+        if file.is_file():
+            with file.open("r+b") as lines:
+                lines.truncate(lines.read().rfind(b"\n") + 1)
+
+    def done(self, name: str) -> bool:
+        """Whether a stage has ended well."""
+        return bool(self.read_json("state.json").get(name, {}).get("status") == "done")
+
+    def forget(self, *names: str) -> None:
+        """Has stages done again."""
+        state = self.read_json("state.json")
+        self.write_json("state.json", {name: each for name, each in state.items() if name not in names})
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """While it lasts, no other process may write here; workers hold it too, until the last of them is gone.
+
+        Raises UserError where another process holds it.
+        """
+        import fcntl
+
+        with (self.path / ".lock").open("a") as file:
+            _lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, self.path)
+            self.locks.append(file.fileno())
+            try:
+                yield
+            finally:
+                self.locks.remove(file.fileno())
+
     def stage(self, name: str, status: str, **made: Any) -> None:
         """Records where a stage stands and what it made."""
         state = self.read_json("state.json")
@@ -68,6 +109,21 @@ def write_whole(file: Path, text: str) -> None:
         out.flush()
         os.fsync(out.fileno())
     making.replace(file)
+
+
+def _lock(file: int, how: int, path: Path) -> None:
+    import fcntl
+
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(file, how)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise UserError(f"another process is at work in {path}", hint="wait for it, or end it") from None
+            time.sleep(0.1)
+        except OSError:  # a file system without locks
+            return None
 
 
 def create(recipe_file: Path, out: Path | None, root: Path = Path("runs")) -> RunDir:
@@ -91,6 +147,24 @@ def point_latest(run: RunDir, stem: str) -> None:
     making = link.with_name(f".{link.name}.{os.getpid()}")
     making.symlink_to(run.path.name)
     making.replace(link)
+
+
+def clear(out: Path) -> None:
+    """Removes what a run that was killed before it began has left in `out`."""
+    left = list(out.iterdir()) if (out / FIRST[0]).is_file() else []
+    if all(path.is_file() and (path.name[0] == "." or path.name in FIRST) for path in left):
+        for path in left:
+            path.unlink()
+
+
+def latest(recipe_file: Path, root: Path = Path("runs")) -> RunDir | None:
+    """The newest run of a recipe below `root`, finished or not."""
+    found = []
+    for path in root.glob(f"{recipe_file.stem}-*"):
+        name = STAMPED.fullmatch(path.name)
+        if name and name[1] == recipe_file.stem and (path / BEGUN).is_file():
+            found.append((name[2], int(name[3] or 1), path))
+    return RunDir(max(found)[2].absolute()) if found else None
 
 
 def open_run(path: Path) -> RunDir:

@@ -256,7 +256,12 @@ class Backend(Protocol):
     """Loads, trains and saves a model. `train` and `load` run in a worker process."""
 
     def train(self, recipe: "Recipe", run: Path, emit: Emit) -> None:
-        """Trains on `run`/prepared and leaves weights, tokenizer and template in `run`/model."""
+        """Trains on `run`/prepared and leaves weights, tokenizer and template in `run`/model.
+
+        Goes on from what an attempt before has left in `run`/checkpoints, and emits `{"event": "resumed", "step": …}`
+        before its first step, so that curves show each step once; or starts again. SIGTERM asks it to save and raise
+        Interrupted; one that does not listen is ended.
+        """
 
     def load(self, recipe: "Recipe", run: Path, which: Literal["base", "tuned"]) -> Model:
         """The model before or after training."""

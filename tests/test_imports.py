@@ -16,15 +16,16 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 # A module imports from its own line and from those above it.
 LAYERS = [
-    {"errors", "types", "tiny", "need"},
+    {"errors", "types", "tiny", "miniature", "need"},
     {"hookspecs", "options"},
     {"sftrun"},  # the public face; what is heavy in it is loaded on first use
     {"registry"},
     {"recipe"},
     {"data", "rundir", "lock", "report"},
     {"launch", "stages"},
+    {"resume"},
     {"flow"},
-    {"answer", "look", "testing"},
+    {"answer", "look", "plan", "rehearse", "testing"},
     {"cli"},
 ]
 HEAVY = {"torch", "transformers", "datasets", "numpy", "trl", "peft", "pyarrow", "tokenizers", "pandas", "accelerate"}

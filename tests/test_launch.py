@@ -1,10 +1,13 @@
 """A worker process: its events reach the parent, and its end is explained."""
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from sftrun import UserError
+from sftrun import Interrupted, UserError
 from sftrun.launch import WorkerError, work
 from sftrun.options import parse
 from sftrun.recipe.model import Recipe
@@ -48,3 +51,31 @@ def test_a_bug_comes_with_its_traceback(run):
 def test_a_crash_comes_with_the_last_lines_of_the_log(run):
     with pytest.raises(WorkerError, match="a library's last words"):
         work("workers:crashed", run, print)
+
+
+@pytest.mark.parametrize(("how", "signals"), [("waiting", 1), ("stubborn", 2)])
+def test_a_signal_asks_the_worker_to_end_and_a_second_one_ends_it(run, how, signals):
+    def watch(event):
+        for number in (signal.SIGINT, signal.SIGTERM)[:signals]:
+            os.kill(os.getpid(), number)
+
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        work(f"workers:{how}", run, watch)
+    assert time.monotonic() - started < 30
+
+
+def test_signals_are_as_before_when_the_work_is_done(run):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    work("workers:report", run, print)
+    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+def test_a_worker_that_stopped_in_order_was_interrupted(run):
+    with pytest.raises(Interrupted):
+        work("workers:stopped", run, print)
+
+
+def test_a_full_disk_is_something_to_fix(run):
+    with pytest.raises(UserError, match=r"No space left on device.*make room"):
+        work("workers:full_disk", run, print)

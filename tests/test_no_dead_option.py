@@ -71,6 +71,10 @@ ADAPTER = {
     "tuning.lora.alpha": 8,
     "tuning.lora.dropout": 0.1,
     "tuning.lora.target_modules": ["q_proj"],
+    "tuning.lora.modules_to_save": ["norm"],
+    "tuning.lora.rslora": True,
+    "tuning.lora.dora": True,
+    "tuning.lora.init": "pissa",
 }
 PREPARED = {
     "model.max_seq_len": 40,
@@ -96,6 +100,8 @@ ELSEWHERE = {
     "source": "test_plugin_example.py and PREPARED: rows come from what it names",
     "masker": "test_plugin_example.py: another masker trains other spans",
     "packing.strategy": "test_packing.py: rows share sequences",
+    "train.early_stopping": "test_resume.py: training stops when the validation loss no longer falls",
+    "train.keep_best": "test_resume.py: the model is the best checkpoint, or the last",
     "train.group_by_length": "test_packing.py: rows of a batch are of similar lengths",
     "backend": "test_registry.py: an unknown backend is an error",
     "evaluators": "test_training.py: each of them scores",
@@ -145,6 +151,11 @@ ELSEWHERE = {
     **{
         f"masker spans: {leaf}": "test_maskers.py: what a pattern or marks point out is trained"
         for leaf in ("pattern", "start", "end")
+    },
+    "backend bnb: bits": "test_bnb.py: qlora may have eight bits",
+    **{
+        f"backend bnb: {leaf}": "test_bnb.py: it changes how the base is held"
+        for leaf in ("type", "double_quant", "compute_dtype", "storage_dtype")
     },
     "exporter merged: max_difference": "test_training.py: a bound too small refuses the merge",
     **{
@@ -226,9 +237,9 @@ def test_a_training_option_reaches_the_trainer(leaf, tmp_path):
 
 @pytest.mark.parametrize("leaf", ADAPTER)
 def test_an_adapter_option_reaches_peft(leaf):
-    from sftrun.builtin.backends._hf_train import adapter
+    from sftrun.builtin.backends._adapter import config
 
-    seen = [adapter(built(sets)) for sets in ({}, {leaf: ADAPTER[leaf]})]
+    seen = [config(built(sets)) for sets in ({}, {leaf: ADAPTER[leaf]})]
     assert seen[1] is None or seen[0].to_dict() != seen[1].to_dict()
 
 

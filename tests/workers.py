@@ -1,7 +1,9 @@
 """What a worker process may do, for tests/test_launch.py."""
 
+import errno
 import os
 import signal
+import time
 
 import sftrun
 
@@ -24,6 +26,24 @@ def memory(recipe, run, emit):
 
 def killed(recipe, run, emit):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def full_disk(recipe, run, emit):
+    raise OSError(errno.ENOSPC, "No space left on device", "weights")
+
+
+def stopped(recipe, run, emit):
+    raise sftrun.Interrupted
+
+
+def waiting(recipe, run, emit):
+    emit({"event": "ready"})
+    time.sleep(60)
+
+
+def stubborn(recipe, run, emit):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    waiting(recipe, run, emit)
 
 
 def crashed(recipe, run, emit):

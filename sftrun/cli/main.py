@@ -20,6 +20,9 @@ COMMANDS = {
     "validate": ("sftrun.cli.validate", "Say everything that is wrong with recipes."),
     "inspect": ("sftrun.cli.inspect", "Show which text of each row is trained."),
     "prepare": ("sftrun.cli.prepare", "Turn rows into tokens and masks, without training."),
+    "resume": ("sftrun.cli.resume", "Go on with a run that was stopped."),
+    "plan": ("sftrun.cli.plan", "Say what a recipe will take: parameters, steps, memory, time."),
+    "rehearse": ("sftrun.cli.rehearse", "Run a recipe in small, every stage, with a tiny random model."),
     "eval": ("sftrun.cli.eval", "Score the models of a run again."),
     "chat": ("sftrun.cli.chat", "Talk to the model of a run."),
     "generate": ("sftrun.cli.generate", "Answer a file of prompts."),
@@ -104,8 +107,9 @@ def run(args: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return USAGE if isinstance(error, click.UsageError) else FIXABLE
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted", file=sys.stderr)
+    except (KeyboardInterrupt, click.Abort) as error:
+        why = str(error.__cause__ or error)  # click makes an Abort of it
+        print(f"interrupted; {why}" if why else "interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has what they wanted: `sftrun plugins | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

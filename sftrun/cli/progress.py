@@ -75,6 +75,8 @@ def told(event: dict[str, Any]) -> str | None:
 def _stage(event: dict[str, Any]) -> str | None:
     if event["status"] == "started":
         return str(event["stage"])
+    if event["status"] == "kept":
+        return f"{event['stage']}\n  done before"
     return f"  done in {event['seconds']:.1f} s" if event["status"] == "done" else None
 
 
@@ -88,6 +90,10 @@ def _warning(event: dict[str, Any]) -> str:
     return message if "warning:" in message else f"warning: {message}"
 
 
+def _resumed(event: dict[str, Any]) -> str:
+    return f"  goes on from step {event['step']}" if event["step"] else "  no checkpoint yet: from the start"
+
+
 PREPARE = {(True, False): "  another process prepares the same data; waiting for it", (False, True): "  from the cache"}
 
 TELLERS: dict[str, Callable[[dict[str, Any]], str | None]] = {
@@ -95,6 +101,11 @@ TELLERS: dict[str, Callable[[dict[str, Any]], str | None]] = {
     "step": lambda event: f"  step {event['step']}/{event['steps']}  {_facts(event)}",
     "eval": lambda event: f"  step {event['step']}: validation loss {event['loss']:.4f}",
     "warning": _warning,
+    "resumed": _resumed,
+    "stopped_early": lambda event: (
+        f"  stopped at step {event['step']}: the validation loss was lowest at step {event['best_step']}"
+    ),
+    "best": lambda event: f"  the model is that of step {event['step']}, with validation loss {event['loss']:.4f}",
     "prepare": lambda event: PREPARE.get((event.get("waiting", False), event.get("cached", False))),
     "prepared": lambda event: f"  {event['split']}: {event['rows']} rows read",
     "evaluating": lambda event: f"  the {event['which']} model answers",

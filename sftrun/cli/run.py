@@ -6,18 +6,25 @@ import click
 
 from sftrun.cli import progress, scores
 from sftrun.cli.options import overrides
+from sftrun.rundir import RunDir
 
 
 @click.command()
 @click.argument("recipe", type=click.Path(dir_okay=False))
 @overrides
 @click.option("--out", type=click.Path(file_okay=False), help="The run directory; by default runs/<recipe>-<time>.")
-def command(recipe: str, sets: tuple[str, ...], out: str | None) -> None:
+@click.option("--resume", is_flag=True, help="Go on with the recipe's newest run, or the one in --out.")
+def command(recipe: str, sets: tuple[str, ...], out: str | None, resume: bool) -> None:
     """Run a recipe: prepare, train, evaluate, export, report."""
     from sftrun.flow import run
 
     with progress.watcher() as watch:
-        done = run(recipe, sets, out, watch)
+        done = run(recipe, sets, out, watch, resume=resume)
+    tell(done)
+
+
+def tell(done: RunDir) -> None:
+    """What a run has come to, and what to do with it."""
     scores.show(done)
     print(f"report: {done.path / 'report.html'}", file=sys.stderr)
     print(f"model:  {done.model}", file=sys.stderr)

@@ -15,6 +15,7 @@ def of_recipe(document: Document) -> Iterator[Problem]:
     """Keys without effect, and keys that miss their other half."""
     for word in ("eval", "save"):
         yield from _steps(document, word)
+    yield from _best(document)
     yield from _adapter(document)
 
 
@@ -30,6 +31,27 @@ def _steps(document: Document, word: str) -> Iterator[Problem]:
     elif strategy in ("no", "epoch") and has_steps:
         message = f"train.{word}_steps has no effect with train.{word}_strategy {strategy}"
         yield Problem(message, document.key_place(steps_path), steps_path, f"write {word}_strategy: steps")
+
+
+def _best(document: Document) -> Iterator[Problem]:
+    """The best checkpoint is told by validation losses, and has to be there."""
+    stops, keeps = (document.find(("train", name)) for name in ("early_stopping", "keep_best"))
+    stopping, keeping = stops is not None and stops.value is not None, keeps is not None and keeps.value is True
+    name = "early_stopping" if stopping else "keep_best"
+    path = ("train", name)
+    if (stopping or keeping) and _strategy(document, "eval") == "no":
+        message = f"train.{name} goes by the validation loss, and train.eval_strategy no computes none"
+        yield Problem(message, document.key_place(path), path, "write eval_strategy: epoch, or steps")
+    kept = keeping or (stopping and (keeps is None or keeps.value is None))
+    if kept and _strategy(document, "save") == "no":
+        message = f"train.{name} keeps the best checkpoint, and train.save_strategy no writes none"
+        hint = "write save_strategy: epoch, or steps" + ("" if keeping else "; or keep_best: false")
+        yield Problem(message, document.key_place(path), path, hint)
+
+
+def _strategy(document: Document, word: str) -> Any:
+    given = document.find(("train", f"{word}_strategy"))
+    return given.value if given else getattr(TrainOptions(), f"{word}_strategy")
 
 
 def _adapter(document: Document) -> Iterator[Problem]:

@@ -55,25 +55,58 @@ class PackingOptions(Options):
 
 
 class LoraOptions(Options):
-    """The adapter of tuning.mode lora."""
+    """The adapter of tuning.mode lora and qlora."""
 
     r: Annotated[Count, Meta(description="Rank of the adapter.")] = 16
     alpha: Annotated[float, Meta(gt=0, description="Scale of the adapter: its update is times alpha / r.")] = 32
     dropout: Annotated[float, Meta(ge=0, lt=1, description="Dropout on the adapter's input.")] = 0.0
     target_modules: Annotated[
-        Literal["all-linear"] | list[str],
-        Meta(description="Modules that get an adapter: every linear one but the head, or a list of names."),
+        Literal["all-linear", "auto"] | list[str],
+        Meta(
+            description="Modules that get an adapter: every linear one but the head; auto, peft's choice for the "
+            "architecture (mostly two of the attention); or a list of names."
+        ),
     ] = "all-linear"
+    modules_to_save: Annotated[
+        list[str], Meta(description="Names of modules that are trained in full, and saved with the adapter.")
+    ] = []
+    rslora: Annotated[bool, Meta(description="Scale by alpha / √r, which suits high ranks, instead of alpha / r.")] = (
+        False
+    )
+    dora: Annotated[
+        bool, Meta(description="Train the length of each weight vector apart from its direction; slower.")
+    ] = False
+    init: Annotated[
+        Literal["default", "gaussian", "pissa", "olora", "loftq"],
+        Meta(
+            description="What the adapter starts from: nothing (default, gaussian), the main directions of the base's "
+            "weights (pissa, olora), or what 4 bits have lost of them (loftq)."
+        ),
+    ] = "default"
 
 
 class TuningOptions(Options):
     """Which weights are trained."""
 
     mode: Annotated[
-        Literal["full", "lora"],
-        Meta(description="full trains every weight; lora trains a small adapter on a frozen base."),
+        Literal["full", "lora", "qlora"],
+        Meta(
+            description="full trains every weight; lora trains a small adapter on a frozen base; qlora on one that is "
+            "held in 4 bits (backend bnb)."
+        ),
     ] = "lora"
-    lora: Annotated[LoraOptions, Meta(description="The adapter, for mode lora.")] = LoraOptions()
+    lora: Annotated[LoraOptions, Meta(description="The adapter, for modes lora and qlora.")] = LoraOptions()
+
+
+class EarlyStopping(Options):
+    """When training ends before its last step."""
+
+    patience: Annotated[
+        Count, Meta(description="Stop after so many evaluations in a row without a lower validation loss.")
+    ] = 3
+    threshold: Annotated[
+        float, Meta(ge=0, description="By how much the loss must be below the lowest one so far to count as lower.")
+    ] = 0.0
 
 
 class TrainOptions(Options):
@@ -109,7 +142,20 @@ class TrainOptions(Options):
         Meta(description="Number format of the computation; auto is bf16 on a GPU that has it, else fp32."),
     ] = "auto"
     optimizer: Annotated[
-        Literal["adamw", "adafactor", "sgd"], Meta(description="The optimizer; adamw is torch's AdamW.")
+        Literal[
+            "adamw",
+            "adamw_8bit",
+            "paged_adamw_32bit",
+            "paged_adamw_8bit",
+            "lion_8bit",
+            "paged_lion_8bit",
+            "adafactor",
+            "sgd",
+        ],
+        Meta(
+            description="The optimizer. adamw is torch's AdamW; those of bitsandbytes keep their state in 8 bits, or "
+            "(paged) move it to the CPU's memory where the GPU's runs short."
+        ),
     ] = "adamw"
     adam_beta1: Annotated[float, Meta(ge=0, lt=1, description="AdamW: decay of the mean of gradients.")] = 0.9
     adam_beta2: Annotated[float, Meta(ge=0, lt=1, description="AdamW: decay of the mean of squares.")] = 0.999
@@ -119,13 +165,30 @@ class TrainOptions(Options):
     save_strategy: Annotated[Strategy, Meta(description="When a checkpoint is written.")] = "epoch"
     save_steps: Annotated[Count | None, Meta(description="Steps between checkpoints, for save_strategy steps.")] = None
     save_total_limit: Annotated[
-        Count | None, Meta(description="Checkpoints kept, the newest ones; null for all of them.")
+        Count | None,
+        Meta(description="Checkpoints kept: so many of the newest, and the one with the lowest loss; null for all."),
     ] = 2
+    early_stopping: Annotated[
+        EarlyStopping | None,
+        Meta(description="{patience: 3, threshold: 0}: stop when the validation loss no longer falls; null for never."),
+    ] = None
+    keep_best: Annotated[
+        bool | None,
+        Meta(
+            description="The trained model is the checkpoint with the lowest validation loss, not the last one; "
+            "null for yes with early_stopping and no without."
+        ),
+    ] = None
     logging_steps: Annotated[Count, Meta(description="Steps between two lines of the log and points of a curve.")] = 10
     dataloader_workers: Annotated[int, Meta(ge=0, description="Processes that load batches; 0 for none.")] = 0
     dataloader_prefetch: Annotated[
         Count | None, Meta(description="Batches that each of these processes loads ahead; null for torch's own choice.")
     ] = None
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the model is the checkpoint with the lowest validation loss: keep_best, with its null resolved."""
+        return self.early_stopping is not None if self.keep_best is None else self.keep_best
 
 
 class Recipe(Options):
@@ -148,7 +211,9 @@ class Recipe(Options):
     packing: Annotated[PackingOptions, Meta(description="Whether several rows share one sequence.")] = PackingOptions()
     expect_mask: Annotated[
         str | None,
-        Meta(description="The mask hash that sftrun prepare printed; another one now, from whatever cause, is an error."),
+        Meta(
+            description="The mask hash that sftrun prepare printed; another one now, from whatever cause, is an error."
+        ),
     ] = None
     tuning: Annotated[TuningOptions, Meta(description="Which weights are trained.")] = TuningOptions()
     backend: Annotated[str | Use, component("backend"), Meta(description="What loads, trains and saves.")] = "hf"

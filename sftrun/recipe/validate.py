@@ -12,7 +12,7 @@ from sftrun.recipe import adjust, checks, complete
 from sftrun.recipe import load as files
 from sftrun.recipe import overrides as sets
 from sftrun.recipe.diagnose import Diagnosis
-from sftrun.recipe.model import Recipe
+from sftrun.recipe.model import Recipe, components
 from sftrun.recipe.nodes import Document
 from sftrun.recipe.resolved import from_resolved, resolved_yaml
 from sftrun.recipe.walk import Visit, walk
@@ -21,6 +21,7 @@ from sftrun.registry import Registry, current
 __all__ = ["Checked", "Loaded", "check", "from_resolved", "load", "read", "resolved_yaml", "validate"]
 
 PathLike = str | os.PathLike[str]
+FIELDS = Recipe.__struct_fields__
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -116,11 +117,15 @@ def _typed(document: Document, registry: Registry) -> tuple[Recipe | None, list[
     except UserError as error:
         return None, [_placed(problem, document, ()) for problem in error.problems]
     found = []
-    for visit in walk(document.root, schema(Recipe), registry):
-        use = visit.use()
+    visits = list(walk(document.root, schema(Recipe), registry))
+    asked = [(str(visit.kind), visit.path, visit.use()) for visit in visits]
+    written = {visit.path[:1] for visit in visits}
+    # those that the recipe leaves to the defaults have a say too
+    asked += [(kind, (kind,), use) for kind, use in components(recipe) if kind in FIELDS and (kind,) not in written]
+    for kind, path, use in asked:
         if use is not None:
-            said = checks.of_component(str(visit.kind), use, recipe, registry)
-            found += [_placed(problem, document, visit.path) for problem in said]
+            said = checks.of_component(kind, use, recipe, registry)
+            found += [_placed(problem, document, path) for problem in said]
     return recipe, found
 
 

@@ -1,23 +1,53 @@
 """What the numbers of a run suggest to do next; silent where they suggest nothing."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from sftrun.recipe.model import Recipe
-from sftrun.report.history import History, Points
+from sftrun.report.history import History, Points, history
 from sftrun.report.say import number
 from sftrun.report.scores import Metric
+from sftrun.types import Emit
 
 FEWEST = 4  # points of a curve that has a direction
 ROSE = 1.02
 FELL = 0.98
 DIVERGED = 1.1
+ENOUGH = 10  # points of a curve that shows so early that nothing is learned
 HIGH = 0.5  # nats per token: a flat curve below is one that has learnt already
 TEACHER_FORCED = ("loss", "perplexity", "token_accuracy")
 
 
 def advice(recipe: Recipe, history: History, metrics: list[Metric]) -> list[str]:
     """Sentences, the most urgent first."""
-    return [*_diverging(history), *_overfitting(history), *_flat(recipe, history), *_answers(metrics)]
+    return [*_diverging(history), *_overfitting(recipe, history), *_flat(recipe, history), *_answers(metrics)]
+
+
+class Watch:
+    """Passes on the events of a training, and warns once when it overfits, diverges, or does not learn."""
+
+    def __init__(self, recipe: Recipe, before: list[dict[str, Any]], emit: Emit) -> None:
+        self.recipe, self.events, self.emit = recipe, before, emit
+        self.said: set[str] = set()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        self.emit(event)
+        if event["event"] not in ("step", "eval", "resumed"):
+            return
+        self.events.append(event)
+        if event["event"] == "eval":
+            self._say("overfitting", _overfitting(self.recipe, history(self.events)))
+        elif event["event"] == "step" and event["step"] * 2 >= event["steps"]:
+            past = history(self.events)
+            if len(past.loss) >= ENOUGH:
+                self._say("learning", [*_diverging(past), *_flat(self.recipe, past)])
+
+    def _say(self, about: str, found: Iterator[str] | list[str]) -> None:
+        if about in self.said:
+            return
+        for message in found:
+            self.said.add(about)
+            self.emit({"event": "warning", "about": about, "message": message})
 
 
 def _diverging(history: History) -> Iterator[str]:
@@ -30,7 +60,7 @@ def _diverging(history: History) -> Iterator[str]:
             )
 
 
-def _overfitting(history: History) -> Iterator[str]:
+def _overfitting(recipe: Recipe, history: History) -> Iterator[str]:
     if len(history.validation) < 2 or len(history.loss) < FEWEST:
         return
     step, lowest = min(history.validation, key=lambda point: point[1])
@@ -40,8 +70,14 @@ def _overfitting(history: History) -> Iterator[str]:
         yield (
             f"Overfitting: the validation loss was lowest at step {step:,.0f} ({number(lowest)}) and rose to "
             f"{number(last)}, while the training loss fell on, from {number(before)} to {number(after)}. "
-            "Stop earlier (fewer train.epochs), or train on more and more varied rows."
+            f"{_earlier(recipe)}, or train on more and more varied rows."
         )
+
+
+def _earlier(recipe: Recipe) -> str:
+    kept = "the model is that of the lowest loss" if recipe.train.keeps_best else "train.keep_best: true keeps the best"
+    how = "lower its patience" if recipe.train.early_stopping else "train.early_stopping, or fewer train.epochs"
+    return f"Stop earlier ({how}; {kept})"
 
 
 def _flat(recipe: Recipe, history: History) -> Iterator[str]:

@@ -49,7 +49,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def warnings(self) -> list[str]:
         """What the run warned of, each once."""
-        said = (str(event.get("message", "")) for event in self.events if event.get("event") == "warning")
+        # what a warning during training was about, the report's advice says from all of the numbers
+        found = (each for each in self.events if each.get("event") == "warning" and not each.get("about"))
+        said = (str(event.get("message", "")) for event in found)
         return list(dict.fromkeys(said))
 
 

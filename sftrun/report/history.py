@@ -37,7 +37,7 @@ def history(events: list[dict[str, Any]]) -> History:
     """The curves; a run that was resumed counts from where it went on, not what it did twice."""
     steps: list[dict[str, Any]] = []
     evals: list[dict[str, Any]] = []
-    for event in events:
+    for event in kept(events):
         kind, step = event.get("event"), event.get("step")
         if kind not in ("step", "eval") or not isinstance(step, (int, float)):
             continue
@@ -49,6 +49,21 @@ def history(events: list[dict[str, Any]]) -> History:
     curves = [_points(each, key) for each, key in named]
     skipped = sum(key in event for each, key in named for event in each) - sum(map(len, curves))
     return History(curves[0], curves[1], curves[2], skipped)
+
+
+def kept(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All events but the steps and evaluations that a resumed run did once more."""
+    found: list[dict[str, Any]] = []
+    for event in events:
+        if event.get("event") == "resumed":
+            found = [each for each in found if not _after(each, event.get("step", 0))]
+        found.append(event)
+    return found
+
+
+def _after(event: dict[str, Any], step: float) -> bool:
+    at = event.get("step")
+    return event.get("event") in ("step", "eval") and isinstance(at, (int, float)) and at > step
 
 
 def _points(events: list[dict[str, Any]], key: str) -> Points:
@@ -63,16 +78,16 @@ def is_number(value: Any) -> bool:
 
 
 def speed(events: list[dict[str, Any]]) -> Speed:
-    """Tokens and seconds of training alone, summed over the logged intervals, resumed ones included."""
+    """Tokens and seconds of training alone, summed over the logged intervals; what was done twice counts once."""
     total = {"tokens": 0, "trained_tokens": 0}
     before = dict(total)
     seconds = 0.0
-    for event in events:
+    for event in kept(events):
         if event.get("event") != "step":
             continue
         for key in total:
             now = int(event.get(key) or 0)
-            # a resumed worker counts from zero again
+            # the worker of a backend that does not say `resumed` counts from zero again
             done = now - before[key] if now >= before[key] else now
             rate = event.get(f"{key}_per_s")
             if key == "tokens" and is_number(rate) and rate:

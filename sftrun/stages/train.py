@@ -1,18 +1,47 @@
 """Stage 2, train: the backend trains on the prepared samples, in a worker process."""
 
+import hashlib
+from pathlib import Path
+
 from sftrun import launch
+from sftrun.errors import UserError
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import current
+from sftrun.report.advice import Watch
 from sftrun.rundir import RunDir
 from sftrun.types import Emit
 
 
-def train(run: RunDir, emit: Emit) -> None:
-    """Fills `model/`, `checkpoints/` and `tensorboard/`."""
-    launch.work("sftrun.stages.train:train_here", run, emit)
+def train(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+    """Fills `model/`, `checkpoints/` and `tensorboard/`; goes on where an attempt before this one was whole.
+
+    Raises UserError where the prepared samples are not those of that attempt.
+    """
+    _check_samples(run)
+    launch.work("sftrun.stages.train:train_here", run, Watch(recipe, run.events(), emit))
 
 
 def train_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """The same in this process."""
     current().create("backend", as_use(recipe.backend)).train(recipe, run.path, emit)
+
+
+def _check_samples(run: RunDir) -> None:
+    before = run.read_json("lock.json").get("samples")
+    now = {file.name: _hash(file) for file in sorted(run.prepared.glob("*.arrow"))}
+    if before is None:
+        run.merge_json("lock.json", {"samples": now})
+        return
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
+        message = f"{', '.join(changed)} in {run.prepared} is not what the run was trained on so far"
+        raise UserError(message, hint="the rows have changed: start a new run, without --resume")
+
+
+def _hash(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as data:
+        while block := data.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

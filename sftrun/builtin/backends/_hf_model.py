@@ -13,6 +13,7 @@ import transformers
 
 import sftrun
 from sftrun import tiny
+from sftrun.builtin.backends import _quant, _vocabulary
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -54,8 +55,11 @@ def base_location(recipe: sftrun.Recipe) -> str:
     return str(folder)
 
 
-def load_base(recipe: sftrun.Recipe) -> Any:
-    """The base model: fp32 weights where they are trained in full, else in the precision of the computation.
+def load_base(
+    recipe: sftrun.Recipe, quantisation: dict[str, Any] | None = None, where: torch.device | None = None
+) -> Any:
+    """The base model, with an embedding for each token: fp32 weights where they are trained in full, else in the
+    precision of the computation, or quantised as `BnbOptions` says.
 
     Raises UserError where it cannot be loaded.
     """
@@ -68,15 +72,24 @@ def load_base(recipe: sftrun.Recipe) -> Any:
             hint="train it with the exporter merged, and name its export/merged",
         )
         raise sftrun.UserError(problem)
+    where = where or device()
+    held = _quant.settings(quantisation, precision(recipe), where) if quantisation else {}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(location, revision=_commit(recipe), dtype=dtype)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            location, revision=commit(recipe), dtype=dtype, **held
+        )
     except (OSError, ValueError) as error:
         message = f"the model {location} cannot be loaded: {str(error).splitlines()[0]}"
         raise sftrun.UserError(sftrun.Problem(message, path=("model", "name"))) from error
-    return model.to(device())
+    if quantisation:
+        _quant.keep_as_they_are(model)
+    else:
+        model = model.to(where)
+    _vocabulary.fit(model, sftrun.load_tokenizer(recipe.model))
+    return model
 
 
-def _commit(recipe: sftrun.Recipe) -> str:
+def commit(recipe: sftrun.Recipe) -> str:
     """The commit on the Hub whose tokenizer prepared the data; for a folder it means nothing."""
     return sftrun.load_tokenizer(recipe.model).folder.name
 
@@ -89,9 +102,14 @@ def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
         return transformers.AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32).to(device())
     from peft import PeftModel
 
-    base = load_base(recipe)
+    base = load_base(recipe, trained_on(run).get("quantisation"))
     check_base(recipe, run.model)
     return PeftModel.from_pretrained(base, run.model)
+
+
+def trained_on(run: sftrun.RunDir) -> dict[str, Any]:
+    """The base of a run's adapter: its name, the hash of its weights, and how they were held."""
+    return dict(run.read_json("model/base.json"))
 
 
 def weights_hash(location: str) -> str | None:
@@ -128,11 +146,17 @@ def stop_ids(run: sftrun.RunDir, model: Any) -> list[int]:
 class HfModel:
     """A loaded transformers model."""
 
-    def __init__(self, recipe: sftrun.Recipe, run: Path, which: Literal["base", "tuned"]) -> None:
+    def __init__(
+        self,
+        recipe: sftrun.Recipe,
+        run: Path,
+        which: Literal["base", "tuned"],
+        quantisation: dict[str, Any] | None = None,
+    ) -> None:
         self.run = sftrun.RunDir(run)
         self.batch_size = recipe.train.eval_batch_size
         self.tokenizer = sftrun.load_tokenizer(recipe.model)
-        self.model = (load_base(recipe) if which == "base" else load_tuned(recipe, self.run)).eval()
+        self.model = (load_base(recipe, quantisation) if which == "base" else load_tuned(recipe, self.run)).eval()
         self.stop = stop_ids(self.run, self.model)
         pad = self.tokenizer.id_of("pad_token")
         self.pad = pad if pad is not None else (self.stop[0] if self.stop else 0)

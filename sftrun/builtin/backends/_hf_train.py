@@ -2,21 +2,21 @@
 
 import json
 import math
-import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
-import peft
 import torch
 import transformers
 from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils as trl_utils
 
 import sftrun
-from sftrun.builtin.backends import _attention, _batches, _hf_model, _isolation, _rows
+from sftrun.builtin.backends import _adapter, _attention, _batches, _checkpoints, _hf_model, _isolation, _rows
+from sftrun.builtin.backends._keeper import Keeper
 
 transformers.logging.set_verbosity_warning()
 datasets.disable_progress_bars()
@@ -24,40 +24,48 @@ datasets.disable_progress_bars()
 # trl 1.15 needs Triton for its head, which torch's CPU builds do not have; later versions do without
 HAS_FUSED_HEAD = trl_utils._ChunkedLogProbFunction is not None
 
-OPTIMIZERS = {"adamw": "adamw_torch", "adafactor": "adafactor", "sgd": "sgd"}
+OPTIMIZERS = {"adamw": "adamw_torch"}  # the others have the names that transformers gives them
 SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-LEARNING_RATES = {"full": 1e-5, "lora": 2e-4}
+LEARNING_RATES = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4}
 
 
-def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit) -> None:
-    """Trains and leaves `model/`; raises UserError for a loss that is not finite."""
+def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: dict[str, Any] | None = None) -> None:
+    """Trains, on from the last whole checkpoint if there is one, and leaves `model/`.
+
+    `quantisation` says how the frozen base of an adapter is held.
+    Raises UserError for a loss that is not finite, and Interrupted where a signal has asked for a checkpoint.
+    """
     run = sftrun.RunDir(path)
+    keeper = Keeper(recipe, run, emit)
     samples = {split: _dataset(run, split) for split in ("train", "val") if _file(run, split).is_file()}
     rows = _rows.of(recipe, run)
     transformers.set_seed(recipe.seed)
-    model = _hf_model.load_base(recipe)
+    model = _hf_model.load_base(recipe, quantisation)
     if isinstance(rows, _rows.PackedRows):
         _isolate(model, recipe, emit)
     tokens = transformers.AutoTokenizer.from_pretrained(sftrun.load_tokenizer(recipe.model).folder)
     _check_tokenizer(tokens, run, emit)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run.tensorboard)
-    if recipe.train.eval_strategy != "no" and "val" not in samples:
-        message = "there are no validation rows, so no validation loss is computed (train.eval_strategy)"
+    for message in _without_effect(recipe, "val" in samples):
         emit({"event": "warning", "message": message})
+    adapter = None if recipe.tuning.mode == "full" else _adapter.attach(model, recipe, run, emit)
     trainer = Trainer(
         emit,
         rows,
+        keeper,
         sort=recipe.train.group_by_length,
-        model=model,
+        callbacks=keeper.callbacks(),
+        model=adapter.model if adapter else model,
         args=arguments(recipe, run, len(rows)),
         data_collator=_batches.collator(rows, _pad_id(tokens)),
         train_dataset=samples["train"],
         eval_dataset=samples.get("val"),
         processing_class=tokens,
-        peft_config=adapter(recipe),
     )
-    trainer.train()
-    _save(trainer, recipe, run)
+    if adapter:
+        adapter.restore()
+    keeper.train(trainer)
+    with _checkpoints.room_for("the model", run.checkpoints):
+        _save(trainer, recipe, run, adapter, quantisation)
     count = {"trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)}
     count["all"] = sum(p.numel() for p in trainer.model.parameters())
     run.merge_json("lock.json", {"parameters": count})
@@ -84,7 +92,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         gradient_checkpointing=t.gradient_checkpointing,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        optim=OPTIMIZERS[t.optimizer],
+        optim=OPTIMIZERS.get(t.optimizer, t.optimizer),
         adam_beta1=t.adam_beta1,
         adam_beta2=t.adam_beta2,
         adam_epsilon=t.adam_epsilon,
@@ -99,7 +107,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         dataloader_prefetch_factor=t.dataloader_prefetch,
         seed=recipe.seed,
         data_seed=recipe.seed,
-        report_to=["tensorboard"],
+        report_to=[],  # TensorBoard's callback comes from the keeper
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
         packing=False,
@@ -115,26 +123,20 @@ def total_steps(recipe: sftrun.Recipe, rows: int) -> int:
     return min(math.ceil(t.epochs * an_epoch), t.max_steps or math.inf)  # type: ignore[return-value]
 
 
-def adapter(recipe: sftrun.Recipe) -> Any:
-    """The peft configuration of a recipe, or None in full tuning."""
-    if recipe.tuning.mode != "lora":
-        return None
-    lora = recipe.tuning.lora
-    return peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-    )
+def _without_effect(recipe: sftrun.Recipe, validates: bool) -> Iterator[str]:
+    """What the recipe asks for, and these data or this machine cannot have."""
+    if recipe.train.eval_strategy != "no" and not validates:
+        yield "there are no validation rows, so no validation loss is computed (train.eval_strategy)"
+    if recipe.train.optimizer.startswith("paged_") and not torch.cuda.is_available():
+        yield f"without a GPU there are no pages to move: {recipe.train.optimizer} works as if it were not paged"
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer that reports events, counts tokens and computes the validation loss over tokens, not batches."""
 
-    def __init__(self, emit: sftrun.Emit, rows: Any, sort: bool, **settings: Any) -> None:
+    def __init__(self, emit: sftrun.Emit, rows: Any, keeper: Keeper, sort: bool, **settings: Any) -> None:
         super().__init__(**settings)
-        self.emit, self.sort = emit, sort
+        self.emit, self.keeper, self.sort = emit, keeper, sort
         self.train_dataset = rows  # trl looks at a row of a dataset of its own kind, and trains on these
         self.tokens = self.trained = self.seen = self.seen_trained = 0
         self.since = time.monotonic()
@@ -155,7 +157,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        if HAS_FUSED_HEAD:
+        if HAS_FUSED_HEAD and _adapter.has_plain_head(self.model):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
         outputs = model(**inputs, use_cache=False)
@@ -173,10 +175,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def _report(self, logs: dict[str, float]) -> None:
         now, step = time.monotonic(), self.state.global_step
         if not math.isfinite(logs["loss"]):
-            raise sftrun.UserError(
-                f"the loss is {logs['loss']} at step {step}",
-                hint="lower train.learning_rate, raise train.warmup, or use precision bf16 or fp32",
-            )
+            raise self.keeper.diverged(f"the loss is {logs['loss']}")
         took = now - self.since
         self.emit(
             {
@@ -205,14 +204,20 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self.log(metrics)
         self.emit({"event": "eval", "step": self.state.global_step, "loss": metrics["eval_loss"]})
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.keeper.evaluated(metrics["eval_loss"], self.control)
         self.since += time.monotonic() - started  # tokens/s is of training alone
         return metrics
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         started = time.monotonic()
-        super()._save_checkpoint(model, trial)
-        self.emit({"event": "checkpoint", "step": self.state.global_step})
+        self.keeper.save(lambda: super(Trainer, self)._save_checkpoint(model, trial))
         self.since += time.monotonic() - started
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.keeper.making or self.args.output_dir)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The run directory has a card of its own."""
 
 
 def _file(run: sftrun.RunDir, split: str) -> Path:
@@ -246,18 +251,24 @@ def _check_tokenizer(tokens: Any, run: sftrun.RunDir, emit: sftrun.Emit) -> None
             return
 
 
-def _save(trainer: Trainer, recipe: sftrun.Recipe, run: sftrun.RunDir) -> None:
+def _save(
+    trainer: Trainer,
+    recipe: sftrun.Recipe,
+    run: sftrun.RunDir,
+    adapter: _adapter.Adapter | None,
+    quantisation: dict[str, Any] | None,
+) -> None:
     """Writes `model/`: weights or adapter, tokenizer and template; whole or not at all."""
     making = run.path / ".model"
     shutil.rmtree(making, ignore_errors=True)
     model = trainer.model
     model.generation_config.eos_token_id = _hf_model.stop_ids(run, model) or None
-    model.save_pretrained(making)
+    (adapter.save if adapter else model.save_pretrained)(making)
     sftrun.load_tokenizer(recipe.model).save(making)
     if (making / "adapter_config.json").is_file():
         location = _hf_model.base_location(recipe)
-        base = {"name": recipe.model.name, "revision": recipe.model.revision}
-        base["weights"] = _hf_model.weights_hash(location)
+        base: dict[str, Any] = {"name": recipe.model.name, "revision": recipe.model.revision}
+        base |= {"weights": _hf_model.weights_hash(location), "quantisation": quantisation}
         (making / "base.json").write_text(json.dumps(base, indent=2) + "\n")
     shutil.rmtree(run.model, ignore_errors=True)
     making.rename(run.model)

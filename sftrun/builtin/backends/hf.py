@@ -18,16 +18,23 @@ class Hf:
     """Full or LoRA tuning with transformers, trl and peft."""
 
     def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-        if recipe.train.dataloader_prefetch and not recipe.train.dataloader_workers:
-            message = "dataloader_prefetch needs processes that load: set train.dataloader_workers too"
-            yield sftrun.Problem(message, path=("train", "dataloader_prefetch"))
-        modules = recipe.tuning.lora.target_modules
-        if isinstance(modules, list) and ("lm_head" in modules or not modules):
-            reason = "must name at least one module" if not modules else "cannot hold lm_head: trl would not train it"
-            yield sftrun.Problem(f"target_modules {reason}", path=("tuning", "lora", "target_modules"))
+        yield from limits(recipe)
+        if recipe.tuning.mode == "qlora":
+            message = "tuning.mode qlora needs a base in 4 bits, and the backend hf keeps it as it is"
+            yield sftrun.Problem(message, path=("tuning", "mode"), hint="write backend: bnb, or use tuning.mode lora")
+        elif recipe.tuning.lora.init == "loftq":
+            message = "init loftq starts from what 4 bits have lost, and the backend hf loses nothing"
+            hint = "use pissa, or backend: bnb with tuning.mode qlora"
+            yield sftrun.Problem(message, path=("tuning", "lora", "init"), hint=hint)
 
     def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
-        return sftrun.missing(*MODULES, extra="train", path=("backend",), why="the backend hf")
+        yield from sftrun.missing(*MODULES, extra="train", path=("backend",), why="the backend hf")
+        name = recipe.train.optimizer
+        if name.startswith("paged_") or name.endswith("_8bit"):
+            yield from sftrun.missing("bitsandbytes", extra="bnb", path=("train", "optimizer"), why=f"optimizer {name}")
+
+    def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterable[sftrun.Problem]:
+        return unscored(recipe, run)
 
     def train(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> None:
         from sftrun.builtin.backends import _hf_train
@@ -38,3 +45,43 @@ class Hf:
         from sftrun.builtin.backends import _hf_model
 
         return _hf_model.HfModel(recipe, run, which)
+
+    def estimate(
+        self, recipe: sftrun.Recipe, training: sftrun.Shape, evaluation: sftrun.Shape | None
+    ) -> sftrun.Footprint:
+        from sftrun.builtin.backends import _estimate
+
+        return _estimate.estimate(recipe, training, evaluation)
+
+
+def limits(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    """What no backend on transformers' trainer and peft can do."""
+    if recipe.train.dataloader_prefetch and not recipe.train.dataloader_workers:
+        message = "dataloader_prefetch needs processes that load: set train.dataloader_workers too"
+        yield sftrun.Problem(message, path=("train", "dataloader_prefetch"))
+    if recipe.tuning.mode != "full":
+        yield from _adapter(recipe)
+
+
+def _adapter(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    lora, path = recipe.tuning.lora, ("tuning", "lora")
+    modules = lora.target_modules
+    if isinstance(modules, list) and ("lm_head" in modules or not modules):
+        reason = "must name at least one module" if not modules else "cannot hold lm_head: trl would not train it"
+        yield sftrun.Problem(f"target_modules {reason}", path=(*path, "target_modules"))
+    twice = sorted(set(modules) & set(lora.modules_to_save)) if isinstance(modules, list) else []
+    if twice:
+        message = f"{', '.join(twice)}: trained in full, so there is nothing for an adapter to do"
+        yield sftrun.Problem(message, path=(*path, "modules_to_save"), hint="name each module once")
+    if lora.dora and lora.init == "loftq":
+        message = "dora measures the base's weights before loftq has added to them what 4 bits have lost"
+        yield sftrun.Problem(message, path=(*path, "dora"), hint="use init: default, or leave out dora")
+
+
+def unscored(recipe: sftrun.Recipe, run: Path) -> Iterator[sftrun.Problem]:
+    """Options that go by the validation loss, where the prepared data have no validation rows."""
+    wanted = {"early_stopping": recipe.train.early_stopping, "keep_best": recipe.train.keep_best}
+    for name in [name for name, value in wanted.items() if value]:
+        if not (run / "prepared" / "val.arrow").is_file():
+            message = f"train.{name} goes by the validation loss, and the data have no validation rows"
+            yield sftrun.Problem(message, path=("train", name), hint="give the source a val split, or a val_share")

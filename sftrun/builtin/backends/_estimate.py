@@ -1,0 +1,297 @@
+"""What training a model takes, by a dry run: the model from its config alone, on tensors that have no data."""
+
+import contextlib
+import logging
+import os
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.masking_utils import AttentionMaskInterface
+from trl.trainer import utils as trl_utils
+
+import sftrun
+from sftrun import tiny
+from sftrun.builtin.backends import _adapter, _attention, _hf_model, _hf_train, _vocabulary
+from sftrun.builtin.backends._live import Live
+
+PACKED = "sftrun-planned"
+OUTPUTS = ("log_probs", "entropy", "is_top1")  # what trl's trainer asks of its head
+CONTEXT = 600 * 2**20  # of a CUDA context with its kernels, outside of torch's allocator; a usual value, not measured
+BLOCK = 64  # weights that share a scale in 4 bits (Dettmers et al. 2023, QLoRA, section 3)
+
+
+def estimate(
+    recipe: sftrun.Recipe,
+    training: sftrun.Shape,
+    evaluation: sftrun.Shape | None,
+    quantisation: dict[str, Any] | None = None,
+) -> sftrun.Footprint:
+    """Parameters and memory of a recipe, from shapes alone; raises UserError for a model whose config is unknown.
+
+    The forward and the backward pass of one micro-batch run on fake tensors, with the attention, the head, the
+    adapter, the checkpointing and the autocast of the backend: activations are what autograd really keeps, and
+    temporaries what is really alive beside them. Optimizer states follow from the optimizer's definition.
+    """
+    libraries = _libraries()
+    where = _hf_model.device().type
+    with warnings.catch_warnings(), torch.random.fork_rng():
+        warnings.simplefilter("ignore")
+        model = _built(recipe)
+        notes: list[str] = []
+        logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what fails is said in a note
+        try:
+            step, evaluated = _dry_run(model, recipe, training, evaluation, where)
+        except Exception as error:  # whatever a model does that depends on data, such as choosing experts
+            notes.append(f"activations by a formula, as a dry run does not work here ({type(error).__name__})")
+            step, evaluated = _by_formula(model, recipe, training, evaluation)
+    held = {"libraries": libraries, "weights": _weights(model, quantisation)}
+    memory = _moments(model, recipe, held, step, where)
+    if evaluated:
+        states = memory["forward and backward"]["optimizer states"]
+        memory["evaluation"] = {**held, "optimizer states": states, "activations": evaluated}
+    return _footprint(model, memory, where, notes)
+
+
+def _dry_run(
+    model: Any, recipe: sftrun.Recipe, training: sftrun.Shape, evaluation: sftrun.Shape | None, where: str
+) -> tuple[dict[str, int], int]:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _give_fake_tensors(model, where)
+        evaluated = _evaluated(model, evaluation, where) if evaluation else 0
+        return _stepped(model, recipe, training, where), evaluated
+
+
+def _give_fake_tensors(model: Any, where: str) -> None:
+    """Puts fake tensors of a device in the place of those on meta, which attention and autocast do not know."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for name, each in module._parameters.items():
+            if each is not None and id(each) not in made:
+                empty = torch.empty(each.shape, dtype=each.dtype, device=where)
+                made[id(each)] = torch.nn.Parameter(empty, requires_grad=each.requires_grad)
+            if each is not None:
+                module._parameters[name] = made[id(each)]  # weights that are shared stay so
+        for name, each in module._buffers.items():
+            if each is not None:
+                module._buffers[name] = torch.empty(each.shape, dtype=each.dtype, device=where)
+
+
+def _by_formula(
+    model: Any, recipe: sftrun.Recipe, training: sftrun.Shape, evaluation: sftrun.Shape | None
+) -> tuple[dict[str, int], int]:
+    """Per layer and token some 16 vectors of the hidden size and 4 of the inner one, in the style of Korthikanti et al.
+
+    (2022, Reducing Activation Recomputation in Large Transformer Models, section 4); the numbers are those of llama's
+    layers without dropout, as counted by the dry run. With checkpointing one vector a layer is kept, and one whole
+    layer. Logits: four copies of fp32 on each position.
+    """
+    text = model.config.get_text_config()
+    size = 4 if _hf_model.precision(recipe) == "fp32" else 2
+    inner = getattr(text, "moe_intermediate_size", 0) * getattr(text, "num_experts_per_tok", 1)
+    layer = 16 * text.hidden_size + 4 * (inner or getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
+    layers = text.num_hidden_layers
+    kept = layers * text.hidden_size + layer if recipe.train.gradient_checkpointing else layers * layer
+    tokens = _tokens(training)
+    step = {"gradients": sum(_bytes(each) for each in model.parameters() if each.requires_grad)}
+    step |= {"activations": tokens * kept * size, "logits": 4 * 4 * tokens * min(text.vocab_size, 32768)}
+    evaluated = _tokens(evaluation) * (text.vocab_size * 2 * size + layer * size) if evaluation else 0
+    return step, evaluated
+
+
+def _tokens(shape: sftrun.Shape) -> int:
+    return sum(shape.lengths) if shape.packed else max(shape.lengths) * len(shape.lengths)
+
+
+def _libraries() -> int:
+    """Memory of this process, with all that training imports in it; of a GPU, that of its context."""
+    if torch.cuda.is_available():
+        return CONTEXT
+    import_module("torch.utils.tensorboard")  # by the trainer's callback
+
+    status = Path("/proc/self/status").read_text() if os.path.exists("/proc/self/status") else ""
+    sizes = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")]
+    return int(sizes[0]) * 1024 if sizes else 500 * 2**20
+
+
+def _config(recipe: sftrun.Recipe) -> Any:
+    """The config of a recipe's model, with an embedding for each token; its weights are not looked for."""
+    if recipe.model.name == tiny.NAME:
+        return transformers.Qwen3Config(**tiny.ARCHITECTURE)
+    tokenizer = sftrun.load_tokenizer(recipe.model)
+    try:
+        config = transformers.AutoConfig.from_pretrained(tokenizer.folder)
+    except (OSError, ValueError) as error:
+        message = f"the config of {recipe.model.name} cannot be read: {str(error).splitlines()[0]}"
+        raise sftrun.UserError(sftrun.Problem(message, path=("model", "name"))) from error
+    text = config.get_text_config()
+    text.vocab_size = max(text.vocab_size, _vocabulary.size(tokenizer))
+    return config
+
+
+def _built(recipe: sftrun.Recipe) -> Any:
+    """The model as it is trained, on torch's meta device: with its adapter and its checkpointing, as trl sets them."""
+    full = recipe.tuning.mode == "full"
+    dtype = torch.float32 if full else _hf_model.DTYPES[_hf_model.precision(recipe)]
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(_config(recipe), dtype=dtype)
+        if recipe.train.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+            model.enable_input_require_grads()
+        adapter = _adapter.config(recipe)
+        if adapter:
+            adapter.init_lora_weights = True  # where it starts from takes no memory in training
+            model = peft.get_peft_model(model, adapter)
+    return model
+
+
+def _stepped(model: Any, recipe: sftrun.Recipe, shape: sftrun.Shape, where: str) -> dict[str, int]:
+    """Bytes alive at the peak of a micro-batch's forward and backward pass: gradients, activations, logits."""
+    trained = [each for each in model.train().parameters() if each.requires_grad]
+    live = Live("activations", [*model.parameters(), *model.buffers()])
+    for each in trained:
+        each.register_post_accumulate_grad_hook(lambda p: live.belongs(p.grad, "gradients"))
+    with live:
+        for _ in range(min(recipe.train.grad_accum, 2)):  # from the second on, there are gradients from the start
+            live.phase = "activations"
+            with _autocast(recipe, where):
+                hidden = _forward(_backbone(model), shape, where)
+                loss = _loss(model, hidden, shape, live)
+            del hidden
+            loss.backward()
+            del loss
+    return {name: live.peak[name] for name in ("gradients", "activations", "logits")}
+
+
+def _autocast(recipe: sftrun.Recipe, where: str) -> Any:
+    dtype = _hf_model.DTYPES[_hf_model.precision(recipe)]
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(where, dtype)
+
+
+def _backbone(model: Any) -> Any:
+    inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    return inner.base_model
+
+
+def _forward(backbone: Any, shape: sftrun.Shape, where: str) -> torch.Tensor:
+    """The last hidden states of a batch: packed rows as one, others padded to the longest."""
+    rows, width = (1, sum(shape.lengths)) if shape.packed else (len(shape.lengths), max(shape.lengths))
+    ids = torch.zeros(rows, width, dtype=torch.long, device=where)
+    more: dict[str, Any] = {}
+    if shape.packed and _attention.isolate(backbone):
+        backbone.set_attn_implementation(_packed_attention(shape.lengths, where))
+        more["position_ids"] = torch.arange(width, device=where)[None]
+    elif shape.packed or len(set(shape.lengths)) > 1:  # without padding transformers gives no mask
+        more["attention_mask"] = torch.ones(rows, 1, width, width, dtype=torch.bool, device=where)
+    hidden: torch.Tensor = backbone(input_ids=ids, use_cache=False, **more).last_hidden_state
+    return hidden
+
+
+def _packed_attention(lengths: list[int], where: str) -> str:
+    """The backend's attention for packed rows, told where sequences start: fake positions cannot say it."""
+    starts = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=where)
+    transformers.AttentionInterface.register(PACKED, _attention.attend)
+    AttentionMaskInterface.register(PACKED, lambda **_: _attention.Sequences(lengths, starts, None, None))
+    return PACKED
+
+
+def _loss(model: Any, hidden: Any, shape: sftrun.Shape, live: Live) -> Any:
+    """The loss through trl's head, which scores trained positions where it has Triton, and all of them elsewhere."""
+    live.phase = "logits"
+    head = model.get_output_embeddings()
+    rows = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+    if rows.requires_grad:
+        rows.register_hook(lambda _: setattr(live, "phase", "activations"))
+    if not (_hf_train.HAS_FUSED_HEAD and _adapter.has_plain_head(model)):
+        picked = head(rows)[: shape.trained].float()
+        return picked.logsumexp(-1).sum()
+    scored = rows[: shape.trained] if rows.device.type == "cuda" else rows
+    targets = torch.zeros(len(scored), dtype=torch.long, device=rows.device)
+    chunk = trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE
+    made = trl_utils._ChunkedLogProbFunction.apply(
+        scored, head.weight, head.bias, targets, 1.0, chunk, None, 1.0, OUTPUTS
+    )
+    return made[0].sum()
+
+
+def _evaluated(model: Any, shape: sftrun.Shape, where: str) -> int:
+    """Bytes alive at the peak of an evaluation's forward pass, whose head is computed on every position."""
+    live = Live("activations", [*model.parameters(), *model.buffers()])
+    model.eval()
+    with live, torch.inference_mode():
+        logits = model.get_output_embeddings()(_forward(_backbone(model), shape, where))
+        picked = logits.reshape(-1, logits.shape[-1])[: shape.trained].float()
+        torch.nn.functional.cross_entropy(picked, torch.zeros(len(picked), dtype=torch.long, device=where))
+    return live.most
+
+
+def _moments(
+    model: Any, recipe: sftrun.Recipe, held: dict[str, int], step: dict[str, int], where: str
+) -> dict[str, dict[str, int]]:
+    """Bytes by moment and part. Loading takes no more: weights come through pages of files, which can be taken back."""
+    trained = [each for each in model.parameters() if each.requires_grad]
+    gradients, states = sum(map(_bytes, trained)), _states(recipe.train.optimizer, trained)
+    at_once = max(map(_bytes, trained), default=0) if where == "cpu" else gradients  # torch's AdamW: one by one, or all
+    return {
+        "forward and backward": {**held, "optimizer states": states, **step},
+        "optimizer step": {**held, "optimizer states": states, "gradients": gradients, "temporaries": 2 * at_once},
+    }
+
+
+def _footprint(model: Any, memory: dict[str, dict[str, int]], where: str, notes: list[str]) -> sftrun.Footprint:
+    step = memory["optimizer step"]
+    return sftrun.Footprint(
+        trained=sum(each.numel() for each in model.parameters() if each.requires_grad),
+        frozen=sum(each.numel() for each in model.parameters() if not each.requires_grad),
+        device=where,
+        memory=memory,
+        checkpoint=step["gradients"] + step["optimizer states"],
+        notes=notes,
+    )
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _weights(model: Any, quantisation: dict[str, Any] | None) -> int:
+    """Bytes of the weights; quantised are the frozen linear layers, but for the head.
+
+    In 4 bits, each block of 64 weights has a scale of 32 bits, or of 8 bits and 32 more for each 256 of them, where
+    scales are quantised too (QLoRA, Dettmers et al. 2023, section 3: 0.127 bits a weight). In 8 bits, each row of a
+    matrix has a scale (LLM.int8(), Dettmers et al. 2022). One layer at a time is there as it was, to be multiplied.
+    """
+    whole = sum(map(_bytes, model.parameters())) + sum(map(_bytes, model.buffers()))
+    if quantisation is None:
+        return whole
+    head = model.get_output_embeddings()
+    linear = [each.weight for each in model.modules() if isinstance(each, torch.nn.Linear) and each is not head]
+    frozen = {id(each): each for each in linear if not each.requires_grad}.values()
+    count = sum(each.numel() for each in frozen)
+    small = count + sum(4 * each.shape[0] for each in frozen)
+    if quantisation["bits"] == 4:
+        scales = count // BLOCK
+        small = count // 2 + (scales + scales // 256 * 4 if quantisation["double_quant"] else 4 * scales)
+    return whole - sum(map(_bytes, frozen)) + small + max(map(_bytes, frozen), default=0)
+
+
+def _states(optimizer: str, trained: list[torch.Tensor]) -> int:
+    """Bytes of the optimizer's states.
+
+    adamw: two moments a weight (Loshchilov and Hutter 2019). lion: one (Chen et al. 2023). adafactor: of a matrix a
+    row and a column, else one a weight (Shazeer and Stern 2018). sgd without momentum: none. In 8 bits a state has a
+    scale of 32 bits for each 256 weights (8-bit Optimizers, Dettmers et al. 2021).
+    """
+    if optimizer == "sgd":
+        return 0
+    if optimizer == "adafactor":
+        return sum(4 * (sum(each.shape[-2:]) * (each[..., 0, 0].numel() if each.ndim > 2 else 1)) for each in trained)
+    states = 1 if "lion" in optimizer else 2
+    if optimizer.endswith("8bit"):
+        return states * sum(each.numel() + 4 * (each.numel() // 256) for each in trained)
+    return states * sum(map(_bytes, trained))

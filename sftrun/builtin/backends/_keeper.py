@@ -1,0 +1,162 @@
+"""When a checkpoint is written, which one is kept, and when training stops before its last step."""
+
+import contextlib
+import signal
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch.utils.tensorboard import SummaryWriter
+from transformers.integrations import TensorBoardCallback
+
+import sftrun
+from sftrun.builtin.backends import _checkpoints
+
+COUNTED = ("tokens", "trained", "seen", "seen_trained", "_total_train_tokens")  # of the trainer, from its start
+
+
+class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
+    """Goes on from the last whole checkpoint of a run, and leaves new ones.
+
+    A checkpoint at the end of an epoch is written after that epoch's evaluation, so that no evaluation is lost
+    between two attempts.
+    """
+
+    def __init__(self, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.Emit) -> None:
+        options = recipe.train
+        self.folder, self.emit, self.tensorboard = run.checkpoints, emit, run.tensorboard
+        self.limit, self.saves = options.save_total_limit, options.save_strategy != "no"
+        self.stopping, self.keep_best = options.early_stopping, options.keeps_best
+        self.start = _checkpoints.last(run.checkpoints, emit)
+        self.again = self.start is not None or any(event["event"] == "step" for event in run.events())
+        self.making: Path | None = None
+        self.asked = self.postponed = False
+        self.saved = -1
+        self.evaluated_at: tuple[int, float] | None = None
+        self.lowest: tuple[int, float] | None = None  # the step and the loss of the best evaluation so far
+        self.worse = 0  # evaluations since then
+        self.trainer: Any = None
+
+    def callbacks(self) -> list[Any]:
+        """For the trainer: this one, and TensorBoard's, in which points of a step that is done again are hidden."""
+        purge = self._step() + 1 if self.again else None
+        return [self, TensorBoardCallback(SummaryWriter(str(self.tensorboard), purge_step=purge))]
+
+    def train(self, trainer: Any) -> None:
+        """Trains from where the last attempt was whole to the end, and leaves the model that is kept in the trainer."""
+        self.trainer, start = trainer, self.start
+        if self.again:
+            self.emit({"event": "resumed", "step": self._step(), **self._tokens()})
+        if start and start.finished:
+            trainer._load_from_checkpoint(str(start.folder))
+            self._take(start.progress)
+        else:
+            with self._listening():
+                trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
+        if self.keep_best and self.lowest is not None:
+            self._choose(self.lowest)
+
+    def _step(self) -> int:
+        return self.start.step if self.start else 0
+
+    def _tokens(self) -> dict[str, int]:
+        progress = self.start.progress if self.start else {}
+        return {"tokens": progress.get("tokens", 0), "trained_tokens": progress.get("trained", 0)}
+
+    def _choose(self, lowest: tuple[int, float]) -> None:
+        """Puts the weights of the best checkpoint into the model."""
+        step, loss = lowest
+        self.trainer._load_from_checkpoint(str(self.folder / f"checkpoint-{step}"))
+        self.emit({"event": "best", "step": step, "loss": loss})
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """While it lasts, SIGTERM asks for a checkpoint at the end of the step."""
+
+        def note(_number: int, _frame: object) -> None:
+            self.asked = True
+
+        before = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if self.start:
+            self._take(self.start.progress)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        control.should_save |= self.asked
+        if control.should_training_stop or state.epoch == int(state.epoch):
+            self.postponed, control.should_save = control.should_save, False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        control.should_save |= self.postponed or self.asked
+        self.postponed = False
+
+    def evaluated(self, loss: float, control: Any) -> None:
+        """Notes a validation loss: the lowest one is saved if it is to be kept; too many others end the training."""
+        step, before = self.trainer.state.global_step, self.lowest
+        self.evaluated_at = (step, loss)
+        least = self.stopping.threshold if self.stopping else 0.0
+        self.worse = 0 if before is None or loss < before[1] - least else self.worse + 1
+        if before is None or loss < before[1]:
+            self.lowest = self.evaluated_at
+            control.should_save |= self.keep_best
+        if self.stopping and self.worse >= self.stopping.patience and self.lowest:
+            control.should_training_stop = True
+            control.should_save |= self.saves
+            best = {"best_step": self.lowest[0], "best_loss": self.lowest[1]}
+            self.emit({"event": "stopped_early", "step": step, "loss": loss, **best})
+
+    def save(self, write: Callable[[], None]) -> None:
+        """Writes a whole checkpoint of the trainer; raises Interrupted where a signal has asked for it."""
+        step = self.trainer.state.global_step
+        if step != self.saved:
+            if not all(bool(p.isfinite().all()) for p in self.trainer.model.parameters() if p.requires_grad):
+                raise self.diverged("there are weights that are not finite")  # no checkpoint to go on from
+            with _checkpoints.room_for(f"the checkpoint of step {step}", self.folder):
+                self.making = _checkpoints.begin(self.folder)
+                try:
+                    write()
+                    named = self._seal(self.making / f"checkpoint-{step}", step)
+                finally:
+                    self.making = None
+            self.saved = step
+            _checkpoints.thin_out(self.folder, self.limit)
+            self.emit({"event": "checkpoint", "step": step, "path": f"{self.folder.name}/{named.name}"})
+        if self.asked:
+            raise sftrun.Interrupted
+
+    def diverged(self, what: str) -> sftrun.UserError:
+        """The error for a training that has left the numbers."""
+        message = f"{what} at step {self.trainer.state.global_step}; {_checkpoints.standing(self.folder)}"
+        hint = "lower train.learning_rate, raise train.warmup, or use precision bf16 or fp32"
+        return sftrun.UserError(message, hint=hint)
+
+    def _seal(self, made: Path, step: int) -> Path:
+        loss = self.evaluated_at[1] if self.evaluated_at and self.evaluated_at[0] == step else None
+        finished = self.trainer.control.should_training_stop
+        return _checkpoints.seal(made, step=step, loss=loss, finished=finished, progress=self._progress())
+
+    def _progress(self) -> dict[str, Any]:
+        """What the next attempt needs and the trainer does not save: counters, and the losses not yet logged."""
+        trainer = self.trainer
+        logged = {"loss": trainer._tr_loss.item(), "step": trainer._globalstep_last_logged}
+        counts = {name: getattr(trainer, name, 0) for name in COUNTED}
+        metrics = dict(getattr(trainer, "_metrics", {}).get("train", {}))
+        return {**counts, "logged": logged, "metrics": metrics, "lowest": self.lowest, "worse": self.worse}
+
+    def _take(self, progress: dict[str, Any]) -> None:
+        for name in COUNTED:
+            setattr(self.trainer, name, progress[name])
+        self.lowest = tuple(progress["lowest"]) if progress["lowest"] else None
+        self.worse = progress["worse"]
+        if hasattr(self.trainer, "_metrics"):
+            self.trainer._metrics["train"] = defaultdict(list, progress["metrics"])
+        if hasattr(self.trainer, "_tr_loss"):  # not where training had ended
+            self.trainer._tr_loss += progress["logged"]["loss"]
+            self.trainer._globalstep_last_logged = progress["logged"]["step"]

@@ -1,0 +1,113 @@
+"""Backend `bnb`: the backend hf, with the frozen base of an adapter in 4 or 8 bits by bitsandbytes."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import sftrun
+from sftrun.builtin.backends import hf
+
+PATH = ("backend", "with")
+
+
+class BnbOptions(sftrun.Options):
+    """How the weights of the base are held. `bits: 8` has none of the other options."""
+
+    bits: Annotated[
+        Literal[4, 8] | None,
+        sftrun.Meta(description="Bits of a weight; null for 4 in tuning.mode qlora, 8 in tuning.mode lora."),
+    ] = None
+    type: Annotated[
+        Literal["nf4", "fp4"],
+        sftrun.Meta(description="The 16 values of 4 bits: nf4 has them where weights are most, fp4 as floats have."),
+    ] = "nf4"
+    double_quant: Annotated[
+        bool, sftrun.Meta(description="Quantise the scales of 4-bit weights too: 0.4 bits a weight less.")
+    ] = True
+    compute_dtype: Annotated[
+        Literal["auto", "bf16", "fp16", "fp32"],
+        sftrun.Meta(description="What 4-bit weights become for a multiplication; auto for train.precision."),
+    ] = "auto"
+    storage_dtype: Annotated[
+        Literal["uint8", "bf16", "fp16", "fp32"],
+        sftrun.Meta(
+            description="What 4-bit weights lie in memory as; to shard them, FSDP needs that of other weights."
+        ),
+    ] = "uint8"
+
+
+@sftrun.hookimpl
+def register_backends(register: sftrun.Register) -> None:
+    register("bnb", Bnb, options=BnbOptions)
+
+
+class Bnb:
+    """QLoRA, and LoRA on an 8-bit base: all that the backend hf does, with a base that bitsandbytes holds."""
+
+    def __init__(self, options: BnbOptions) -> None:
+        self.options = options
+
+    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+        yield from hf.limits(recipe)
+        yield from self._mode(recipe)
+        yield from self._without_effect(recipe)
+        if recipe.tuning.lora.init in ("pissa", "olora"):
+            message = f"init {recipe.tuning.lora.init} changes the weights of the base, which the backend bnb rounds"
+            hint = "use loftq, which starts from what rounding has lost, or the backend hf"
+            yield sftrun.Problem(message, path=("tuning", "lora", "init"), hint=hint)
+        if recipe.tuning.lora.init == "loftq" and (self.bits(recipe), self.options.type) != (4, "nf4"):
+            message = "init loftq is for a base in 4 bits of type nf4"
+            yield sftrun.Problem(message, path=("tuning", "lora", "init"))
+
+    def _mode(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+        if recipe.tuning.mode == "full":
+            message = "the backend bnb holds the base in few bits, so its weights cannot be trained in full"
+            hint = "use tuning.mode qlora, or the backend hf, which has the 8-bit optimizers too"
+            yield sftrun.Problem(message, path=("tuning", "mode"), hint=hint)
+        if recipe.tuning.mode == "lora" and self.options.bits == 4:
+            message = "LoRA on a base in 4 bits is tuning.mode qlora"
+            yield sftrun.Problem(message, path=("tuning", "mode"), hint="write mode: qlora, or bits: 8")
+
+    def _without_effect(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+        if self.bits(recipe) == 4:
+            return
+        usual = BnbOptions()
+        for name in ("type", "double_quant", "compute_dtype", "storage_dtype"):
+            if getattr(self.options, name) != getattr(usual, name):
+                message = f"{name} is an option of 4 bits, without effect on 8"
+                yield sftrun.Problem(message, path=(*PATH, name), hint="leave it out, or use tuning.mode qlora")
+
+    def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
+        yield from sftrun.missing(*hf.MODULES, extra="train", path=("backend",), why="the backend bnb")
+        yield from sftrun.missing("bitsandbytes", extra="bnb", path=("backend",), why="the backend bnb")
+
+    def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterable[sftrun.Problem]:
+        return hf.unscored(recipe, run)
+
+    def train(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> None:
+        from sftrun.builtin.backends import _hf_train
+
+        _hf_train.train(recipe, run, emit, self.quantisation(recipe))
+
+    def load(self, recipe: sftrun.Recipe, run: Path, which: Literal["base", "tuned"]) -> Any:
+        from sftrun.builtin.backends import _hf_model
+
+        return _hf_model.HfModel(recipe, run, which, self.quantisation(recipe))
+
+    def estimate(
+        self, recipe: sftrun.Recipe, training: sftrun.Shape, evaluation: sftrun.Shape | None
+    ) -> sftrun.Footprint:
+        from sftrun.builtin.backends import _estimate
+
+        return _estimate.estimate(recipe, training, evaluation, self.quantisation(recipe))
+
+    def bits(self, recipe: sftrun.Recipe) -> int:
+        """Bits of a weight of the base."""
+        return self.options.bits or (4 if recipe.tuning.mode == "qlora" else 8)
+
+    def quantisation(self, recipe: sftrun.Recipe) -> dict[str, Any]:
+        """How the base is held, as `model/base.json` keeps it."""
+        if self.bits(recipe) == 8:
+            return {"bits": 8}
+        names = ("type", "double_quant", "compute_dtype", "storage_dtype")
+        return {"bits": 4, **{name: getattr(self.options, name) for name in names}}

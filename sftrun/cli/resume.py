@@ -1,0 +1,23 @@
+"""`sftrun resume`: a run that was stopped goes on."""
+
+import click
+
+from sftrun.cli import progress
+from sftrun.cli.options import overrides
+from sftrun.cli.run import tell
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False))
+@overrides
+def command(run: str, sets: tuple[str, ...]) -> None:
+    """Go on with a run directory: from its last whole checkpoint, through every stage that is not done.
+
+    With --set, what does not change the trained weights may be another than before, and so may exporters and
+    evaluators.
+    """
+    from sftrun.flow import go_on
+
+    with progress.watcher() as watch:
+        done = go_on(run, sets, watch)
+    tell(done)

@@ -1,0 +1,101 @@
+"""A tiny model with random weights of the same architecture as a given one, with its whole vocabulary."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sftrun.errors import Problem, UserError
+
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt")
+HEADS, HEAD, LAYERS = 4, 16, 2
+SIZES = {  # what else has a size, by the names that configs use
+    "intermediate_size": 128,
+    "ffn_dim": 128,
+    "n_inner": 128,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": HEAD,
+    "qk_nope_head_dim": HEAD,
+    "v_head_dim": HEAD,
+    "hidden_size_per_layer_input": 16,
+    "word_embed_proj_dim": HEADS * HEAD,
+}
+
+
+def save(source: Path, folder: Path, seed: int) -> None:
+    """Writes a model folder: the config of `source` made small, weights of the seed, its tokenizer as it is.
+
+    Raises UserError for an architecture that cannot be made small.
+    """
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+        shrink(config)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model(input_ids=torch.zeros(1, 4, dtype=torch.long))
+    except Exception as error:  # whatever a config holds that has to agree with what was made small
+        message = f"the model in {source} cannot be made small: {type(error).__name__}: {str(error).splitlines()[0]}"
+        hint = "name a small model of the same family: --set model.name=…"
+        raise UserError(Problem(message, path=("model", "name"), hint=hint)) from error
+    model.save_pretrained(folder)
+    for pattern in TOKENIZER:
+        for file in source.glob(pattern):
+            shutil.copyfile(file, folder / file.name)
+
+
+def shrink(config: Any) -> None:
+    """Makes a transformers config small in place; what has to agree still does, and the vocabulary stays."""
+    text = config.get_text_config()
+    kept = _kept_layers(text)
+    layers = text.num_hidden_layers
+    for key, value in vars(text).copy().items():
+        if isinstance(value, list) and len(value) == layers:  # one entry a layer: its type, its window, …
+            setattr(text, key, [value[index] for index in kept])
+    _heads(text)
+    text.num_hidden_layers = len(kept)
+    text.hidden_size = HEADS * HEAD
+    for key, size in SIZES.items():
+        if isinstance(getattr(text, key, None), int):
+            setattr(text, key, min(size, getattr(text, key)))
+    _rope(text)
+
+
+def _kept_layers(text: Any) -> list[int]:
+    """One layer of each kind that there is, and two at least, in their order."""
+    count = text.num_hidden_layers
+    kinds = getattr(text, "layer_types", None) or [""] * count
+    firsts = {kinds.index(kind) for kind in kinds}
+    others = [index for index in range(count) if index not in firsts]
+    return sorted([*firsts, *others[: max(LAYERS - len(firsts), 0)]])[: max(LAYERS, len(firsts))]
+
+
+def _heads(text: Any) -> None:
+    """Grouped heads stay grouped, and one head for keys and values stays one."""
+    heads, shared = text.num_attention_heads, getattr(text, "num_key_value_heads", None)
+    text.num_attention_heads = HEADS
+    if shared is not None:
+        text.num_key_value_heads = HEADS if shared == heads else min(shared, HEADS // 2)
+    if isinstance(getattr(text, "head_dim", None), int):
+        text.head_dim = HEAD
+
+
+def _rope(text: Any) -> None:
+    """Factors that stand for each pair of a head's dimensions are as many as there are left."""
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    for key in ("short_factor", "long_factor"):
+        if isinstance(rope.get(key), list):
+            rope[key] = rope[key][: HEAD // 2]

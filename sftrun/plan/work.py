@@ -1,0 +1,75 @@
+"""What a worker process does for a plan: the backend estimates, or trains a few steps."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from sftrun.errors import Problem, UserError
+from sftrun.options import as_use
+from sftrun.plan import batches, changes
+from sftrun.plan.machine import machine
+from sftrun.recipe.model import Recipe
+from sftrun.registry import current
+from sftrun.rundir import RunDir
+from sftrun.types import Emit, Footprint
+
+STATUS = Path("/proc/self/status")
+
+
+def estimate_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+    """Emits the event `planned`: parameters, memory, whether it fits, and changes where it does not."""
+    train = batches.read(run.prepared, "train", recipe.packing.strategy != "none")
+    val = batches.read(run.prepared, "val")
+
+    def ask(wanted: Recipe) -> Footprint:
+        backend = current().create("backend", as_use(wanted.backend))
+        if not hasattr(backend, "estimate"):
+            message = f"the backend {as_use(wanted.backend).use} cannot say what it takes"
+            raise UserError(Problem(message, path=("backend",), hint="try --probe, which runs a few steps"))
+        evaluation = batches.evaluation(wanted, val) if val or train is None else None
+        found: Footprint = backend.estimate(wanted, batches.training(wanted, train), evaluation)
+        return found
+
+    footprint = ask(recipe)
+    here, needed = machine(footprint.device), changes.peak(footprint)
+    found = [] if needed <= here.free else changes.fitting(recipe, here.free, ask, current())
+    emit(
+        {
+            "event": "planned",
+            "parameters": {"trained": footprint.trained, "frozen": footprint.frozen},
+            "device": {"kind": footprint.device, "name": here.name, "total": here.total, "free": here.free},
+            "memory": footprint.memory,
+            "peak": needed,
+            "checkpoint": footprint.checkpoint,
+            "changes": [_change(sets, size, train) for sets, size in found],
+            "notes": footprint.notes,
+        }
+    )
+
+
+def _change(sets: changes.Sets, size: int, train: batches.Rows | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"set": sets, "peak": size}
+    if "model.max_seq_len" in sets and train is not None:
+        found["rows_too_long"] = int((train.lengths > sets["model.max_seq_len"]).sum())
+    return found
+
+
+def probe_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+    """Trains, and emits the event `probed` with the most memory that this process, or its GPU, had in use."""
+    current().create("backend", as_use(recipe.backend)).train(recipe, run.path, emit)
+    emit({"event": "probed", **_most()})
+
+
+def _most() -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        outside = max(total - free - torch.cuda.memory_reserved(), 0)  # the context, and other processes
+        return {"kind": "cuda", "peak": torch.cuda.max_memory_reserved() + outside}
+    if STATUS.is_file():
+        lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+        return {"kind": "cpu", "peak": int(lines["VmHWM"].split()[0]) * 1024}
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"kind": "cpu", "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}

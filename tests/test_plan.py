@@ -1,0 +1,151 @@
+"""`sftrun plan`: what a recipe takes is known before anything is loaded, and measured where that is asked for."""
+
+import json
+import shutil
+
+import pytest
+from conftest import talk
+
+from sftrun import Shape, tiny
+from sftrun.options import as_use
+from sftrun.plan import batches, changes
+from sftrun.recipe.validate import load
+from sftrun.registry import current
+
+ROWS = [talk("count to " + "x" * number, "y" * number) for number in range(1, 41)]
+SHAPE = Shape([200, 150, 100, 50], 300)
+
+
+@pytest.fixture
+def recipe(write):
+    """A recipe on the embedded model, with any keys replaced by overrides."""
+
+    def made(*sets, **keys):
+        return load(write(ROWS, **{"tuning": {"mode": "full"}, **keys}), list(sets))
+
+    return made
+
+
+def estimate(recipe, shape=SHAPE, evaluation=None):
+    return current().create("backend", as_use(recipe.backend)).estimate(recipe, shape, evaluation)
+
+
+def step(footprint):
+    return footprint.memory["forward and backward"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A model folder without weights: a config, and the tokenizer of the embedded model."""
+
+    def made(**config):
+        path = tmp_path / "model"
+        path.mkdir()
+        for name in tiny.TOKENIZER_FILES:
+            shutil.copyfile(tiny.folder() / name, path / name)
+        (path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+        return path
+
+    return made
+
+
+def test_parameters_are_counted_exactly(recipe):
+    attention, mlp = 128 * 128 * 2 + 128 * 64 * 2, 3 * 128 * 352
+    norms = 2 * 128 + 2 * 32
+    every = 768 * 128 + 2 * (attention + mlp + norms) + 128
+    full = estimate(recipe())
+    assert (full.trained, full.frozen) == (every, 0)
+    lora = estimate(recipe("tuning.mode=lora", "tuning.lora.r=8"))
+    ends = [(128, 128), (128, 64), (128, 64), (128, 128), (128, 352), (128, 352), (352, 128)]
+    assert (lora.trained, lora.frozen) == (2 * 8 * sum(a + b for a, b in ends), every)
+
+
+def test_gradients_and_states_are_of_what_is_trained(recipe):
+    full, lora, plain = (
+        estimate(recipe(*sets)).memory["optimizer step"] for sets in ([], ["tuning.mode=lora"], ["train.optimizer=sgd"])
+    )
+    assert full["optimizer states"] == 2 * full["gradients"] == 2 * 4 * estimate(recipe()).trained
+    assert lora["gradients"] < full["gradients"] / 3
+    assert plain["optimizer states"] == 0
+
+
+def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(recipe):
+    small, large = step(estimate(recipe(), Shape([200] * 2, 300))), step(estimate(recipe(), Shape([200] * 8, 1200)))
+    assert large["activations"] == pytest.approx(4 * small["activations"], rel=0.05)
+    again = step(estimate(recipe("train.gradient_checkpointing=true"), Shape([200] * 8, 1200)))
+    assert again["activations"] < 0.6 * large["activations"]
+
+
+def test_gradients_are_there_all_along_when_batches_are_summed(recipe):
+    once, summed = (step(estimate(recipe(f"train.grad_accum={count}"))) for count in (1, 4))
+    assert once["gradients"] <= summed["gradients"] == 4 * estimate(recipe()).trained
+
+
+def test_packed_rows_take_no_memory_for_length_by_length(recipe):
+    packed = step(estimate(recipe(packing={"strategy": "best-fit"}), Shape([50] * 16, 400, packed=True)))
+    padded = step(estimate(recipe(), Shape([50] * 15 + [800], 400)))
+    assert packed["activations"] < padded["activations"] / 10
+
+
+def test_4_bits_take_a_quarter_of_16_and_a_little_for_scales(recipe, folder):
+    pytest.importorskip("bitsandbytes")
+    path = folder(hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8, vocab_size=768)
+    sets = [f"model.name={path}", "train.precision=bf16"]
+    lora, qlora = (
+        step(estimate(recipe(*sets, *more))) for more in (["tuning.mode=lora"], ["tuning.mode=qlora", "backend=bnb"])
+    )
+    assert 0.25 < qlora["weights"] / lora["weights"] < 0.5  # embeddings, and one layer as it was, stay in 16
+
+
+def test_a_model_whose_layers_depend_on_data_is_estimated_by_a_formula(recipe, folder):
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    path = folder(model_type="mixtral", vocab_size=768, num_key_value_heads=2, **sizes)
+    found = estimate(recipe(f"model.name={path}"))
+    assert ["formula" in note for note in found.notes] == [True]
+    assert step(found)["activations"] > 0
+
+
+def test_the_largest_batch_is_that_of_the_longest_rows(write, sftrun, tmp_path):
+    file = write(ROWS)
+    assert sftrun("prepare", file, "--out", tmp_path / "run").code == 0
+    rows = batches.read(tmp_path / "run" / "prepared", "train")
+    shape = batches.training(load(file, ["train.batch_size=3"]), rows)
+    assert shape.lengths == sorted(rows.lengths.tolist())[-3:][::-1]
+    assert batches.steps(load(file, ["train.batch_size=3", "train.grad_accum=2", "train.epochs=1.5"]), 40) == 11
+
+
+def test_changes_keep_the_training_the_same_where_that_is_enough(recipe):
+    wide = recipe("train.batch_size=32", "train.grad_accum=2")
+
+    def ask(wanted):
+        return estimate(wanted, batches.training(wanted, None))
+
+    needed = changes.peak(ask(wide))
+    found = list(changes.fitting(wide, int(0.8 * needed), ask, current()))
+    smaller, checkpointing = (sets for sets, _ in found)
+    assert smaller["train.batch_size"] * smaller["train.grad_accum"] == 64
+    assert checkpointing["train.gradient_checkpointing"] is True
+    assert all(size <= 0.8 * needed for _, size in found)
+
+
+def test_a_model_too_large_is_refused_from_its_config_alone(write, sftrun, folder):
+    path = folder(
+        vocab_size=10_000_000, hidden_size=16384, num_hidden_layers=2, num_attention_heads=128, intermediate_size=16384
+    )
+    file = write(ROWS, model={"name": str(path)}, tuning={"mode": "full"})
+    said = sftrun("plan", file, "--no-data")
+    assert said.code == 1
+    assert "does not fit: " in said.err
+    assert "parameters trained; 0 frozen" in said.err
+    assert "smaller model" in said.err
+
+
+def test_a_plan_with_a_probe_is_measured(write, sftrun):
+    file = write({"train": ROWS[5:], "val": ROWS[:5]}, tuning={"mode": "full"}, train={"epochs": 2})
+    said = sftrun("plan", file, "--probe", "--json")
+    assert said.code == 0, said.err
+    plan = json.loads(said.out)
+    assert plan["verdict"] == "fits"
+    assert (plan["data"]["rows"], plan["data"]["steps"]) == (35, 18)
+    assert plan["peak"] == pytest.approx(plan["measured"]["peak"], rel=0.25)
+    assert plan["measured"]["seconds"] == pytest.approx(18 * plan["measured"]["seconds_per_step"])

@@ -1,0 +1,432 @@
+"""A run that is stopped at any moment goes on to the very same weights, byte for byte."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import talk
+
+from sftrun import UserError
+from sftrun.report import history
+from sftrun.rundir import RunDir
+
+pytestmark = [pytest.mark.slow, pytest.mark.older, pytest.mark.timeout(300)]
+
+ROWS = [talk(f"What comes after {number}?", str(number + 1) * (1 + number % 7)) for number in range(72)]
+DATA = {"train": ROWS[:56], "val": ROWS[56:]}
+TRAIN = {
+    "epochs": 3,
+    "learning_rate": 5e-3,
+    "batch_size": 4,
+    "logging_steps": 3,
+    "save_strategy": "steps",
+    "save_steps": 4,
+    "eval_strategy": "steps",
+    "eval_steps": 8,
+}
+LORA = ["tuning={mode: lora, lora: {r: 4, dropout: 0.1}}"]
+EPOCHS = ["train.eval_strategy=epoch", "train.eval_steps=null"]
+KINDS = {
+    "full-by-length": ["train.grad_accum=2", "train.save_steps=3", "train.optimizer=adafactor"],
+    "lora-packed": [*LORA, "packing={strategy: best-fit}", "train.epochs=8", "train.batch_size=2"],
+    "lora-with-loaders": [*LORA, *EPOCHS, "train.dataloader_workers=2", "train.group_by_length=false"],
+}
+
+
+class Killed(BaseException):
+    """What ends an attempt in this process; on the disk it leaves what a kill leaves between two writes."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    for split, rows in DATA.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = {
+        "model": {"name": "sftrun/tiny", "max_seq_len": 96},
+        "source": {"use": "jsonl", "with": {"path": "."}},
+        "tuning": {"mode": "full"},
+        "train": TRAIN,
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(keys))
+    return folder
+
+
+def attempt(run, die=lambda event: False):
+    """Trains in this process, until the end or until an event for which `die` is true."""
+    from sftrun.recipe.resolved import from_resolved
+    from sftrun.stages.train import train_here
+
+    def emit(event):
+        run.event(event)
+        if die(event):
+            raise Killed
+
+    try:
+        train_here(from_resolved((run.path / "resolved.yaml").read_text()), run, emit)
+    except Killed:
+        return False
+    return True
+
+
+def prepared(folder, name, sets=()):
+    from sftrun.flow import prepare_only
+
+    return prepare_only(folder / "recipe.yaml", sets, folder / name)
+
+
+def weights(run):
+    return next(run.model.glob("*.safetensors")).read_bytes()
+
+
+def at(kind, *steps):
+    """True at the given steps, once each."""
+    left = list(steps)
+
+    def die(event):
+        if left and event["event"] == kind and event["step"] >= left[0]:
+            left.pop(0)
+            return True
+        return False
+
+    return die
+
+
+def curves(run):
+    past = history.history(run.events())
+    return past.loss, past.validation, past.learning_rate
+
+
+def points(run):
+    """What TensorBoard shows: the losses by step, those it is told to hide left out."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    seen = EventAccumulator(str(run.tensorboard)).Reload()
+    return {tag: [(each.step, each.value) for each in seen.Scalars(tag)] for tag in ("train/loss", "eval/loss")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_result_is_that_of_a_run_that_was_never_stopped(folder, kind):
+    whole, stopped = (prepared(folder, f"{kind}-{name}", KINDS[kind]) for name in ("whole", "stopped"))
+    assert attempt(whole)
+    # before any checkpoint, in the middle of an epoch, and right after an evaluation
+    for die in (at("step", 3), at("step", 6), at("eval", 14)):
+        assert not attempt(stopped, die)
+    assert attempt(stopped)
+    assert weights(stopped) == weights(whole)
+    assert curves(stopped) == curves(whole)
+    assert points(stopped) == points(whole)
+    assert history.speed(stopped.events()).tokens == history.speed(whole.events()).tokens
+
+
+def test_a_run_that_was_killed_before_its_model_was_written_trains_no_step_more(folder):
+    run = prepared(folder, "at-the-end")
+    assert not attempt(run, at("checkpoint", 42))
+    assert attempt(run)
+    assert [event["step"] for event in run.events() if event["event"] == "resumed"] == [42]
+    assert max(event["step"] for event in run.events() if event["event"] == "step") == 42
+    again = prepared(folder, "never-stopped")
+    attempt(again)
+    assert weights(run) == weights(again)
+
+
+def test_training_stops_when_the_validation_loss_no_longer_falls_and_keeps_the_best(folder):
+    sets = ["train.early_stopping={patience: 2}", "train.learning_rate=0.02", "train.epochs=40", "train.eval_steps=4"]
+    sets += ["train.save_strategy=epoch", "train.save_steps=null", "train.save_total_limit=1"]
+    whole, stopped = prepared(folder, "early-whole", sets), prepared(folder, "early-stopped", sets)
+    assert attempt(whole)
+    (early,) = [event for event in whole.events() if event["event"] == "stopped_early"]
+    losses = dict(history.history(whole.events()).validation)
+    assert losses[early["best_step"]] == min(losses.values()) == early["best_loss"]
+    assert early["step"] == max(losses) == early["best_step"] + 8
+    best = whole.checkpoints / f"checkpoint-{early['best_step']}" / "model.safetensors"
+    last = whole.checkpoints / f"checkpoint-{early['step']}" / "model.safetensors"
+    assert weights(whole) == best.read_bytes() != last.read_bytes()
+
+    assert not attempt(stopped, at("eval", early["best_step"] + 4))  # patience goes on from where it was
+    assert not attempt(stopped, at("checkpoint", early["step"]))
+    assert attempt(stopped)
+    assert weights(stopped) == weights(whole)
+
+
+def test_a_threshold_stops_earlier_and_the_last_model_can_be_kept(folder):
+    sets = ["train.early_stopping={patience: 1, threshold: 9}", "train.keep_best=false"]
+    run = prepared(folder, "threshold", sets)
+    attempt(run)
+    (early,) = [event for event in run.events() if event["event"] == "stopped_early"]
+    assert early["step"] == 16
+    assert weights(run) == (run.checkpoints / "checkpoint-16/model.safetensors").read_bytes()
+    assert not [event for event in run.events() if event["event"] == "best"]
+
+
+def test_the_best_is_kept_without_early_stopping(folder):
+    run = prepared(folder, "best", ["train.keep_best=true", "train.learning_rate=0.02", "train.epochs=6"])
+    attempt(run)
+    (best,) = [event for event in run.events() if event["event"] == "best"]
+    losses = dict(history.history(run.events()).validation)
+    assert best["step"] == min(losses, key=losses.get) < max(losses)
+    assert weights(run) == (run.checkpoints / f"checkpoint-{best['step']}/model.safetensors").read_bytes()
+
+
+def test_weights_that_are_no_numbers_are_not_saved_and_the_last_good_ones_are_named(folder):
+    from safetensors.torch import load_file
+
+    sets = ["train.learning_rate=1e30", "train.max_grad_norm=0", "train.save_steps=1", "train.save_total_limit=null"]
+    run = prepared(
+        folder, "diverged", [*sets, "train.logging_steps=20", "train.eval_strategy=no", "train.eval_steps=null"]
+    )
+    with pytest.raises(
+        UserError, match=r"not finite at step \d+; the last whole checkpoint is .*lower train\.learning_rate"
+    ) as error:
+        attempt(run)
+    saved = sorted(run.checkpoints.iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    assert f"{saved[-1]};" in str(error.value)
+    for checkpoint in saved:
+        assert all(bool(each.isfinite().all()) for each in load_file(checkpoint / "model.safetensors").values())
+
+
+# From here on, real processes and real signals.
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    run = prepared(folder, "reference")
+    attempt(run)
+    return run
+
+
+def command(folder, *words, **settings):
+    return subprocess.Popen(
+        [sys.executable, "-m", "sftrun", *map(str, words)], cwd=folder, stderr=subprocess.PIPE, text=True, **settings
+    )
+
+
+def said(process):
+    error = process.communicate(timeout=120)[1]
+    return process.returncode, error
+
+
+def children(pid):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(each) for each in found.stdout.split()]
+
+
+def wait_for(what, seconds=120):
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.0005)
+    return found
+
+
+def reached(run, step):
+    return lambda: any(event["event"] == "step" and event["step"] >= step for event in run.events())
+
+
+@pytest.fixture(scope="module")
+def killed(folder):
+    """A run whose worker was killed while it wrote a checkpoint, and whose command was killed later on."""
+    run = RunDir(folder / "killed")
+    first = command(folder, "recipe.yaml", "--out", "killed")
+    wait_for((run.checkpoints / "checkpoint-8").exists)
+    wait_for((run.checkpoints / ".saving").exists)
+    (worker,) = children(first.pid)
+    os.kill(worker, signal.SIGKILL)
+    code, error = said(first)
+    assert (code, "the worker was killed" in error, "sftrun resume killed" in error) == (1, True, True), error
+
+    second = command(folder, "resume", "killed")
+    wait_for(reached(run, 18))
+    (worker,) = children(second.pid)
+    second.kill()
+    second.wait()
+    wait_for(lambda: not Path(f"/proc/{worker}").exists(), 10)  # it does not outlive its parent
+    return run
+
+
+def test_killed_in_the_middle_of_a_save_and_again_by_its_parent_it_ends_the_same(folder, killed, reference):
+    said_at_last = said(command(folder, "recipe.yaml", "--resume", "--out", "killed"))
+    assert said_at_last[0] == 0, said_at_last[1]
+    assert "prepare\n  done before" in said_at_last[1]
+    assert "goes on from step" in said_at_last[1]
+    assert weights(killed) == weights(reference)
+    assert curves(killed) == curves(reference)
+    assert {name: each["status"] for name, each in killed.read_json("state.json").items()} == {
+        "prepare": "done",
+        "train": "done",
+        "report": "done",
+    }
+
+
+def test_what_is_done_is_not_done_again(folder, killed, sftrun):
+    before = weights(killed)
+    result = sftrun(folder / "recipe.yaml", "--resume", "--out", killed.path)
+    assert result.code == 0, result.err
+    assert result.err.count("done before") == 3
+    assert weights(killed) == before
+
+
+def test_a_recipe_that_would_train_otherwise_is_refused_with_every_difference(folder, killed, sftrun):
+    sets = ["--set", "train.learning_rate=0.001", "--set", "seed=3", "--set", "train.save_steps=7"]
+    result = sftrun(folder / "recipe.yaml", *sets, "--resume", "--out", killed.path)
+    assert result.code == 1
+    assert "train.learning_rate is 0.001, but the run in killed has trained with 0.005" in result.err
+    assert "seed is 3, but the run in killed has trained with 0" in result.err
+    assert "save_steps is" not in result.err
+
+
+def test_the_batch_may_be_split_otherwise_which_is_said(folder, killed):
+    from sftrun import load, resume
+
+    sets = ["train.batch_size=2", "train.grad_accum=2"]
+    (warning,) = resume.fit(load(folder / "recipe.yaml", sets), killed)
+    assert warning.startswith("train.batch_size, train.grad_accum changed")
+    with pytest.raises(UserError, match=r"train\.batch_size is 2"):
+        resume.fit(load(folder / "recipe.yaml", sets[:1]), killed)
+
+
+def test_other_samples_than_before_are_refused(folder, killed):
+    from sftrun.stages.train import train
+
+    file = killed.prepared / "val.arrow"
+    kept = file.read_bytes()
+    file.unlink()  # a hard link into the cache
+    file.write_bytes(kept[:-1] + b"x")
+    try:
+        with pytest.raises(UserError, match=r"val\.arrow in .* is not what the run was trained on so far"):
+            train(None, killed, print)
+    finally:
+        file.write_bytes(kept)
+
+
+def test_a_signal_saves_the_step_in_flight_and_says_how_to_go_on(folder, reference):
+    run = RunDir(folder / "stopped")
+    for words, number in (
+        (["recipe.yaml", "--out", "stopped"], signal.SIGTERM),
+        (["resume", "stopped"], signal.SIGINT),
+    ):
+        process = command(folder, *words)
+        wait_for(reached(run, 9 if number == signal.SIGTERM else 21))
+        process.send_signal(number)
+        code, error = said(process)
+        assert code == 130, error
+        step = [event["step"] for event in run.events() if event["event"] == "checkpoint"][-1]
+        assert f"interrupted; stopped/checkpoints/checkpoint-{step} is whole; to go on: sftrun resume stopped" in error
+        assert run.read_json("state.json")["train"]["status"] == "interrupted"
+    assert step < 42
+    assert attempt(run)
+    assert weights(run) == weights(reference)
+    assert curves(run) == curves(reference)
+
+
+def test_a_full_disk_leaves_the_last_whole_checkpoint_and_names_it(folder, reference):
+    """A limit on the size of files stands for the disk: the weights fit, the optimizer's state does not."""
+    run = prepared(folder, "full-disk")
+    run.stage("prepare", "done")
+    assert not attempt(run, at("checkpoint", 8))
+
+    def little():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_500_000, 2_500_000))
+
+    code, error = said(command(folder, "resume", "full-disk", preexec_fn=little))
+    assert code == 1, error
+    assert "the checkpoint of step 12 could not be written" in error
+    assert f"the last whole checkpoint is {run.checkpoints}/checkpoint-8; make room, then resume the run" in error
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["checkpoint-4", "checkpoint-8"]
+    assert run.read_json("state.json")["train"]["status"] == "failed"
+    assert attempt(run)
+    assert weights(run) == weights(reference)
+
+
+def test_two_processes_do_not_write_to_one_run(reference, monkeypatch):
+    monkeypatch.setattr("sftrun.rundir.PATIENCE", 0.1)
+    with reference.held(), pytest.raises(UserError, match="another process is at work"), reference.held():
+        pass
+
+
+def test_a_lock_waits_for_processes_that_are_about_to_end(reference):
+    holding = reference.held()
+    holding.__enter__()
+    threading.Timer(0.3, holding.__exit__, (None, None, None)).start()
+    with reference.held():
+        pass
+
+
+def test_a_last_event_that_was_cut_short_is_cut_off(tmp_path):
+    run = RunDir(tmp_path)
+    run.event({"event": "step", "step": 1})
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"event": "ste')
+    run.mend()
+    run.event({"event": "step", "step": 2})
+    assert [event["step"] for event in run.events()] == [1, 2]
+
+
+def test_resume_finds_the_newest_run_of_the_recipe(tmp_path):
+    from sftrun import resume, rundir
+
+    for name in (
+        "chat-20260101-000000",
+        "chat-20260101-000000-2",
+        "chat-20260101-000000-10",
+        "chat-lora-20270101-000000",
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lock.json").write_text("{}")
+    (tmp_path / "chat-20280101-000000").mkdir()  # killed before it began
+    assert rundir.latest(Path("chat.yaml"), tmp_path).path.name == "chat-20260101-000000-10"
+    assert rundir.latest(Path("other.yaml"), tmp_path) is None
+    assert resume.find(Path("chat.yaml"), tmp_path / "chat-20280101-000000") is None
+
+
+def test_a_run_that_was_killed_before_it_began_begins_again(write, sftrun, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/resolved.yaml").touch()
+    assert "train.jsonl:1" in sftrun(write(["{"]), "--resume", "--out", tmp_path / "out").err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/recipe.yaml").touch()
+    assert "mine is not empty" in sftrun(write(["{"]), "--resume", "--out", tmp_path / "mine").err
+
+
+def test_without_a_run_to_resume_a_new_one_starts(write, sftrun, tmp_path):
+    result = sftrun(write(["{"]), "--resume", "--out", tmp_path / "new")
+    assert "train.jsonl:1" in result.err
+    assert (tmp_path / "new/lock.json").is_file()
+
+
+def test_a_folder_that_is_no_run_cannot_be_resumed(sftrun, tmp_path):
+    result = sftrun("resume", tmp_path)
+    assert result.code == 1
+    assert "is no run directory" in result.err
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ({"early_stopping": {}, "eval_strategy": "no"}, "train.early_stopping goes by the validation loss"),
+        ({"keep_best": True, "eval_strategy": "no"}, "train.keep_best goes by the validation loss"),
+        ({"early_stopping": {}, "save_strategy": "no"}, "train.early_stopping keeps the best checkpoint"),
+        ({"keep_best": True, "save_strategy": "no"}, "train.keep_best keeps the best checkpoint"),
+        ({"early_stopping": {}, "keep_best": False, "save_strategy": "no"}, None),
+        ({"early_stopping": None, "keep_best": None, "save_strategy": "no", "eval_strategy": "no"}, None),
+    ],
+)
+def test_what_early_stopping_needs_is_said_before_anything_runs(write, sftrun, train, words):
+    result = sftrun("validate", write(ROWS[:2], train=train))
+    assert result.code == (0 if words is None else 1)
+    assert words is None or words in result.err
+
+
+def test_early_stopping_without_validation_rows_is_refused_before_training(write, sftrun, tmp_path):
+    recipe = write(ROWS[:3], train={"early_stopping": {"patience": 1}})
+    result = sftrun(recipe, "--out", tmp_path / "out")
+    assert result.code == 1
+    assert "the data have no validation rows" in result.err
+    assert "recipe.yaml:" in result.err
