@@ -71,7 +71,7 @@ def _stages(recipe: Recipe, folder: RunDir, emit: Emit) -> None:
     from sftrun.stages.train import train
 
     once(folder, emit, "prepare", lambda: prepare(recipe, folder, current(), emit))
-    fit(recipe, folder)
+    fit(recipe, folder, emit)
     once(folder, emit, "train", lambda: train(recipe, folder, emit))
     if recipe.evaluators:
         once(folder, emit, "evaluate", lambda: evaluate(folder, emit))
@@ -156,12 +156,14 @@ def ready(recipe: Recipe, kinds: Sequence[str] = KINDS) -> list[Problem]:
     return problems
 
 
-def fit(recipe: Recipe, folder: RunDir) -> None:
+def fit(recipe: Recipe, folder: RunDir, emit: Emit) -> None:
     """Raises UserError where a component cannot work with what was prepared: now, not after hours of training."""
     made = [current().create(kind, use) for kind, use in components(recipe)]
     problems = [found for item in made if hasattr(item, "prepared") for found in item.prepared(recipe, folder.path)]
-    if problems:
+    if any(problem.severity == "error" for problem in problems):
         raise UserError(problems)
+    for warning in problems:
+        emit({"event": "warning", "message": str(warning)})
 
 
 def begin(loaded: Loaded, path: str | Path, overrides: Sequence[str], out: str | Path | None) -> RunDir:

@@ -1,4 +1,4 @@
-"""docs/recipes.md: its tables are written from the schema, its recipes are valid (those of data.md too), its messages
+"""docs/recipes.md: its tables are written from the schema, its recipes are valid (those of data.md and training.md too), its messages
 are what is said."""
 
 import json
@@ -99,7 +99,8 @@ def test_the_tables_are_fresh():
 
 
 DATA = (PAGE.parent / "data.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT + DATA, flags=re.DOTALL)
+TRAINING = (PAGE.parent / "training.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT + DATA + TRAINING, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if "model:" in block], ids=lambda block: block[:20])
