@@ -1,5 +1,5 @@
-"""docs/recipes.md: its tables are written from the schema, its recipes are valid (those of data.md and training.md too), its messages
-are what is said."""
+"""docs/recipes.md: its tables are written from the schema, its messages are what is said, and its recipes are valid, as
+are those of data.md and training.md."""
 
 import json
 import os

@@ -18,6 +18,7 @@ from trl.trainer import utils as trl_utils
 import sftrun
 from sftrun import tiny
 from sftrun.builtin.backends import _adapter, _attention, _hf_model, _hf_train, _vocabulary
+from sftrun.builtin.backends._heap import Heap
 from sftrun.builtin.backends._live import Live
 
 PACKED = "sftrun-planned"
@@ -165,7 +166,28 @@ def _stepped(model: Any, recipe: sftrun.Recipe, shape: sftrun.Shape, where: str)
             del hidden
             loss.backward()
             del loss
-    return {name: live.peak[name] for name in ("gradients", "activations", "logits")}
+    found = {name: live.peak[name] for name in ("gradients", "activations", "logits")}
+    if where == "cpu":
+        found["gaps of malloc"] = _gaps(live.trace, trained, live.most, recipe.train.optimizer)
+    return found
+
+
+def _gaps(trace: list[tuple[int, int]], trained: list[torch.Tensor], most: int, optimizer: str) -> int:
+    """Bytes that malloc holds beyond those in use, at the peak of two steps: the second has the optimizer's states."""
+    heap, states = Heap(), 0
+    for step in range(2):
+        for number, size in trace:
+            if size:
+                heap.allocate(number, size)
+            elif number in heap.blocks:
+                heap.release(number)
+        for index, weight in enumerate(trained if step == 0 else ()):
+            size = _states(optimizer, [weight])
+            states += size
+            heap.allocate(("state", index), size)
+        for number in [name for name in heap.blocks if isinstance(name, int)]:
+            heap.release(number)  # gradients
+    return max(heap.peak - most - states, 0)
 
 
 def _autocast(recipe: sftrun.Recipe, where: str) -> Any:

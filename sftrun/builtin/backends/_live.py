@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages that are made within it, by the phase in which each was made.
 
-    `peak` has what was alive, by phase, when it was most. Storages of `known` tensors do not count.
+    `peak` has what was alive, by phase, when it was most, and `trace` every storage's number and size, in order; a
+    second entry of a number, with size 0, is its end. Storages of `known` tensors do not count.
     """
 
     def __init__(self, phase: str, known: Iterable[torch.Tensor]) -> None:
@@ -26,6 +27,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.most = self.total = 0
+        self.trace: list[tuple[int, int]] = []
         self.seen: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
         for tensor in known:
             self.seen[tensor.untyped_storage()] = ["", 0]
@@ -44,7 +46,13 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         entry = self.seen[storage] = [self.phase, storage.nbytes()]
         self._count(entry, 1)
-        weakref.finalize(storage, self._count, entry, -1)
+        number = len(self.trace)
+        self.trace.append((number, entry[1]))
+        weakref.finalize(storage, self._end, entry, number)
+
+    def _end(self, entry: list[Any], number: int) -> None:
+        self._count(entry, -1)
+        self.trace.append((number, 0))
 
     def _count(self, entry: list[Any], sign: int) -> None:
         phase, size = entry
