@@ -129,9 +129,8 @@ def test_changes_keep_the_training_the_same_where_that_is_enough(recipe):
 
 
 def test_a_model_too_large_is_refused_from_its_config_alone(write, sftrun, folder):
-    path = folder(
-        vocab_size=10_000_000, hidden_size=16384, num_hidden_layers=2, num_attention_heads=128, intermediate_size=16384
-    )
+    sizes = {"hidden_size": 16384, "intermediate_size": 2**20, "num_hidden_layers": 8, "num_attention_heads": 128}
+    path = folder(vocab_size=768, **sizes)
     file = write(ROWS, model={"name": str(path)}, tuning={"mode": "full"})
     said = sftrun("plan", file, "--no-data")
     assert said.code == 1
@@ -140,6 +139,7 @@ def test_a_model_too_large_is_refused_from_its_config_alone(write, sftrun, folde
     assert "smaller model" in said.err
 
 
+@pytest.mark.slow
 def test_a_plan_with_a_probe_is_measured(write, sftrun):
     file = write({"train": ROWS[5:], "val": ROWS[:5]}, tuning={"mode": "full"}, train={"epochs": 2})
     said = sftrun("plan", file, "--probe", "--json")

@@ -26,7 +26,8 @@ def model(tmp_path):
     return path
 
 
-def test_every_stage_of_a_70B_recipe_is_run_in_small(write, sftrun, model, tmp_path):
+@pytest.mark.slow
+def test_every_stage_of_a_70b_recipe_is_run_in_small(write, sftrun, model, tmp_path):
     file = write(
         DATA,
         model={"name": str(model)},

@@ -17,14 +17,13 @@ from trl.trainer import utils as trl_utils
 
 import sftrun
 from sftrun import tiny
-from sftrun.builtin.backends import _adapter, _attention, _hf_model, _hf_train, _vocabulary
-from sftrun.builtin.backends._heap import Heap
+from sftrun.builtin.backends import _adapter, _attention, _hf_model, _hf_train, _sizes, _vocabulary
+from sftrun.builtin.backends._heap import replayed
 from sftrun.builtin.backends._live import Live
 
 PACKED = "sftrun-planned"
 OUTPUTS = ("log_probs", "entropy", "is_top1")  # what trl's trainer asks of its head
 CONTEXT = 600 * 2**20  # of a CUDA context with its kernels, outside of torch's allocator; a usual value, not measured
-BLOCK = 64  # weights that share a scale in 4 bits (Dettmers et al. 2023, QLoRA, section 3)
 
 
 def estimate(
@@ -51,7 +50,7 @@ def estimate(
         except Exception as error:  # whatever a model does that depends on data, such as choosing experts
             notes.append(f"activations by a formula, as a dry run does not work here ({type(error).__name__})")
             step, evaluated = _by_formula(model, recipe, training, evaluation)
-    held = {"libraries": libraries, "weights": _weights(model, quantisation)}
+    held = {"libraries": libraries, "weights": _sizes.weights(model, quantisation)}
     memory = _moments(model, recipe, held, step, where)
     if evaluated:
         states = memory["forward and backward"]["optimizer states"]
@@ -99,7 +98,7 @@ def _by_formula(
     layers = text.num_hidden_layers
     kept = layers * text.hidden_size + layer if recipe.train.gradient_checkpointing else layers * layer
     tokens = _tokens(training)
-    step = {"gradients": sum(_bytes(each) for each in model.parameters() if each.requires_grad)}
+    step = {"gradients": sum(_sizes.size(each) for each in model.parameters() if each.requires_grad)}
     step |= {"activations": tokens * kept * size, "logits": 4 * 4 * tokens * min(text.vocab_size, 32768)}
     evaluated = _tokens(evaluation) * (text.vocab_size * 2 * size + layer * size) if evaluation else 0
     return step, evaluated
@@ -168,26 +167,9 @@ def _stepped(model: Any, recipe: sftrun.Recipe, shape: sftrun.Shape, where: str)
             del loss
     found = {name: live.peak[name] for name in ("gradients", "activations", "logits")}
     if where == "cpu":
-        found["gaps of malloc"] = _gaps(live.trace, trained, live.most, recipe.train.optimizer)
+        held = [_sizes.states(recipe.train.optimizer, [each]) for each in trained]
+        found["gaps of malloc"] = max(replayed(live.trace, held) - live.most - sum(held), 0)
     return found
-
-
-def _gaps(trace: list[tuple[int, int]], trained: list[torch.Tensor], most: int, optimizer: str) -> int:
-    """Bytes that malloc holds beyond those in use, at the peak of two steps: the second has the optimizer's states."""
-    heap, states = Heap(), 0
-    for step in range(2):
-        for number, size in trace:
-            if size:
-                heap.allocate(number, size)
-            elif number in heap.blocks:
-                heap.release(number)
-        for index, weight in enumerate(trained if step == 0 else ()):
-            size = _states(optimizer, [weight])
-            states += size
-            heap.allocate(("state", index), size)
-        for number in [name for name in heap.blocks if isinstance(name, int)]:
-            heap.release(number)  # gradients
-    return max(heap.peak - most - states, 0)
 
 
 def _autocast(recipe: sftrun.Recipe, where: str) -> Any:
@@ -235,6 +217,8 @@ def _loss(model: Any, hidden: Any, shape: sftrun.Shape, live: Live) -> Any:
     scored = rows[: shape.trained] if rows.device.type == "cuda" else rows
     targets = torch.zeros(len(scored), dtype=torch.long, device=rows.device)
     chunk = trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE
+    if rows.device.type == "cpu":
+        chunk = min(chunk, len(head.weight))  # pages of a wider tile are never touched
     made = trl_utils._ChunkedLogProbFunction.apply(
         scored, head.weight, head.bias, targets, 1.0, chunk, None, 1.0, OUTPUTS
     )
@@ -257,8 +241,10 @@ def _moments(
 ) -> dict[str, dict[str, int]]:
     """Bytes by moment and part. Loading takes no more: weights come through pages of files, which can be taken back."""
     trained = [each for each in model.parameters() if each.requires_grad]
-    gradients, states = sum(map(_bytes, trained)), _states(recipe.train.optimizer, trained)
-    at_once = max(map(_bytes, trained), default=0) if where == "cpu" else gradients  # torch's AdamW: one by one, or all
+    gradients, states = sum(map(_sizes.size, trained)), _sizes.states(recipe.train.optimizer, trained)
+    at_once = (
+        max(map(_sizes.size, trained), default=0) if where == "cpu" else gradients
+    )  # torch's AdamW: one by one, or all
     return {
         "forward and backward": {**held, "optimizer states": states, **step},
         "optimizer step": {**held, "optimizer states": states, "gradients": gradients, "temporaries": 2 * at_once},
@@ -275,45 +261,3 @@ def _footprint(model: Any, memory: dict[str, dict[str, int]], where: str, notes:
         checkpoint=step["gradients"] + step["optimizer states"],
         notes=notes,
     )
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _weights(model: Any, quantisation: dict[str, Any] | None) -> int:
-    """Bytes of the weights; quantised are the frozen linear layers, but for the head.
-
-    In 4 bits, each block of 64 weights has a scale of 32 bits, or of 8 bits and 32 more for each 256 of them, where
-    scales are quantised too (QLoRA, Dettmers et al. 2023, section 3: 0.127 bits a weight). In 8 bits, each row of a
-    matrix has a scale (LLM.int8(), Dettmers et al. 2022). One layer at a time is there as it was, to be multiplied.
-    """
-    whole = sum(map(_bytes, model.parameters())) + sum(map(_bytes, model.buffers()))
-    if quantisation is None:
-        return whole
-    head = model.get_output_embeddings()
-    linear = [each.weight for each in model.modules() if isinstance(each, torch.nn.Linear) and each is not head]
-    frozen = {id(each): each for each in linear if not each.requires_grad}.values()
-    count = sum(each.numel() for each in frozen)
-    small = count + sum(4 * each.shape[0] for each in frozen)
-    if quantisation["bits"] == 4:
-        scales = count // BLOCK
-        small = count // 2 + (scales + scales // 256 * 4 if quantisation["double_quant"] else 4 * scales)
-    return whole - sum(map(_bytes, frozen)) + small + max(map(_bytes, frozen), default=0)
-
-
-def _states(optimizer: str, trained: list[torch.Tensor]) -> int:
-    """Bytes of the optimizer's states.
-
-    adamw: two moments a weight (Loshchilov and Hutter 2019). lion: one (Chen et al. 2023). adafactor: of a matrix a
-    row and a column, else one a weight (Shazeer and Stern 2018). sgd without momentum: none. In 8 bits a state has a
-    scale of 32 bits for each 256 weights (8-bit Optimizers, Dettmers et al. 2021).
-    """
-    if optimizer == "sgd":
-        return 0
-    if optimizer == "adafactor":
-        return sum(4 * (sum(each.shape[-2:]) * (each[..., 0, 0].numel() if each.ndim > 2 else 1)) for each in trained)
-    states = 1 if "lion" in optimizer else 2
-    if optimizer.endswith("8bit"):
-        return states * sum(each.numel() + 4 * (each.numel() // 256) for each in trained)
-    return states * sum(map(_bytes, trained))

@@ -5,10 +5,13 @@ when it is large, and large blocks mapped on their own, where what is large grow
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 
-PAD = 128 * 2**10  # M_TOP_PAD, and where both thresholds start
+PAD = 128 * 2**10  # M_TOP_PAD
 MOST = 32 * 2**20  # DEFAULT_MMAP_THRESHOLD_MAX: a larger block is always mapped
 HEADER, LEAST, ALIGNMENT = 16, 32, 64  # bytes before a block, of the smallest chunk, that torch's blocks start at
+# bytes of the objects that stand for an operation and its tensor: chosen so that peaks fit those that were measured
+NODES = (24, 56, 88)
 
 
 class Heap:
@@ -16,7 +19,7 @@ class Heap:
 
     def __init__(self) -> None:
         self.top = self.end = self.mapped = self.peak = 0
-        self.large = self.trim = PAD
+        self.large, self.trim = MOST, 2 * MOST  # imports and loading have mapped and freed large blocks already
         self.free: list[tuple[int, int]] = []  # size and start, the smallest first
         self.starts: dict[int, int] = {}
         self.ends: dict[int, int] = {}
@@ -41,6 +44,11 @@ class Heap:
             start = aligned
         self.blocks[name] = start, size
         self.peak = max(self.peak, self.end + self.mapped)
+
+    def allocate_small(self, name: object, size: int) -> None:
+        """Takes a block that starts anywhere, as those of objects do."""
+        size = -(-(size + HEADER // 2) // HEADER) * HEADER
+        self.blocks[name] = self._place(size), size
 
     def _place(self, size: int) -> int | None:
         """Where a block of the heap begins; None for one that is mapped."""
@@ -96,3 +104,30 @@ class Heap:
     def _drop(self, start: int, size: int) -> None:
         del self.free[bisect_left(self.free, (size, start))]
         del self.starts[start], self.ends[start + size]
+
+
+def replayed(trace: Iterable[tuple[int, int]], states: Iterable[int]) -> int:
+    """Bytes that a heap takes at most for two steps of a trace, as `Live` has it; optimizer states come in between."""
+    heap, steps = Heap(), list(trace)
+    _replay(heap, steps)
+    for number, size in enumerate(states):
+        heap.allocate(("state", number), size)
+    _replay(heap, steps)
+    return heap.peak
+
+
+def _replay(heap: Heap, trace: list[tuple[int, int]]) -> None:
+    """One step; what it leaves, which are gradients and the objects of the graph, is given back at its end."""
+    made: set[tuple[str, int, int]] = set()
+    for number, size in trace:
+        if size:
+            heap.allocate(("tensor", number, 0), size)
+            made.add(("tensor", number, 0))
+            for small in NODES:  # they take the ends of gaps, into which no tensor of that size fits then
+                heap.allocate_small(("node", number, small), small)
+                made.add(("node", number, small))
+        elif ("tensor", number, 0) in made:
+            heap.release(("tensor", number, 0))
+            made.remove(("tensor", number, 0))
+    for name in sorted(made):
+        heap.release(name)
