@@ -81,6 +81,7 @@ def sftrun(folder: Path) -> dict[str, float]:
 def trl(folder: Path, processes: int) -> dict[str, float]:
     """trl's preparation of the same rows, with assistant masks and packing."""
     import datasets
+    import multiprocess
     import transformers
     from trl import SFTConfig, SFTTrainer
 
@@ -101,6 +102,7 @@ def trl(folder: Path, processes: int) -> dict[str, float]:
     def work() -> dict[str, float]:
         rows = datasets.load_dataset("json", data_files=str(folder / "train.jsonl"), split="train", cache_dir=cache)
         trainer = SFTTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer)
+        multiprocess.active_children()  # whose CPU seconds count only when they are waited for
         return {"sequences": len(trainer.train_dataset)}
 
     return timed(work)

@@ -53,6 +53,7 @@ class Template:
         try:
             self._compiled = self._environment.from_string(source)
             self._globals = dict(self._compiled.globals)
+            self._context = self._compiled.new_context({}, shared=True)
         except jinja2.TemplateSyntaxError as error:
             raise UserError(_syntax_problem(error, source, name)) from None
 
@@ -104,8 +105,11 @@ class Template:
         return [_with_parts(message) for message in read] if self.wraps_text else read
 
     def _run(self, variables: dict[str, Any]) -> str:
-        # Jinja's own render copies all globals each time, which takes longer than the template itself
-        context = self._compiled.new_context(variables, shared=True)
+        # Jinja's own render makes a context and copies all globals each time, which takes longer than many a template
+        context = self._context
+        context.parent = variables
+        context.vars.clear()
+        context.exported_vars.clear()
         try:
             return "".join(self._compiled.root_render_func(context))
         except Exception:
