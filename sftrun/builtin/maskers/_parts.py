@@ -40,9 +40,7 @@ def with_ends(spans: Sequence[sftrun.Span], flags: Sequence[bool]) -> list[bool]
     """The same without the ends of turns of whose text nothing is trained; that of an empty answer stays."""
     texts = [(span, flag) for span, flag in zip(spans, flags, strict=True) if span.generated and not span.end_of_turn]
     silent = {span.message for span, _ in texts} - {span.message for span, flag in texts if flag}
-    return [
-        flag and not (span.end_of_turn and span.message in silent) for span, flag in zip(spans, flags, strict=True)
-    ]
+    return [flag and not (span.end_of_turn and span.message in silent) for span, flag in zip(spans, flags, strict=True)]
 
 
 def narrower(options: PartOptions) -> Narrow | None:
