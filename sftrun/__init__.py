@@ -37,7 +37,7 @@ from sftrun.types import (
 if TYPE_CHECKING:
     from sftrun.data.hub import check_dataset
     from sftrun.data.pack import read_packs
-    from sftrun.data.store import cache_folder, read_samples, to_sample
+    from sftrun.data.store import IGNORED, cache_folder, read_samples, to_sample
     from sftrun.data.tokenizer import load_tokenizer
     from sftrun.flow import run
     from sftrun.recipe.model import Recipe
@@ -56,6 +56,7 @@ _LATE = {
     "read_packs": "sftrun.data.pack",
     "read_samples": "sftrun.data.store",
     "to_sample": "sftrun.data.store",
+    "IGNORED": "sftrun.data.store",
     "cache_folder": "sftrun.data.store",
     "check_dataset": "sftrun.data.hub",
 }
@@ -72,6 +73,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "API_VERSION",
+    "IGNORED",
     "Backend",
     "BadRow",
     "Context",

@@ -13,7 +13,7 @@ import sftrun
 from sftrun_unsloth import _model
 from sftrun_unsloth._best import Best
 
-IGNORED = -100  # the label that carries no loss
+IGNORED = sftrun.IGNORED
 CLOSE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+import sftrun
 from sftrun.builtin.backends._rows import PackedRows
 
-IGNORED = -100  # the label that carries no loss
+IGNORED = sftrun.IGNORED
 WINDOW = 50  # batches whose rows are sorted by length together: more save no more padding, and mix less
 
 

@@ -4,11 +4,13 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import sftrun
 
 Split = Literal["train", "val", "test"]
+Splits = Annotated[tuple[Split, ...], sftrun.Meta(min_length=1, description="Splits to work on.")]
+ALL_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Change = Callable[[str], str]
 
 NAMES = {"role", "name", "id", "tool_call_id", "type"}  # strings of a message that are no text

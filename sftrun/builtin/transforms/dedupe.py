@@ -38,7 +38,7 @@ class DedupeOptions(sftrun.Options):
     ] = 128
     splits: Annotated[
         tuple[_texts.Split, ...], sftrun.Meta(min_length=1, description="Splits to work on, each by itself.")
-    ] = ("train", "val", "test")
+    ] = _texts.ALL_SPLITS
 
 
 @sftrun.hookimpl

@@ -39,11 +39,7 @@ class FilterOptions(sftrun.Options):
         tuple[Literal["system", "user", "assistant", "tool"], ...],
         sftrun.Meta(min_length=1, description="Whose messages are the texts that the rules are about."),
     ] = ("assistant",)
-    splits: Annotated[tuple[_texts.Split, ...], sftrun.Meta(min_length=1, description="Splits to work on.")] = (
-        "train",
-        "val",
-        "test",
-    )
+    splits: _texts.Splits = _texts.ALL_SPLITS
 
 
 @sftrun.hookimpl

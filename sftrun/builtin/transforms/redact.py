@@ -31,11 +31,7 @@ class RedactOptions(sftrun.Options):
     replacement: Annotated[
         str, sftrun.Meta(description="What stands in its place; {kind} becomes the name of the kind.")
     ] = "[{kind}]"
-    splits: Annotated[tuple[_texts.Split, ...], sftrun.Meta(min_length=1, description="Splits to work on.")] = (
-        "train",
-        "val",
-        "test",
-    )
+    splits: _texts.Splits = _texts.ALL_SPLITS
 
 
 @sftrun.hookimpl
