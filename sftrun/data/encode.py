@@ -1,13 +1,13 @@
 """Rendered text and chosen spans to samples: which token ids carry loss, for a whole batch at once."""
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from sftrun.data import anchors
+from sftrun.data.sections import Sections
 from sftrun.data.tokenizer import Tokenizer
 from sftrun.errors import UserError
 from sftrun.types import Masker, Rendered, Span
@@ -107,16 +107,9 @@ class Encoder:
         self.masker = masker
         self.limit = limit
         self.narrow = getattr(masker, "narrow", None)
+        self.read = Sections(tokenizer).read
         self._plans: dict[int, Plan] = {}
         self._anchors: dict[int, anchors.Anchors | None] = {}
-
-    def read(self, texts: Sequence[str]) -> tuple[Any, Any]:
-        """Ids of texts, end to end, and where each starts; [tokens] and [texts + 1]."""
-        lists = [encoding.ids for encoding in self.tokenizer.encode_ids(texts)]
-        starts = np.zeros(len(lists) + 1, dtype=np.int64)
-        np.cumsum([len(each) for each in lists], out=starts[1:])
-        ids = np.fromiter(chain.from_iterable(lists), dtype=np.int32, count=int(starts[-1]))
-        return ids, starts
 
     def encode(self, rows: Sequence[Rendered], read: tuple[Any, Any]) -> Encoded:
         """Finds what is trained in rows whose ids were read."""

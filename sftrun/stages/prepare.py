@@ -1,9 +1,11 @@
 """Stage 1, prepare: rows to tokenised samples with their masks, the ledger and the mask proof."""
 
+import contextlib
+import gc
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +110,22 @@ def _code_hash(files: Iterable[Path]) -> str:
 def _make(recipe: Recipe, line: Line, key: str, emit: Emit) -> Path:
     making = store.begin(key)
     try:
-        _fill(recipe, line, making, emit)
+        with _frozen():
+            _fill(recipe, line, making, emit)
     except BaseException:
         shutil.rmtree(making)
         raise
     return store.publish(making, key)
+
+
+@contextlib.contextmanager
+def _frozen() -> Iterator[None]:
+    """While it lasts, the garbage collector leaves what was there before alone: nearly nothing dies of it."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _fill(recipe: Recipe, line: Line, making: Path, emit: Emit) -> None:
