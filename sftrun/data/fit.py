@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sftrun.data import encode
+from sftrun.data import offsets
 from sftrun.data.ledger import Entry
 from sftrun.recipe.model import Recipe
 
@@ -15,7 +15,7 @@ class Kept(NamedTuple):
     trained: Any
     first: int
     origin: str
-    counts: encode.Counts
+    counts: offsets.Counts
 
 
 class Fit:
@@ -32,22 +32,22 @@ class Fit:
         self.add = add
         self.fatal = fatal
 
-    def row(self, origin: str, row: encode.Tokens) -> list[Kept]:
+    def row(self, origin: str, row: offsets.Tokens) -> list[Kept]:
         """The samples that a row becomes: none, one, or with on_too_long split several."""
         if not row.trained.any():
             self._note(origin, row, "dropped", "nothing trained", "the masker chose no token")
             return []
         return [_kept(origin, row, 0, len(row.ids))] if len(row.ids) <= self.limit else self.way(origin, row)
 
-    def _refuse(self, origin: str, row: encode.Tokens) -> list[Kept]:
+    def _refuse(self, origin: str, row: offsets.Tokens) -> list[Kept]:
         self.fatal(origin, f"has {len(row.ids)} tokens, more than model.max_seq_len={self.limit}")
         return []
 
-    def _drop_long(self, origin: str, row: encode.Tokens) -> list[Kept]:
+    def _drop_long(self, origin: str, row: offsets.Tokens) -> list[Kept]:
         self._note(origin, row, "dropped", "too long", f"{len(row.ids)} tokens")
         return []
 
-    def _truncate(self, origin: str, row: encode.Tokens) -> list[Kept]:
+    def _truncate(self, origin: str, row: offsets.Tokens) -> list[Kept]:
         size = len(row.ids)
         if not row.trained[: self.limit].any():
             detail = f"{size} tokens, and the prompt fills {self.limit}"
@@ -57,7 +57,7 @@ class Fit:
         self.add(Entry(self.split, origin, "truncated", "too long", f"{size} tokens", size - self.limit, lost))
         return [_kept(origin, row, 0, self.limit)]
 
-    def _split(self, origin: str, row: encode.Tokens) -> list[Kept]:
+    def _split(self, origin: str, row: offsets.Tokens) -> list[Kept]:
         size, found = len(row.ids), []
         for number, first in enumerate(range(0, size, self.limit), 1):
             last = min(first + self.limit, size)
@@ -68,10 +68,10 @@ class Fit:
         self.add(Entry(self.split, origin, "truncated" if lost else "changed", "split: too long", detail, lost))
         return found
 
-    def _note(self, origin: str, row: encode.Tokens, action: Any, reason: str, detail: str) -> None:
+    def _note(self, origin: str, row: offsets.Tokens, action: Any, reason: str, detail: str) -> None:
         self.add(Entry(self.split, origin, action, reason, detail, len(row.ids), int(row.trained.sum())))
 
 
-def _kept(origin: str, row: encode.Tokens, first: int, last: int) -> Kept:
-    counts = encode.counted(row, first, last)
+def _kept(origin: str, row: offsets.Tokens, first: int, last: int) -> Kept:
+    counts = offsets.counted(row, first, last)
     return Kept(row.ids[first:last], row.trained[first:last], first, origin, counts)

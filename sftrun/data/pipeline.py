@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from sftrun.data import encode, tokenizer
+from sftrun.data import encode, offsets, tokenizer
 from sftrun.data.crosscheck import CrossCheck
 from sftrun.data.fit import Fit, Kept
 from sftrun.data.ledger import Entry
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     of: list[tuple[int, int]]
     origins: list[str]
     pairs: list[Pair]
-    counts: encode.Counts
+    counts: offsets.Counts
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -87,7 +87,7 @@ class Line:
             starts, stops = self.tokenizer.bounds(encoding, text)
             bounds = (starts[first : first + size], stops[first : first + size])
             sample = Sample(ids.tolist(), trained.astype(int).tolist(), batch.origins[index])
-            yield Item(sample, *batch.pairs[row], encode.pieces(text, bounds, trained))
+            yield Item(sample, *batch.pairs[row], offsets.pieces(text, bounds, trained))
 
     def batches(self, split: str) -> Iterator[Batch]:
         """Every sample of a split that can be trained on; what cannot is in the ledger or in `problems`.

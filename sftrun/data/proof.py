@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sftrun.data import encode
+from sftrun.data import offsets
 from sftrun.data.pipeline import Batch, Line
 from sftrun.data.tokenizer import Tokenizer
 from sftrun.errors import Problem
@@ -18,7 +18,7 @@ EXAMPLES = 5
 class Tally(msgspec.Struct):
     """Counts of one split; `lengths[n]` samples have n tokens, `texts` has a hash of each sample's ids."""
 
-    counts: encode.Counts = msgspec.field(default_factory=encode.Counts)
+    counts: offsets.Counts = msgspec.field(default_factory=offsets.Counts)
     rows: int = 0
     double_bos: int = 0
     without_trained: int = 0
@@ -139,6 +139,6 @@ def _proven(tally: Tally) -> dict[str, Any]:
     }
 
 
-def by_role(counts: encode.Counts) -> dict[str, dict[str, int]]:
+def by_role(counts: offsets.Counts) -> dict[str, dict[str, int]]:
     """Tokens and trained tokens of each role."""
     return {role: {"tokens": number, "trained": counts.trained[role]} for role, number in counts.tokens.items()}

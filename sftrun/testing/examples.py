@@ -50,11 +50,13 @@ def _message(turn: str) -> types.Message:
 
 def shown(masker: types.Masker, talk: Conversation) -> str:
     """A conversation as `sftrun inspect` shows it: the text that a model reads, what is trained between ⟦ and ⟧."""
-    from sftrun.data import encode
+    from sftrun.data import offsets
 
     text = rendered(talk)
-    row, bounds = encode.tokens(text, encode.stretches(masker, text), _tokenizer().encode([text.text])[0], _tokenizer())
-    pieces = encode.pieces(text.text, bounds, row.trained)
+    row, bounds = offsets.tokens(
+        text, offsets.stretches(masker, text), _tokenizer().encode([text.text])[0], _tokenizer()
+    )
+    pieces = offsets.pieces(text.text, bounds, row.trained)
     return "".join(f"⟦{piece}⟧" if trained else piece for piece, trained in pieces)
 
 
