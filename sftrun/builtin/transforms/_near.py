@@ -1,11 +1,8 @@
 """Texts that are nearly the same: MinHash finds candidates (Broder, 1997), their Jaccard similarity decides.
 
-Bands of the signatures (Leskovec et al., Mining of Massive Datasets, 3.4) are kept on disk. What MinHash is needed
-for is six lines of numpy; datasketch would bring scipy with it.
+The signatures are rensa's; their bands (Leskovec et al., Mining of Massive Datasets, 3.4) are kept on disk.
 """
 
-import functools
-import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +15,7 @@ if TYPE_CHECKING:
 
 FOUND = 0.99  # chance at least that a pair at the threshold shares a band
 CANDIDATES = 64  # those that share most bands; a set made from one template has thousands
-BLOCK = 4096
+SEED = 0
 
 
 class Like(NamedTuple):
@@ -41,7 +38,7 @@ class Near:
 
     def bands(self, grams: "Hashes") -> list[int]:
         """One number a band of the signature, as SQLite has integers."""
-        signature = _signature(grams, self.permutations).tolist()
+        signature = _signature(grams, self.permutations)
         starts = range(0, self.permutations - self.size + 1, self.size)
         return [number(f"{start} {signature[start : start + self.size]}") - 2**63 for start in starts]
 
@@ -75,23 +72,12 @@ def band_size(threshold: float, permutations: int) -> int:
     return max((size for size in range(1, permutations + 1) if finds(size)), default=1)
 
 
-def _signature(grams: "Hashes", permutations: int) -> "Hashes":
-    import numpy as np
+def _signature(grams: "Hashes", permutations: int) -> list[int]:
+    from rensa import RMinHash
 
-    factors, offsets = _draws(permutations)
-    blocks = [grams[start : start + BLOCK, None] for start in range(0, len(grams), BLOCK)]
-    least = [((block * factors + offsets) >> np.uint64(32)).min(axis=0) for block in blocks]
-    signature: Hashes = np.min(least, axis=0)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(grams, [0, len(grams)], permutations, SEED)
+    signature: list[int] = matrix.to_rows()[0]
     return signature
-
-
-@functools.cache
-def _draws(permutations: int) -> "tuple[Hashes, Hashes]":
-    import numpy as np
-
-    draw = random.Random(0)  # not numpy's, whose streams may change with its version
-    factors, offsets = ([draw.getrandbits(64) | odd for _ in range(permutations)] for odd in (1, 0))
-    return np.array(factors, np.uint64), np.array(offsets, np.uint64)
 
 
 def _jaccard(grams: "Hashes", blob: bytes) -> float:

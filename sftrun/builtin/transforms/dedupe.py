@@ -60,7 +60,9 @@ class Dedupe:
 
     def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         if self.options.threshold is not None:
-            yield from sftrun.missing("numpy", path=("transforms",), why="dedupe with a threshold", extra="train")
+            why = "dedupe with a threshold"
+            yield from sftrun.missing("numpy", path=("transforms",), why=why, extra="train")
+            yield from sftrun.missing("rensa", path=("transforms",), why=why, extra="transforms")
 
     def apply(
         self, conversations: Iterable[sftrun.Conversation], context: sftrun.Context
