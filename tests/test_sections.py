@@ -30,8 +30,9 @@ TEXTS = [
     "Ωx",
     "<s",
     ">x",
+    "Danube",
 ]
-TURNS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<s>x", "<think>", "<tool>"]
+TURNS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<s>x", "<think>", "<tool>", "END"]
 KINDS = {
     "bytes": (models.BPE(), None, pre_tokenizers.ByteLevel(add_prefix_space=False)),
     "bytes with a space before": (models.BPE(), normalizers.NFC(), pre_tokenizers.ByteLevel(add_prefix_space=True)),
@@ -71,7 +72,7 @@ ADDED = {
         *special("<|im_end|>", "</s>"),
         *special("<tool>", lstrip=True),
     ],
-    "single words": [*CHATML, *common("Danube", normalized=False, single_word=True)],
+    "single words": [*CHATML, *special("END"), *common("Danube", normalized=False, single_word=True)],
 }
 
 
@@ -156,4 +157,10 @@ def test_a_row_that_holds_every_added_token_is_encoded_as_it_is(folder, monkeypa
 def test_the_embedded_tokenizer_has_tokens_to_spare():
     encoder = Tokenizer(tiny.folder(), ModelOptions(name=tiny.NAME))
     texts = [chatml("Name a river", f"Bystrica {number}") for number in range(20)]
+    assert in_sections(encoder, texts) == whole(encoder, texts)
+
+
+def test_nothing_is_replaced_where_an_added_token_looks_at_the_character_before_it(folder):
+    encoder = reader("bytes", "single words", folder)
+    texts = [f"END\nuserENDDanube {number}<|im_end|>" for number in range(20)]
     assert in_sections(encoder, texts) == whole(encoder, texts)
