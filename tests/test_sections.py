@@ -32,7 +32,7 @@ TEXTS = [
     ">x",
     "Danube",
 ]
-TURNS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<s>x", "<think>", "<tool>", "END"]
+TURNS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<s>x", "<think>", "<tool>", "STOP"]
 KINDS = {
     "bytes": (models.BPE(), None, pre_tokenizers.ByteLevel(add_prefix_space=False)),
     "bytes with a space before": (models.BPE(), normalizers.NFC(), pre_tokenizers.ByteLevel(add_prefix_space=True)),
@@ -72,7 +72,7 @@ ADDED = {
         *special("<|im_end|>", "</s>"),
         *special("<tool>", lstrip=True),
     ],
-    "single words": [*CHATML, *special("END"), *common("Danube", normalized=False, single_word=True)],
+    "single words": [*CHATML, *special("STOP"), *common("Danube", normalized=False, single_word=True)],
 }
 
 
@@ -162,5 +162,5 @@ def test_the_embedded_tokenizer_has_tokens_to_spare():
 
 def test_nothing_is_replaced_where_an_added_token_looks_at_the_character_before_it(folder):
     encoder = reader("bytes", "single words", folder)
-    texts = [f"END\nuserENDDanube {number}<|im_end|>" for number in range(20)]
+    texts = [f"STOP\nuser, pleaseSTOPDanube {number}<|im_end|>" for number in range(20)]
     assert in_sections(encoder, texts) == whole(encoder, texts)
