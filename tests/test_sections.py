@@ -30,7 +30,6 @@ TEXTS = [
     "Ωx",
     "<s",
     ">x",
-    "Danube",
 ]
 TURNS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<s>x", "<think>", "<tool>", "STOP"]
 KINDS = {
@@ -72,7 +71,7 @@ ADDED = {
         *special("<|im_end|>", "</s>"),
         *special("<tool>", lstrip=True),
     ],
-    "single words": [*CHATML, *special("STOP"), *common("Danube", normalized=False, single_word=True)],
+    "single words": [*CHATML, *special("STOP"), *common("Vltava", normalized=False, single_word=True)],
 }
 
 
@@ -162,5 +161,5 @@ def test_the_embedded_tokenizer_has_tokens_to_spare():
 
 def test_nothing_is_replaced_where_an_added_token_looks_at_the_character_before_it(folder):
     encoder = reader("bytes", "single words", folder)
-    texts = [f"STOP\nuser, pleaseSTOPDanube {number}<|im_end|>" for number in range(20)]
+    texts = [f"STOP\nuser, pleaseSTOPVltava {number}<|im_end|>" for number in range(20)]
     assert in_sections(encoder, texts) == whole(encoder, texts)
