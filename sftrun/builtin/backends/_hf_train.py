@@ -115,6 +115,8 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         use_cpu=not torch.cuda.is_available(),
         packing=False,
         max_length=None,
+        # for experts that no token has chosen; and gradients are added in the same order after a resume
+        ddp_find_unused_parameters=True,
         average_tokens_across_devices=True,  # else a step would depend on which process has which rows
         dataset_kwargs={"skip_prepare_dataset": True},
     )
