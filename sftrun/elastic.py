@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from torch.distributed.elastic.agent.server import (
+from torch.distributed.elastic.agent.server.api import (
     RunResult,
     SimpleElasticAgent,
     Worker,
@@ -45,7 +45,7 @@ class Rank:
 
     def __init__(self, worker: Worker, command: list[str], locks: list[int], env: dict[str, str], emit: Emit) -> None:
         self.number, self.emit = worker.global_rank, emit
-        self.failure: Failure | None = None
+        self.failure: Failure | None = None  # as it said, or as it ended
         reading, writing = os.pipe()
         lifeline, self.held = os.pipe()
         command = [*command, str(writing), str(lifeline)]
@@ -88,11 +88,12 @@ class Rank:
         code = self.code()
         if code in (None, 0, INTERRUPTED):
             return None
-        ended = {"event": "failure", "kind": "ended", "code": code, "rank": self.number, "time": time.monotonic()}
-        return self.failure or ended
+        if self.failure is None:
+            self._hear({"event": "failure", "kind": "ended", "code": code})
+        return self.failure
 
 
-class Agent(SimpleElasticAgent):  # type: ignore[misc]
+class Agent(SimpleElasticAgent):
     """torch's agent: it numbers the ranks of all nodes, and starts them again where any of them fails."""
 
     def __init__(self, spec: WorkerSpec, meeting: Meeting, command: list[str], locks: list[int], emit: Emit) -> None:
@@ -113,7 +114,7 @@ class Agent(SimpleElasticAgent):  # type: ignore[misc]
     def _environment(self, group: WorkerGroup, worker: Worker) -> dict[str, str]:
         """torchrun's variables; a process that trains alone has none of them, and must not look for others."""
         processes = group.spec.local_world_size
-        env = {"TORCHELASTIC_RESTART_COUNT": group.spec.max_restarts - self._remaining_restarts}
+        env: dict[str, Any] = {"TORCHELASTIC_RESTART_COUNT": group.spec.max_restarts - self._remaining_restarts}
         if worker.world_size == 1:
             return {name: str(value) for name, value in env.items()}
         env |= {"RANK": worker.global_rank, "LOCAL_RANK": worker.local_rank, "WORLD_SIZE": worker.world_size}
@@ -154,7 +155,9 @@ class Agent(SimpleElasticAgent):  # type: ignore[misc]
         found = [cause for rank in self.ranks if (cause := rank.cause())]
         if not found:
             return self.meeting.failure() if None in codes else None
-        if self.asked and all(each["kind"] == "ended" for each in found):
+        if None in codes and all(each["kind"] == "lost" for each in found) and _age(found) < SETTLE:
+            return None
+        if self.asked and all(each["kind"] in ("ended", "lost") for each in found):
             raise Interrupted  # stopped before it could listen
         return self.meeting.agree(first(found), SETTLE)
 
@@ -180,6 +183,10 @@ def first(found: list[Failure]) -> Failure:
     killed = [each for each in found if each["kind"] == "ended" and each["code"] < 0]
     own = [each for each in found if each["kind"] in order]
     return min(killed or own or found, key=lambda each: float(each["time"]))
+
+
+def _age(found: list[Failure]) -> float:
+    return time.monotonic() - min(float(each["time"]) for each in found)
 
 
 def said(failure: Failure) -> str:

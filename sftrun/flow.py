@@ -26,7 +26,7 @@ DATA_LINE = ("source", "transform", "formatter", "masker")
 PACKAGES = ("jinja2", "numpy", "pyarrow", "tokenizers")  # of the data line; what else is needed, components say
 
 
-def run(
+def run(  # noqa: PLR0913, PLR0917  (as many as the command has options)
     path: str | Path,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,

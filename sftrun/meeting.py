@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from sftrun.errors import UserError
@@ -22,7 +22,7 @@ EVERY = 0.5  # seconds between two looks at what other nodes say
 HOME = "127.0.0.1"
 
 
-class Meeting(RendezvousHandler):  # type: ignore[misc]
+class Meeting(RendezvousHandler):
     """A rendezvous of nodes with fixed numbers; each attempt has a store of its own, as ranks leave keys in theirs."""
 
     def __init__(self, ranks: Ranks, run: Path) -> None:

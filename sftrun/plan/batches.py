@@ -44,7 +44,7 @@ def read(prepared: Path, split: str, packed: bool = False) -> Rows | None:
 
 
 def steps(recipe: Recipe, rows: int) -> int:
-    """Optimizer steps of a run: the epochs' worth, or max_steps where that is fewer; each sees rows of all processes."""
+    """Optimizer steps of a run: the epochs' worth, or max_steps where that is fewer; all processes share a step."""
     an_epoch = math.ceil(math.ceil(rows / (recipe.train.batch_size * world.size(recipe))) / recipe.train.grad_accum)
     return min(math.ceil(recipe.train.epochs * an_epoch), recipe.train.max_steps or an_epoch * 10**9)
 

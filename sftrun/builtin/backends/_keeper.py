@@ -169,7 +169,9 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
 
     def _seal(self, made: Path, progress: dict[str, Any]) -> None:
         step = self.trainer.state.global_step
-        _checkpoints.expect(made, [f"rng_state_{each}.pth" for each in range(_ranks.size())] if _ranks.size() > 1 else [])
+        _checkpoints.expect(
+            made, [f"rng_state_{each}.pth" for each in range(_ranks.size())] if _ranks.size() > 1 else []
+        )
         loss = self.evaluated_at[1] if self.evaluated_at and self.evaluated_at[0] == step else None
         finished = self.trainer.control.should_training_stop
         _checkpoints.seal(made, step=step, loss=loss, finished=finished, progress=progress)

@@ -124,7 +124,9 @@ def check(trainer: Any, recipe: sftrun.Recipe) -> None:
         return
     found = (trainer.args.world_size, distributed.get_world_size(), trainer.accelerator.num_processes)
     if set(found) != {size()}:
-        message = "{3} processes train, but transformers knows of {0}, torch of {1}, accelerate of {2}".format(*found, size())
+        message = "{3} processes train, but transformers knows of {0}, torch of {1}, accelerate of {2}".format(
+            *found, size()
+        )
         raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes")))
     if recipe.launch.strategy in ("auto", "ddp") and not isinstance(trainer.model_wrapped, DistributedDataParallel):
         message = f"the trainer has not wrapped the model for ddp, but as {type(trainer.model_wrapped).__name__}"
