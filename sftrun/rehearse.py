@@ -15,7 +15,7 @@ from sftrun import flow, launch, rundir, tiny, world
 from sftrun.data.store import cache_folder
 from sftrun.errors import UserError
 from sftrun.options import as_use
-from sftrun.recipe.model import Recipe
+from sftrun.recipe.model import LaunchOptions, Recipe
 from sftrun.recipe.validate import read, resolved_yaml
 from sftrun.registry import current
 from sftrun.rundir import RunDir
@@ -136,7 +136,7 @@ def _sets(recipe: Recipe, rows: Path, model: str) -> Iterator[str]:
     if model != tiny.NAME:
         yield f"model.name={model}"
         yield "model.revision=null"
-    yield "launch={processes: 1}"
+    yield f"launch={json.dumps(msgspec.to_builtins(LaunchOptions(processes=1)))}"
     yield "data.max_lost=1"  # of a few rows, any share may be too long
     yield "expect_mask=null"
     yield f"train.max_steps={STEPS}"

@@ -185,11 +185,9 @@ def test_a_failure_on_one_node_is_told_on_all(run):
         ({"recipe": "model: {}"}, "the recipe of node 1 is not that of node 0"),
     ],
 )
-def test_nodes_that_do_not_fit_are_refused(run, second, words, monkeypatch):
-    monkeypatch.setattr(signal, "signal", lambda *given: None)
+def test_nodes_that_do_not_fit_are_refused(run, second, words):
     _, ended = on_two_nodes("workers:ranked", run, second=second)
-    assert words in str(ended[1])
-    assert ended[0] is not None
+    assert all(words in str(error) for error in ended)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
         sort=recipe.train.group_by_length,
         callbacks=keeper.callbacks(),
         model=adapter.model if adapter else model,
-        args=arguments(recipe, run, len(rows)),
+        args=_ranks.one_gpu(arguments(recipe, run, len(rows))),
         data_collator=_batches.collator(rows, _pad_id(tokens)),
         train_dataset=samples["train"],
         eval_dataset=samples.get("val"),

@@ -67,6 +67,12 @@ def _take_gpu() -> None:
     torch.cuda.set_device(own)
 
 
+def one_gpu(settings: Any) -> Any:
+    """Settings of a trainer that leaves other GPUs alone: in one process it would split batches among all it sees."""
+    settings._n_gpu = min(settings.n_gpu, 1)
+    return settings
+
+
 def leave() -> None:
     """Waits for the others, so that none ends well while another fails."""
     if size() > 1:
