@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from torch.distributed import DistError  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import (
     RunResult,
     SimpleElasticAgent,
@@ -28,7 +29,7 @@ from torch.distributed.elastic.agent.server.api import (
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from sftrun import launch
-from sftrun.errors import Interrupted
+from sftrun.errors import Interrupted, UserError
 from sftrun.launch import INTERRUPTED, Ranks
 from sftrun.meeting import Meeting
 from sftrun.types import Emit
@@ -218,7 +219,11 @@ def run(target: str, path: Path, ranks: Ranks, locks: list[int], emit: Emit) -> 
         monitor_interval=EVERY,
     )
     agent = Agent(spec, meeting, command, locks, emit)
-    result = agent.run()
+    try:
+        result = agent.run()
+    except DistError as error:  # what their store says
+        message = f"the nodes lost each other: {str(error).splitlines()[0]}"
+        raise UserError(message, hint="resume the run on all nodes; the log of each may say why") from error
     if result.is_failed() and agent.failure:
         emit(agent.failure)
         meeting.leave()

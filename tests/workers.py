@@ -51,7 +51,7 @@ def crashed(recipe, run, emit):
     os._exit(7)
 
 
-# What one of many processes may do, for tests/test_many_processes.py.
+# What one of many processes may do, for tests/test_elastic.py.
 
 
 def is_second():
