@@ -152,9 +152,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Batches of similar lengths, if wanted; what one optimizer step sees does not depend on how it is split."""
         if not self.sort or isinstance(self.rows, _rows.PackedRows):
-            return _batches.Shuffled(len(self.rows), len(self.train_dataset), self.args.seed)
+            return _batches.Shuffled(len(self.rows), self.args.seed, len(self.train_dataset))
         step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        return _batches.ByLength(self.rows.lengths, len(self.train_dataset), step, self.args.seed)
+        return _batches.ByLength(self.rows.lengths, step, self.args.seed, len(self.train_dataset))
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         given = inputs.get("attention_mask")  # packed rows have neither mask nor padding
