@@ -55,6 +55,17 @@ def trained(folder, name, *sets):
     return sftrun.run(folder / "recipe.yaml", sets, folder / name)
 
 
+def alone(folder, name, *sets):
+    """The same in this process."""
+    import sftrun
+    from sftrun.flow import prepare_only
+    from sftrun.stages.train import train_here
+
+    run = prepare_only(folder / "recipe.yaml", sets, folder / name)
+    train_here(sftrun.load(folder / "recipe.yaml", sets), run, run.event)
+    return run
+
+
 def curves(run):
     past = history.history(run.events())
     return past.loss, past.validation, past.learning_rate
@@ -87,8 +98,7 @@ def test_two_processes_train_as_one_does_with_batches_twice_as_large(folder, two
     validation rows it has one."""
     from sftrun.data import store
 
-    one = trained(folder, "one", "train.batch_size=4")
-    close(two, one)
+    close(two, alone(folder, "one", "train.batch_size=4"))
     rows = list(store.read_samples(two.prepared / "train.arrow"))
     assert totals(two) == (2 * sum(len(row.ids) for row in rows), 2 * sum(sum(row.trained[1:]) for row in rows))
 
@@ -127,15 +137,15 @@ KINDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", KINDS)
 def test_how_rows_are_split_among_processes_and_passes_does_not_matter(folder, kind):
     sets, size = KINDS[kind], 1 if kind == "accumulated" else 2
     parts = [f"train.batch_size={size}", f"train.grad_accum={2 // size}", PROCESSES]
     many = trained(folder, f"{kind} many", *sets, *parts)
     for number, passes in ((4, 1), (2, 2)):
-        alone = (f"train.batch_size={number}", f"train.grad_accum={passes}")
-        close(many, trained(folder, f"{kind} alone {passes}", *sets, *alone))
+        split = (f"train.batch_size={number}", f"train.grad_accum={passes}")
+        close(many, alone(folder, f"{kind} alone {passes}", *sets, *split))
 
 
 def command(folder, *words):
@@ -188,7 +198,7 @@ def test_other_stages_work_alone(reference):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_killed_at_any_moment_and_resumed_it_ends_the_same(folder, reference):
     run = RunDir(folder / "killed")
     moment = random.Random()
@@ -216,7 +226,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_the_same(folder, reference):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_process_that_dies_is_started_again_and_nothing_is_lost(folder, reference):
     run = RunDir(folder / "restarted")
     sets = [*DROPOUT, *LONGER, PROCESSES, "launch.restarts=1"]
@@ -234,7 +244,7 @@ def test_a_process_that_dies_is_started_again_and_nothing_is_lost(folder, refere
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_two_nodes_train_as_two_processes_do(folder, reference):
     meet = ["--out", "nodes", "--nodes", "2", "--rendezvous", f"localhost:{free_port()}", *flags([*DROPOUT, *LONGER])]
     second = command(folder, "recipe.yaml", *meet, "--node-rank", "1")
@@ -260,7 +270,7 @@ def test_a_node_ends_where_the_first_one_cannot_prepare(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_run_may_go_on_with_other_processes_where_a_step_sees_as_many_rows(folder, two):
     from sftrun import load, resume
 
