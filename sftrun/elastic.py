@@ -36,6 +36,7 @@ from sftrun.types import Emit
 
 EVERY = 0.05  # seconds between two looks at the ranks
 SETTLE = 15.0  # seconds to wait for the cause of a lost connection to be told by the process that has it
+DRAIN = 10.0  # seconds to hear the last words of one that was killed: what loads its data holds the pipe for a while
 AGAIN = ("bug", "ended", "lost")  # kinds of failures that another attempt may not have
 
 Failure = dict[str, Any]
@@ -74,14 +75,14 @@ class Rank:
         """The exit code, when all has been heard; None while it is at work."""
         code = self.process.poll()
         if code is not None:
-            self.listening.join()
+            self.listening.join(DRAIN)
         return code
 
     def end(self) -> None:
         """Kills it, where it is still at work."""
         self.process.kill()
         self.process.wait()
-        self.listening.join()
+        self.listening.join(DRAIN)
         os.close(self.held)
 
     def cause(self) -> Failure | None:
