@@ -23,9 +23,10 @@ LAYERS = [
     {"recipe"},
     {"data", "rundir", "lock", "report"},
     {"launch", "stages"},
+    {"plan", "oom"},
     {"resume"},
     {"flow"},
-    {"answer", "look", "plan", "rehearse", "testing"},
+    {"answer", "look", "planning", "rehearse", "testing"},
     {"cli"},
 ]
 HEAVY = {"torch", "transformers", "datasets", "numpy", "trl", "peft", "pyarrow", "tokenizers", "pandas", "accelerate"}

@@ -85,7 +85,7 @@ def _other(recipe: Recipe, shorter: bool, registry: Registry) -> Iterator[list[S
 
 def _smaller(recipe: Recipe) -> Iterator[Sets]:
     """Smaller batches of which more are summed: what one optimizer step sees stays the same."""
-    size = recipe.train.batch_size
+    size = recipe.train.micro_batch
     for part in range(2, size + 1):
         if size % part == 0:
             yield {"train.batch_size": size // part, "train.grad_accum": recipe.train.grad_accum * part}

@@ -71,7 +71,7 @@ def _short(recipe: Recipe, evaluates: bool) -> Recipe:
 
 def _chosen(recipe: Recipe, train: batches.Rows) -> list[int]:
     """Rows, or packs, of so many steps: the largest, and some that are spread over all."""
-    a_step = recipe.train.batch_size * recipe.train.grad_accum
+    a_step = recipe.train.micro_batch * recipe.train.grad_accum
     most = batches.largest(recipe, train)
     spread: list[int] = np.linspace(0, len(train) - 1, a_step * USUAL).astype(int).tolist()
     return [most[index % len(most)] for index in range(a_step * LARGEST)] + spread
@@ -103,7 +103,7 @@ def _times(recipe: Recipe, train: batches.Rows, events: list[dict[str, Any]]) ->
     seconds = [count / event["tokens_per_s"] for count, event in zip(counts, events, strict=True)]
     slowest = max(seconds[1:] or seconds)
     steps = batches.steps(recipe, len(train))
-    usual = float(train.lengths.sum()) / len(train) * min(recipe.train.batch_size * recipe.train.grad_accum, len(train))
+    usual = float(train.lengths.sum()) / len(train) * min(recipe.train.micro_batch * recipe.train.grad_accum, len(train))
     fixed, each = _line(counts[1:] or counts, seconds[1:] or seconds)
     a_step = fixed + each * usual
     return {"seconds_per_step": a_step, "slowest_step": slowest, "seconds": a_step * steps}

@@ -138,7 +138,7 @@ class Diagnosis:
             yield self._type(path, error.instance, choices)
             return
         enums = [choice for choice in choices if "enum" in choice or "const" in choice]
-        if enums and not isinstance(error.instance, dict | list):
+        if all(choice in enums for choice in fitting) and not isinstance(error.instance, dict | list):
             values = [value for choice in enums for value in choice.get("enum", [choice.get("const")])]
             said = f"{words.name(path)} must be {words.wanted(choices, None)}, not {words.bare(error.instance)}"
             yield self._at(path, said, suggest.one_of(error.instance, values))
