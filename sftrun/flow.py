@@ -51,7 +51,7 @@ def go_on(path: str | Path, overrides: Sequence[str] = (), watch: Emit = lambda 
 
 def _go_on(folder: RunDir, loaded: Loaded, watch: Emit) -> RunDir:
     with explained(loaded.document), held(folder, watch) as emit:
-        recipe = normal(loaded.recipe)
+        recipe = resuming.settled(normal(loaded.recipe), folder)
         found = resuming.fit(recipe, folder)
         folder.mend()
         folder.write("resolved.yaml", resolved_yaml(recipe))
@@ -68,17 +68,25 @@ def _stages(recipe: Recipe, folder: RunDir, emit: Emit) -> None:
     from sftrun.stages.export import export
     from sftrun.stages.prepare import prepare
     from sftrun.stages.report import report
+    from sftrun.stages.size import size
     from sftrun.stages.train import train
 
     once(folder, emit, "prepare", lambda: prepare(recipe, folder, current(), emit))
     fit(recipe, folder, emit)
-    once(folder, emit, "train", lambda: train(recipe, folder, emit))
+    if recipe.train.batch_size == "auto":
+        staged(folder, emit, "size", lambda: size(recipe, folder, emit))
+    once(folder, emit, "train", lambda: train(written(folder), folder, emit))
     if recipe.evaluators:
         once(folder, emit, "evaluate", lambda: evaluate(folder, emit))
     if recipe.exporters:
         once(folder, emit, "export", lambda: export(folder, emit))
-    once(folder, emit, "report", lambda: report(recipe, folder))
+    once(folder, emit, "report", lambda: report(written(folder), folder))
     _point_latest(folder, emit)
+
+
+def written(folder: RunDir) -> Recipe:
+    """The recipe as a run directory has it, with the batch that was chosen."""
+    return from_resolved((folder.path / "resolved.yaml").read_text("utf-8"))
 
 
 def prepare_only(
@@ -95,7 +103,7 @@ def prepare_only(
 def evaluate_again(path: str | Path, watch: Emit = lambda event: None) -> RunDir:
     """The evaluators of an existing run directory, and a new report; raises UserError where there is no model."""
     folder = rundir.open_run(Path(path))
-    recipe = from_resolved((folder.path / "resolved.yaml").read_text("utf-8"))
+    recipe = written(folder)
     if not recipe.evaluators:
         raise UserError(f"the recipe of {path} names no evaluators", hint="add some, and run it again")
     ready(recipe, ("backend", "evaluator"))

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from sftrun.errors import Interrupted, Place, Problem, UserError
+from sftrun.errors import Interrupted, OutOfMemory, Place, Problem, UserError
 from sftrun.rundir import RunDir
 from sftrun.types import Emit
 
@@ -129,12 +129,12 @@ def _explained(failure: dict[str, Any] | None, code: int, run: RunDir) -> BaseEx
     if failure and failure["kind"] == "user":
         return UserError([_problem(each) for each in failure["problems"]])
     if failure and failure["kind"] == "memory":
-        return UserError(f"out of memory: {failure['message']}", hint=MEMORY_ADVICE)
+        return OutOfMemory(f"out of memory: {failure['message']}", hint=MEMORY_ADVICE)
     if failure:
         return WorkerError(failure["traceback"])
     if code == -signal.SIGKILL:
         hint = f"{MEMORY_ADVICE}; sftrun resume {shown(run.path)} goes on where it was whole"
-        return UserError("the worker was killed, most often because memory ran out", hint=hint)
+        return OutOfMemory("the worker was killed, most often because memory ran out", hint=hint)
     return WorkerError(f"the worker ended with code {code}; the end of {run.log}:\n{_tail(run.log)}")
 
 
@@ -195,11 +195,23 @@ def _end_with_parent(lifeline: int) -> None:
 
 
 def _failure(error: Exception) -> dict[str, Any]:
-    if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+    if no_memory(error):
         return {"kind": "memory", "message": (str(error) or "of the machine").splitlines()[0]}
     if no_space(error):
         return {"kind": "user", "problems": [msgspec.to_builtins(Problem(str(error), hint="make room on the disk"))]}
     return {"kind": "bug", "traceback": traceback.format_exc()}
+
+
+NO_MEMORY = (  # what torch, CUDA and the system say, in lower case; the last one of a process that loads batches
+    *("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed"),
+    "is killed by signal: killed",
+)
+
+
+def no_memory(error: BaseException) -> bool:
+    """Whether memory has run out."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY)
 
 
 def no_space(error: BaseException) -> bool:

@@ -17,9 +17,12 @@ FREE = {
     "description",
     *(f"train.save_{name}" for name in ("strategy", "steps", "total_limit")),
     *(f"train.{name}" for name in ("logging_steps", "eval_batch_size", "dataloader_workers", "dataloader_prefetch")),
+    "train.on_oom",
 }
 # The same sums, added up in another order: what helps where memory ran out.
 ROUNDING = {"train.batch_size", "train.grad_accum", "train.gradient_checkpointing"}
+SAME = {"train.effective_batch_size"}  # where the rows of a step stay as many
+SPLIT = (("batch_size", "grad_accum"), ("eval_batch_size",))  # what a run may have changed on its own
 LATER = {"evaluators": "evaluate", "exporters": "export"}  # keys whose stage is done again
 
 
@@ -44,7 +47,7 @@ def fit(recipe: Recipe, run: RunDir) -> list[str]:
     if _rows(before) != _rows(recipe):
         wrong = {key: each for key, each in changed.items() if key not in FREE | LATER.keys()}
     else:
-        wrong = {key: each for key, each in changed.items() if key not in FREE | ROUNDING | LATER.keys()}
+        wrong = {key: each for key, each in changed.items() if key not in FREE | ROUNDING | SAME | LATER.keys()}
     if wrong:
         raise UserError(_problem(key, *values, run) for key, values in wrong.items())
     if not (run.prepared / "proof.json").is_file():  # someone has made room; training compares what comes of it
@@ -56,6 +59,17 @@ def fit(recipe: Recipe, run: RunDir) -> list[str]:
         run.forget("report")
     rounded = sorted(changed.keys() & ROUNDING)
     return [f"{', '.join(rounded)} changed: the weights will differ by rounding from now on"] if rounded else []
+
+
+def settled(recipe: Recipe, run: RunDir) -> Recipe:
+    """The recipe with the batch that the run has come to, where it still asks for what the run began with."""
+    asked = run.read_json(rundir.BEGUN).get("batch", {}).get("asked", {})
+    now = from_resolved((run.path / "resolved.yaml").read_text("utf-8")).train
+    sets: dict[str, Any] = {}
+    for names in SPLIT:
+        if all(name in asked and getattr(recipe.train, name) == asked[name] for name in names):
+            sets |= {name: getattr(now, name) for name in names}
+    return msgspec.structs.replace(recipe, train=msgspec.structs.replace(recipe.train, **sets))
 
 
 def versions(run: RunDir, now: dict[str, Any]) -> Iterator[str]:
@@ -79,7 +93,7 @@ def _stages(recipe: Recipe) -> list[str]:
 
 
 def _rows(recipe: Recipe) -> int:
-    return recipe.train.batch_size * recipe.train.grad_accum
+    return recipe.train.rows_per_step
 
 
 def _differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -78,9 +78,8 @@ def _other(recipe: Recipe, shorter: bool, registry: Registry) -> Iterator[list[S
     most = least[0][-1] if least else {}
     if shorter and (lengths := list(_shorter(recipe.model.max_seq_len))):
         yield [{**most, "model.max_seq_len": length} for length in lengths]
-    for mode in _modes(recipe):
-        for sets in _with_backend(recipe, mode, registry):
-            yield [sets, {**most, **sets}]
+    for sets in adapters(recipe, registry):
+        yield [sets, {**most, **sets}]
 
 
 def _smaller(recipe: Recipe) -> Iterator[Sets]:
@@ -91,9 +90,23 @@ def _smaller(recipe: Recipe) -> Iterator[Sets]:
             yield {"train.batch_size": size // part, "train.grad_accum": recipe.train.grad_accum * part}
 
 
+def splits(recipe: Recipe) -> Iterator[Sets]:
+    """Ways to give an optimizer step its rows, the fewest at once first."""
+    rows = recipe.train.rows_per_step
+    for size in range(1, rows + 1):
+        if rows % size == 0:
+            yield {"train.batch_size": size, "train.grad_accum": rows // size}
+
+
 def _shorter(length: int) -> Iterator[int]:
     while (length := length // 2) >= 128:
         yield length
+
+
+def adapters(recipe: Recipe, registry: Registry) -> Iterator[Sets]:
+    """Modes that train fewer weights, or hold them in fewer bits, each with a backend that can do it here."""
+    for mode in _modes(recipe):
+        yield from _with_backend(recipe, mode, registry)
 
 
 def _modes(recipe: Recipe) -> list[str]:

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from sftrun import launch
+from sftrun import launch, oom
 from sftrun.errors import UserError
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
@@ -16,9 +16,14 @@ from sftrun.types import Emit
 def train(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """Fills `model/`, `checkpoints/` and `tensorboard/`; goes on where an attempt before this one was whole.
 
-    Raises UserError where the prepared samples are not those of that attempt.
+    Raises UserError where the prepared samples are not those of that attempt, OutOfMemory where memory has run out and
+    the recipe does not allow for smaller batches, or there are none.
     """
     _check_samples(run)
+    oom.guarded(_attempt, recipe, run, emit)
+
+
+def _attempt(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     launch.work("sftrun.stages.train:train_here", run, Watch(recipe, run.events(), emit))
 
 
