@@ -55,7 +55,7 @@ class UserError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
-class OutOfMemory(UserError):
+class OutOfMemory(UserError):  # noqa: N818 (torch has an OutOfMemoryError)
     """A worker process whose memory ran out, so that its parent can give the next one less to hold at once."""
 
 

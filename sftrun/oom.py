@@ -88,6 +88,16 @@ def _advice(recipe: Recipe, run: RunDir, sets: changes.Sets) -> str:
     return f"set {_said(sets)}{rows}: {_command(run, sets)}; train.on_oom: shrink does so by itself"
 
 
+def beforehand(recipe: Recipe, run: RunDir) -> str:
+    """What to change where a plan has shown that it does not fit."""
+    sets = smaller(recipe, validating=False)
+    if sets is None:
+        return otherwise(recipe, run, None)
+    rows = recipe.train.rows_per_step
+    auto = _said(changes.auto(recipe, {}))
+    return f"set {_said(sets)} (the same {rows} rows a step), or {auto}, which takes the largest batch that fits"
+
+
 def otherwise(recipe: Recipe, run: RunDir, resumed: RunDir | None) -> str:
     """What helps where there is no smaller batch, in order: from the same training to another one.
 

@@ -37,7 +37,15 @@ def fitting(recipe: Recipe, free: int, ask: Ask, registry: Registry) -> Iterator
     found = [_smallest(recipe, family, free, ask) for family in _same(recipe)] if small else []
     if not any(found):
         found = [_smallest(recipe, family, free, ask) for family in _other(recipe, small, registry)]
-    yield from filter(None, found)
+    fits = [each for each in found if each]
+    yield from fits
+    yield from ((auto(recipe, sets), needed) for sets, needed in fits[:1] if "train.batch_size" in sets)
+
+
+def auto(recipe: Recipe, sets: Sets) -> Sets:
+    """The same change, with a batch that is chosen by what is measured when the recipe is run."""
+    rest = {key: value for key, value in sets.items() if key not in ("train.batch_size", "train.grad_accum")}
+    return {"train.batch_size": "auto", "train.effective_batch_size": recipe.train.rows_per_step, **rest}
 
 
 def _held(footprint: Footprint) -> int:

@@ -49,15 +49,15 @@ def _measured(
     """What was in use at most in a process that trains so many usual steps after the largest ones; and its events."""
     trial = RunDir(folder)
     trial.locks = run.locks
-    evaluates = recipe.train.eval_strategy != "no" and (run.prepared / "val.arrow").is_file()
-    _write(recipe, run, trial, train, evaluates, usual)
+    _write(recipe, run, trial, train, usual)
     events: list[dict[str, Any]] = []
     launch.work("sftrun.plan.work:probe_here", trial, events.append)
     measured = next(event for event in events if event["event"] == "probed")
     return {key: value for key, value in measured.items() if key != "event"}, events
 
 
-def _write(recipe: Recipe, run: RunDir, trial: RunDir, train: batches.Rows, evaluates: bool, usual: int) -> None:
+def _write(recipe: Recipe, run: RunDir, trial: RunDir, train: batches.Rows, usual: int) -> None:
+    evaluates = recipe.train.eval_strategy != "no" and (run.prepared / "val.arrow").is_file()
     trial.prepared.mkdir(parents=True)
     chosen = _chosen(recipe, train, usual)
     if train.packs is None:
@@ -123,7 +123,9 @@ def _times(recipe: Recipe, train: batches.Rows, events: list[dict[str, Any]]) ->
     seconds = [count / event["tokens_per_s"] for count, event in zip(counts, events, strict=True)]
     slowest = max(seconds[1:] or seconds)
     steps = batches.steps(recipe, len(train))
-    usual = float(train.lengths.sum()) / len(train) * min(recipe.train.micro_batch * recipe.train.grad_accum, len(train))
+    usual = (
+        float(train.lengths.sum()) / len(train) * min(recipe.train.micro_batch * recipe.train.grad_accum, len(train))
+    )
     fixed, each = _line(counts[1:] or counts, seconds[1:] or seconds)
     a_step = fixed + each * usual
     return {"seconds_per_step": a_step, "slowest_step": slowest, "seconds": a_step * steps}

@@ -1,4 +1,4 @@
-"""`train.batch_size: auto`: as many rows in a forward pass as fit, of those that a step needs; really run, not guessed."""
+"""`train.batch_size: auto`: of the rows of a step, as many in a forward pass as were run within the memory there is."""
 
 import shutil
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class Chosen(msgspec.Struct, frozen=True):
 def measured(recipe: Recipe, run: RunDir, emit: Emit) -> Chosen | None:
     """The largest batch that was run within the memory that is there; None where not even one row at a time was.
 
-    Each trial is the largest batches, the largest evaluation and a save in a worker process, and is emitted as `sizing`.
+    A trial is the largest batches, the largest evaluation and a save in a worker process; `sizing` says how it went.
     """
     expected, free = _estimates(recipe, run)
     ways = {sets["train.batch_size"]: sets for sets in changes.splits(recipe)}
@@ -62,9 +62,7 @@ def estimated(recipe: Recipe, run: RunDir) -> Chosen | None:
     return Chosen(sets, Trial(peak, free), measured=False)
 
 
-def search(
-    expected: dict[int, int], free: int, measure: Callable[[int], Trial | None]
-) -> tuple[int, Trial] | None:
+def search(expected: dict[int, int], free: int, measure: Callable[[int], Trial | None]) -> tuple[int, Trial] | None:
     """The largest size that fits, with its trial; `measure` gives None where memory ran out.
 
     `expected` are the estimated peaks in bytes by size, the smallest first. Each size is tried once at most: first the

@@ -61,7 +61,9 @@ def _batch(document: Document) -> Iterator[Problem]:
     if size == "auto":
         yield from _chosen(document, rows)
     elif all(isinstance(each, int) and each > 0 for each in (size, accum, rows)) and size * accum != rows:
-        message = f"train.effective_batch_size is {rows}, but batch_size × grad_accum is {size} × {accum} = {size * accum}"
+        message = (
+            f"train.effective_batch_size is {rows}, but batch_size × grad_accum is {size} × {accum} = {size * accum}"
+        )
         hint = f"write batch_size: auto, which chooses both, or {_split(rows, size)}"
         yield Problem(message, document.place(path), path, hint)
 
@@ -107,7 +109,9 @@ def of_backend(recipe: Recipe, registry: Registry) -> Iterator[Problem]:
         except Exception:  # said by `of_component`
             return
         if not known:
-            message = f"the backend {use.use} cannot say what a batch takes, so train.batch_size auto has nothing to go by"
+            message = (
+                f"the backend {use.use} cannot say what a batch takes, so train.batch_size auto has nothing to go by"
+            )
             hint = "write batch_size and grad_accum as numbers; sftrun plan --probe measures whether they fit"
             yield Problem(message, path=("train", "batch_size"), hint=hint)
 
