@@ -105,7 +105,7 @@ def _memory(history: History) -> Iterator[str]:
         sets = ", ".join(f"{key}: {last[key]}" for key in keys if key in last)
         yield (
             f"Memory ran out {'once' if count == 1 else f'{count} times'}, and the run went on with smaller batches "
-            f"(train.on_oom). To begin with those the next time write train: {{{sets}}}, or let batch_size: auto choose."
+            f"(train.on_oom). To begin with those next time, write train: {{{sets}}}, or let batch_size: auto choose."
         )
 
 

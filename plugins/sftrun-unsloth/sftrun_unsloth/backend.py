@@ -32,6 +32,8 @@ def register_backends(register: sftrun.Register) -> None:
 class Unsloth:
     """Full, LoRA or 4-bit LoRA tuning with unsloth; an explicit fallback where it cannot."""
 
+    # No `estimate`: unsloth's own kernels keep other activations than those that the backend hf would count.
+
     def __init__(self, options: UnslothOptions) -> None:
         self.options = options
 
