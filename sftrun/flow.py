@@ -37,7 +37,9 @@ def run(
     the user can fix, with file and line, and Interrupted after a signal.
     """
     if resume and (found := resuming.find(Path(path), Path(out) if out else None)):
-        return _go_on(found, read(path, overrides), watch)
+        loaded = read(path, overrides)
+        settled = resuming.settled(loaded.recipe, found)
+        return _go_on(found, msgspec.structs.replace(loaded, recipe=settled), watch)
     with started(path, overrides, out, watch) as (recipe, folder, emit):
         _stages(recipe, folder, emit)
     return folder
@@ -51,7 +53,7 @@ def go_on(path: str | Path, overrides: Sequence[str] = (), watch: Emit = lambda 
 
 def _go_on(folder: RunDir, loaded: Loaded, watch: Emit) -> RunDir:
     with explained(loaded.document), held(folder, watch) as emit:
-        recipe = resuming.settled(normal(loaded.recipe), folder)
+        recipe = normal(loaded.recipe)
         found = resuming.fit(recipe, folder)
         folder.mend()
         folder.write("resolved.yaml", resolved_yaml(recipe))

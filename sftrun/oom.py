@@ -43,6 +43,7 @@ def guarded(attempt: Attempt, recipe: Recipe, run: RunDir, emit: Emit) -> None:
         try:
             return attempt(recipe, run, heard)
         except OutOfMemory as error:
+            launch.SIGNALS.check()  # one who wants to stop does not want another attempt
             said, sets = error.problems[0].message, smaller(recipe, heard.validating)
             if recipe.train.on_oom == "error" or sets is None:
                 hint = _advice(recipe, run, sets) if sets else otherwise(recipe, run, run)
