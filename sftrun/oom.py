@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sftrun import launch
+from sftrun import launch, world
 from sftrun.errors import OutOfMemory
 from sftrun.plan import batches, changes
 from sftrun.recipe.model import Recipe
@@ -85,7 +85,7 @@ def _split(recipe: Recipe) -> dict[str, Any]:
 
 def _advice(recipe: Recipe, run: RunDir, sets: changes.Sets) -> str:
     """The change after which the training is the same, and the command that makes it and goes on."""
-    rows = f" (the same {recipe.train.rows_per_step} rows a step)" if "train.batch_size" in sets else ""
+    rows = f" (the same {world.rows(recipe)} rows a step)" if "train.batch_size" in sets else ""
     return f"set {_said(sets)}{rows}: {_command(run, sets)}; train.on_oom: shrink does so by itself"
 
 
@@ -94,7 +94,7 @@ def beforehand(recipe: Recipe, run: RunDir) -> str:
     sets = smaller(recipe, validating=False)
     if sets is None:
         return otherwise(recipe, run, None)
-    rows = recipe.train.rows_per_step
+    rows = world.rows(recipe)
     auto = _said(changes.auto(recipe, {}))
     return f"set {_said(sets)} (the same {rows} rows a step), or {auto}, which takes the largest batch that fits"
 

@@ -105,6 +105,10 @@ ELSEWHERE = {
     "train.effective_batch_size": "test_memory.py: it says which batches are chosen, and contradicts others",
     "train.on_oom": "test_memory.py: where memory runs out, training stops or goes on with smaller batches",
     "train.group_by_length": "test_packing.py: rows of a batch are of similar lengths",
+    **{
+        f"launch.{name}": "test_elastic.py: so many train, and start again so often"
+        for name in ("processes", "nodes", "restarts")
+    },
     "backend": "test_registry.py: an unknown backend is an error",
     "evaluators": "test_training.py: each of them scores",
     "exporters": "test_training.py: each of them writes",

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from sftrun import world
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry
@@ -45,7 +46,7 @@ def fitting(recipe: Recipe, free: int, ask: Ask, registry: Registry) -> Iterator
 def auto(recipe: Recipe, sets: Sets) -> Sets:
     """The same change, with a batch that is chosen by what is measured when the recipe is run."""
     rest = {key: value for key, value in sets.items() if key not in ("train.batch_size", "train.grad_accum")}
-    return {"train.batch_size": "auto", "train.effective_batch_size": recipe.train.rows_per_step, **rest}
+    return {"train.batch_size": "auto", "train.effective_batch_size": world.rows(recipe), **rest}
 
 
 def _held(footprint: Footprint) -> int:
@@ -100,7 +101,7 @@ def _smaller(recipe: Recipe) -> Iterator[Sets]:
 
 def splits(recipe: Recipe) -> Iterator[Sets]:
     """Ways to give an optimizer step its rows, the fewest at once first."""
-    rows = recipe.train.rows_per_step
+    rows = world.rows(recipe) // world.size(recipe)
     for size in range(1, rows + 1):
         if rows % size == 0:
             yield {"train.batch_size": size, "train.grad_accum": rows // size}

@@ -60,7 +60,9 @@ def _batch(document: Document) -> Iterator[Problem]:
     path = ("train", "effective_batch_size")
     if size == "auto":
         yield from _chosen(document, rows)
-    elif all(isinstance(each, int) and each > 0 for each in (size, accum, rows)) and size * accum != rows:
+    elif all(isinstance(each, int) and each > 0 for each in (size, accum, rows)) and _differ(
+        document, size * accum, rows
+    ):
         message = (
             f"train.effective_batch_size is {rows}, but batch_size × grad_accum is {size} × {accum} = {size * accum}"
         )
@@ -78,6 +80,15 @@ def _chosen(document: Document, rows: Any) -> Iterator[Problem]:
     if size and accum and (accum.origin.is_override or accum.origin.shown == size.origin.shown):
         message = "train.grad_accum has no effect with train.batch_size auto, which chooses it"
         yield Problem(message, document.key_place(other), other, "leave it out, or write batch_size as a number")
+
+
+def _differ(document: Document, each: int, rows: int) -> bool:
+    """Whether processes of so many rows cannot make a step; how many `auto` is, the machine says when it runs."""
+    counts = [document.find(("launch", name)) for name in ("processes", "nodes")]
+    processes, nodes = (given.value if given else default for given, default in zip(counts, ("auto", 1), strict=True))
+    if isinstance(processes, int) and isinstance(nodes, int):
+        return each * processes * nodes != rows
+    return rows % each != 0
 
 
 def _split(rows: int, size: int) -> str:

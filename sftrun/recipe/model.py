@@ -215,10 +215,30 @@ class TrainOptions(Options):
             raise UserError("train.batch_size auto is not chosen yet", hint="sftrun RECIPE chooses it before it trains")
         return self.batch_size
 
-    @property
-    def rows_per_step(self) -> int:
-        """Rows in one optimizer step."""
-        return self.effective_batch_size or self.micro_batch * self.grad_accum
+
+class LaunchOptions(Options):
+    """How many processes train, on how many machines, and how they share the model."""
+
+    processes: Annotated[
+        Literal["auto"] | Count, Meta(description="Training processes on each node; auto is one a GPU, or one without.")
+    ] = "auto"
+    nodes: Annotated[
+        Count, Meta(description="Machines that train together; each runs the same command with its own --node-rank.")
+    ] = 1
+    strategy: Annotated[
+        Literal["auto", "ddp", "fsdp", "deepspeed"],
+        Meta(
+            description="ddp keeps the whole model in every process; fsdp (FSDP2) and deepspeed (ZeRO) share weights, "
+            "gradients and optimizer state among them; auto is ddp where there are several processes."
+        ),
+    ] = "auto"
+    zero_stage: Annotated[
+        Literal[2, 3],
+        Meta(description="deepspeed: 2 shares gradients and optimizer state among processes, 3 the weights too."),
+    ] = 3
+    restarts: Annotated[
+        int, Meta(ge=0, description="How often all processes start again from the last checkpoint when one fails.")
+    ] = 0
 
 
 class Recipe(Options):
@@ -248,6 +268,7 @@ class Recipe(Options):
     tuning: Annotated[TuningOptions, Meta(description="Which weights are trained.")] = TuningOptions()
     backend: Annotated[str | Use, component("backend"), Meta(description="What loads, trains and saves.")] = "hf"
     train: Annotated[TrainOptions, Meta(description="How the weights are trained.")] = TrainOptions()
+    launch: Annotated[LaunchOptions, Meta(description="How many processes train, and where.")] = LaunchOptions()
     evaluators: Annotated[
         list[str | Use], component("evaluator"), Meta(description="What scores the base and the tuned model.")
     ] = []
