@@ -57,17 +57,26 @@ def _strategy(document: Document, word: str) -> Any:
 def _batch(document: Document) -> Iterator[Problem]:
     """The rows of a step are said once; where they are said twice, both have to agree."""
     size, accum, rows = (_train(document, name) for name in ("batch_size", "grad_accum", "effective_batch_size"))
-    path = ("train", "effective_batch_size")
+    path, count = ("train", "effective_batch_size"), _processes(document)
     if size == "auto":
         yield from _chosen(document, rows)
-    elif all(isinstance(each, int) and each > 0 for each in (size, accum, rows)) and _differ(
-        document, size * accum, rows
-    ):
-        message = (
-            f"train.effective_batch_size is {rows}, but batch_size × grad_accum is {size} × {accum} = {size * accum}"
-        )
-        hint = f"write batch_size: auto, which chooses both, or {_split(rows, size)}"
-        yield Problem(message, document.place(path), path, hint)
+    elif all(isinstance(each, int) and each > 0 for each in (size, accum, rows)):
+        each = size * accum
+        if rows % each if count is None else each * count != rows:
+            names, values = "batch_size × grad_accum", f"{size} × {accum}"
+            if count and count > 1:
+                names, values, each = f"{names} × processes", f"{values} × {count}", each * count
+            message = f"train.effective_batch_size is {rows}, but {names} is {values} = {each}"
+            hint = f"write batch_size: auto, which chooses both, or {_split(rows // (count or 1), size)}"
+            yield Problem(message, document.place(path), path, hint)
+
+
+def _processes(document: Document) -> int | None:
+    """Processes on all machines; None for `auto`, which the machine decides when it runs."""
+    counts = [document.find(("launch", name)) for name in ("processes", "nodes")]
+    values = [given.value if given else default for given, default in zip(counts, ("auto", 1), strict=True)]
+    known = [each for each in values if isinstance(each, int) and each > 0]
+    return known[0] * known[1] if len(known) == len(values) else None
 
 
 def _chosen(document: Document, rows: Any) -> Iterator[Problem]:
@@ -82,18 +91,9 @@ def _chosen(document: Document, rows: Any) -> Iterator[Problem]:
         yield Problem(message, document.key_place(other), other, "leave it out, or write batch_size as a number")
 
 
-def _differ(document: Document, each: int, rows: int) -> bool:
-    """Whether processes of so many rows cannot make a step; how many `auto` is, the machine says when it runs."""
-    counts = [document.find(("launch", name)) for name in ("processes", "nodes")]
-    processes, nodes = (given.value if given else default for given, default in zip(counts, ("auto", 1), strict=True))
-    if isinstance(processes, int) and isinstance(nodes, int):
-        return each * processes * nodes != rows
-    return rows % each != 0
-
-
 def _split(rows: int, size: int) -> str:
     """The nearest batch that gives so many rows."""
-    fitting = max(each for each in range(1, min(size, rows) + 1) if rows % each == 0)
+    fitting = max(each for each in range(1, max(min(size, rows), 1) + 1) if rows % each == 0)
     return f"batch_size: {fitting} and grad_accum: {rows // fitting}"
 
 
