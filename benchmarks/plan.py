@@ -57,7 +57,7 @@ def recipe(folder: Path, size: str, mode: str, batch: int, steps: int) -> Path:
 def case(file: Path) -> dict[str, Any]:
     """Estimates one recipe, trains it, and compares; this process has had no other children that large."""
     import sftrun
-    from sftrun.plan.flow import plan
+    from sftrun.planning import plan
 
     planned = plan(file)
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

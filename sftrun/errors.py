@@ -55,6 +55,10 @@ class UserError(Exception):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+class OutOfMemory(UserError):  # noqa: N818 (torch has an OutOfMemoryError)
+    """A worker process whose memory ran out, so that its parent can give the next one less to hold at once."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A run that a signal ended (exit code 130); the text says how to go on."""
 

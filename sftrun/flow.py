@@ -46,7 +46,8 @@ def run(  # noqa: PLR0913, PLR0917  (as many as the command has options)
     if node and node.rank and out:
         return nodes.join(loaded, Path(out), node, watch)
     if resume and (found := resuming.find(Path(path), Path(out) if out else None)):
-        return _go_on(found, loaded, watch, node)
+        settled = resuming.settled(loaded.recipe, found)
+        return _go_on(found, msgspec.structs.replace(loaded, recipe=settled), watch, node)
     with started(path, overrides, out, watch) as (recipe, folder, emit):
         _stages(recipe, folder, emit, node)
     return folder
@@ -82,17 +83,25 @@ def _stages(recipe: Recipe, folder: RunDir, emit: Emit, node: Node | None) -> No
     from sftrun.stages.export import export
     from sftrun.stages.prepare import prepare
     from sftrun.stages.report import report
+    from sftrun.stages.size import size
     from sftrun.stages.train import train
 
     once(folder, emit, "prepare", lambda: prepare(recipe, folder, current(), emit))
     fit(recipe, folder, emit)
-    once(folder, emit, "train", lambda: train(recipe, folder, emit, node))
+    if recipe.train.batch_size == "auto":
+        staged(folder, emit, "size", lambda: size(recipe, folder, emit))
+    once(folder, emit, "train", lambda: train(written(folder), folder, emit, node))
     if recipe.evaluators:
         once(folder, emit, "evaluate", lambda: evaluate(folder, emit))
     if recipe.exporters:
         once(folder, emit, "export", lambda: export(folder, emit))
-    once(folder, emit, "report", lambda: report(recipe, folder))
+    once(folder, emit, "report", lambda: report(written(folder), folder))
     _point_latest(folder, emit)
+
+
+def written(folder: RunDir) -> Recipe:
+    """The recipe as a run directory has it, with the batch that was chosen."""
+    return from_resolved((folder.path / "resolved.yaml").read_text("utf-8"))
 
 
 def prepare_only(
@@ -109,7 +118,7 @@ def prepare_only(
 def evaluate_again(path: str | Path, watch: Emit = lambda event: None) -> RunDir:
     """The evaluators of an existing run directory, and a new report; raises UserError where there is no model."""
     folder = rundir.open_run(Path(path))
-    recipe = from_resolved((folder.path / "resolved.yaml").read_text("utf-8"))
+    recipe = written(folder)
     if not recipe.evaluators:
         raise UserError(f"the recipe of {path} names no evaluators", hint="add some, and run it again")
     ready(recipe, ("backend", "evaluator"))

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from sftrun.errors import Interrupted, Place, Problem, UserError
+from sftrun.errors import Interrupted, OutOfMemory, Place, Problem, UserError
 from sftrun.rundir import RunDir
 from sftrun.types import Emit
 from sftrun.world import VARIABLES, Node
@@ -160,7 +160,7 @@ def _explained(failure: dict[str, Any] | None, code: int, run: RunDir) -> BaseEx
         code = failure["code"]  # of the one among many that ended first
     if code == -signal.SIGKILL:
         hint = f"{MEMORY_ADVICE}; {_going_on(run)}"
-        return UserError("the worker was killed, most often because memory ran out", hint=hint)
+        return OutOfMemory("the worker was killed, most often because memory ran out", hint=hint)
     return WorkerError(f"the worker ended with code {code}; the end of {run.log}:\n{_tail(run.log)}")
 
 
@@ -169,7 +169,7 @@ def _said(failure: dict[str, Any], run: RunDir) -> BaseException:
     if failure["kind"] == "user":
         return UserError([_problem(each) for each in failure["problems"]])
     if failure["kind"] == "memory":
-        return UserError(f"out of memory: {failure['message']}", hint=MEMORY_ADVICE)
+        return OutOfMemory(f"out of memory: {failure['message']}", hint=MEMORY_ADVICE)
     if failure["kind"] == "lost":
         hint = f"run.log of each node may say why; {_going_on(run)}"
         return UserError(f"the training processes lost each other: {failure['message']}", hint=hint)
@@ -242,13 +242,25 @@ def _end_with_parent(lifeline: int) -> None:
 
 
 def _failure(error: Exception) -> dict[str, Any]:
-    if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+    if no_memory(error):
         return {"kind": "memory", "message": (str(error) or "of the machine").splitlines()[0]}
     if no_space(error):
         return {"kind": "user", "problems": [msgspec.to_builtins(Problem(str(error), hint="make room on the disk"))]}
     if "WORLD_SIZE" in os.environ and any(words in str(error) for words in LOST):
         return {"kind": "lost", "message": str(error).splitlines()[0]}
     return {"kind": "bug", "traceback": traceback.format_exc()}
+
+
+NO_MEMORY = (  # what torch, CUDA and the system say, in lower case; the last one of a process that loads batches
+    *("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed"),
+    "is killed by signal: killed",
+)
+
+
+def no_memory(error: BaseException) -> bool:
+    """Whether memory has run out."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY)
 
 
 # What gloo, NCCL and torch's store say where another process has gone: never the cause, which that one has said.

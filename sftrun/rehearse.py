@@ -142,7 +142,9 @@ def _sets(recipe: Recipe, rows: Path, model: str) -> Iterator[str]:
     yield f"train.max_steps={STEPS}"
     yield f"train.epochs={STEPS * LARGEST * LARGEST}"  # so many that max_steps decides
     yield "train.logging_steps=1"
-    for key in ("batch_size", "eval_batch_size", "grad_accum"):
+    yield "train.effective_batch_size=null"
+    yield f"train.batch_size={LARGEST if train.batch_size == 'auto' else min(train.batch_size, LARGEST)}"
+    for key in ("eval_batch_size", "grad_accum"):
         yield f"train.{key}={min(getattr(train, key), LARGEST)}"
     for key in ("eval", "save"):
         if getattr(train, f"{key}_strategy") != "no":
@@ -189,6 +191,8 @@ def _left_out(recipe: Recipe, counts: Counter[str]) -> Iterator[str]:
         yield f"the weights of {recipe.model.name}: a tiny random model of its architecture stood in"
     yield "all other rows: sftrun prepare looks at every one"
     yield "memory and time of the real model: sftrun plan --probe measures them"
+    if recipe.train.batch_size == "auto":
+        yield "the choice of train.batch_size: sftrun plan shows it"
     if world.size(recipe) > 1:
         yield f"training in {world.size(recipe)} processes: one stood in"
     if not counts["eval"]:

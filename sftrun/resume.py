@@ -18,10 +18,13 @@ FREE = {
     "launch.restarts",
     *(f"train.save_{name}" for name in ("strategy", "steps", "total_limit")),
     *(f"train.{name}" for name in ("logging_steps", "eval_batch_size", "dataloader_workers", "dataloader_prefetch")),
+    "train.on_oom",
 }
 # The same sums, added up in another order: what helps where memory ran out.
 COUNTS = {"launch.processes", "launch.nodes"}
 ROUNDING = {"train.batch_size", "train.grad_accum", "train.gradient_checkpointing", *COUNTS}
+SAME = {"train.effective_batch_size"}  # where the rows of a step stay as many
+SPLIT = (("batch_size", "grad_accum"), ("eval_batch_size",))  # what a run may have changed on its own
 LATER = {"evaluators": "evaluate", "exporters": "export"}  # keys whose stage is done again
 
 
@@ -45,10 +48,10 @@ def fit(recipe: Recipe, run: RunDir) -> list[str]:
     changed.pop("extends", None)
     sizes = _trained_by(run, before), world.size(recipe)
     changed |= {} if sizes[0] == sizes[1] or COUNTS & changed.keys() else {"launch.processes": sizes}
-    if _rows(before) * sizes[0] != _rows(recipe) * sizes[1]:
+    if _rows(before, sizes[0]) != _rows(recipe, sizes[1]):
         wrong = {key: each for key, each in changed.items() if key not in FREE | LATER.keys()}
     else:
-        wrong = {key: each for key, each in changed.items() if key not in FREE | ROUNDING | LATER.keys()}
+        wrong = {key: each for key, each in changed.items() if key not in FREE | ROUNDING | SAME | LATER.keys()}
     if wrong:
         raise UserError(_problem(key, *values, run) for key, values in wrong.items())
     if not (run.prepared / "proof.json").is_file():  # someone has made room; training compares what comes of it
@@ -65,6 +68,17 @@ def _warnings(rounded: set[str]) -> Iterator[str]:
     if rounded:
         draws = ", and dropout draws other numbers" if rounded & COUNTS else ""
         yield f"{', '.join(sorted(rounded))} changed: the weights will differ by rounding from now on{draws}"
+
+
+def settled(recipe: Recipe, run: RunDir) -> Recipe:
+    """The recipe with the batch that the run has come to, where it still asks for what the run began with."""
+    asked = run.read_json(rundir.BEGUN).get("batch", {}).get("asked", {})
+    now = from_resolved((run.path / "resolved.yaml").read_text("utf-8")).train
+    sets: dict[str, Any] = {}
+    for names in SPLIT:
+        if all(name in asked and getattr(recipe.train, name) == asked[name] for name in names):
+            sets |= {name: getattr(now, name) for name in names}
+    return msgspec.structs.replace(recipe, train=msgspec.structs.replace(recipe.train, **sets))
 
 
 def versions(run: RunDir, now: dict[str, Any]) -> Iterator[str]:
@@ -93,9 +107,9 @@ def _trained_by(run: RunDir, recipe: Recipe) -> int:
     return int(found["processes"] * found["nodes"]) if found else world.size(recipe)
 
 
-def _rows(recipe: Recipe) -> int:
-    """Rows of an optimizer step in each process."""
-    return recipe.train.batch_size * recipe.train.grad_accum
+def _rows(recipe: Recipe, processes: int) -> int:
+    """Rows of an optimizer step, of so many processes together."""
+    return recipe.train.effective_batch_size or recipe.train.micro_batch * recipe.train.grad_accum * processes
 
 
 def _differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -265,7 +265,8 @@ class Backend(Protocol):
 
         Goes on from what an attempt before has left in `run`/checkpoints, and emits `{"event": "resumed", "step": …}`
         before its first step, so that curves show each step once; or starts again. SIGTERM asks it to save and raise
-        Interrupted; one that does not listen is ended.
+        Interrupted; one that does not listen is ended. `{"event": "validating", "step": …}` before an evaluation tells
+        which batch was too large where memory runs out.
         """
 
     def load(self, recipe: "Recipe", run: Path, which: Literal["base", "tuned"]) -> Model:
@@ -298,7 +299,7 @@ class Exporter(Protocol):
 
 
 class Plans(Protocol):
-    """What a backend may offer for `sftrun plan`; it is called in a worker process."""
+    """What a backend may offer for `sftrun plan` and `train.batch_size: auto`; it is called in a worker process."""
 
     def estimate(self, recipe: "Recipe", training: Shape, evaluation: Shape | None) -> Footprint:
         """What a recipe takes, without loading weights, when batches have these shapes; the largest ones count.

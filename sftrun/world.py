@@ -51,6 +51,12 @@ def size(recipe: Recipe) -> int:
     return processes(recipe) * recipe.launch.nodes
 
 
+def rows(recipe: Recipe) -> int:
+    """Rows of an optimizer step, of all processes together."""
+    train = recipe.train
+    return train.effective_batch_size or train.micro_batch * train.grad_accum * size(recipe)
+
+
 def strategy(recipe: Recipe) -> str | None:
     """How the processes share the model; None for one that has it for itself."""
     wanted = recipe.launch.strategy
@@ -69,9 +75,22 @@ def check(recipe: Recipe, node: Node | None, named: bool, backend: Any) -> None:
 
     `named` says that the command names the run directory.
     """
-    problems = [*_here(recipe, backend), *_nodes(recipe, node, named)]
+    problems = [*_here(recipe, backend), *_nodes(recipe, node, named), *_rows(recipe)]
     if problems:
         raise UserError(problems)
+
+
+def _rows(recipe: Recipe) -> Iterator[Problem]:
+    """The rows of a step, which all processes share."""
+    train, count, path = recipe.train, size(recipe), ("train", "effective_batch_size")
+    wanted = train.effective_batch_size
+    if wanted and train.batch_size == "auto" and wanted % count:
+        message = f"train.effective_batch_size is {wanted}, which {count} processes cannot share evenly"
+        yield Problem(message, path=path, hint=f"write {-(-wanted // count) * count}")
+    elif wanted and train.batch_size != "auto" and train.batch_size * train.grad_accum * count != wanted:
+        product = f"{train.batch_size} × {train.grad_accum} × {count} = {train.batch_size * train.grad_accum * count}"
+        message = f"train.effective_batch_size is {wanted}, but batch_size × grad_accum × processes is {product}"
+        yield Problem(message, path=path, hint="write batch_size: auto, which chooses both, or other numbers")
 
 
 def _here(recipe: Recipe, backend: Any) -> Iterator[Problem]:

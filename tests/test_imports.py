@@ -23,11 +23,12 @@ LAYERS = [
     {"recipe"},
     {"data", "rundir", "lock", "report", "world"},
     {"launch"},
-    {"meeting"},
+    {"meeting", "plan"},
+    {"oom"},
     {"elastic", "stages"},
     {"nodes", "resume"},
     {"flow"},
-    {"answer", "look", "plan", "rehearse", "testing"},
+    {"answer", "look", "planning", "rehearse", "testing"},
     {"cli"},
 ]
 HEAVY = {"torch", "transformers", "datasets", "numpy", "trl", "peft", "pyarrow", "tokenizers", "pandas", "accelerate"}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sftrun import Interrupted, UserError
+from sftrun.errors import OutOfMemory
 from sftrun.launch import WorkerError, work
 from sftrun.options import parse
 from sftrun.recipe.model import Recipe
@@ -37,9 +38,9 @@ def test_what_the_user_can_fix_keeps_its_place_and_its_hint(run):
     assert (problem.message, problem.path, problem.hint) == ("too hot", ("train", "precision"), "cool it")
 
 
-@pytest.mark.parametrize("how", ["memory", "killed"])
+@pytest.mark.parametrize("how", ["memory", "allocator", "killed"])
 def test_running_out_of_memory_is_explained_with_what_to_change(run, how):
-    with pytest.raises(UserError, match=r"train\.batch_size"):
+    with pytest.raises(OutOfMemory, match=r"train\.batch_size"):
         work(f"workers:{how}", run, print)
 
 

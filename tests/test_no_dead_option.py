@@ -102,6 +102,8 @@ ELSEWHERE = {
     "packing.strategy": "test_packing.py: rows share sequences",
     "train.early_stopping": "test_resume.py: training stops when the validation loss no longer falls",
     "train.keep_best": "test_resume.py: the model is the best checkpoint, or the last",
+    "train.effective_batch_size": "test_memory.py: it says which batches are chosen, and contradicts others",
+    "train.on_oom": "test_memory.py: where memory runs out, training stops or goes on with smaller batches",
     "train.group_by_length": "test_packing.py: rows of a batch are of similar lengths",
     **{
         f"launch.{name}": "test_elastic.py: so many train, and start again so often"

@@ -122,9 +122,10 @@ def test_changes_keep_the_training_the_same_where_that_is_enough(recipe):
 
     needed = changes.peak(ask(wide))
     found = list(changes.fitting(wide, int(0.8 * needed), ask, current()))
-    smaller, checkpointing = (sets for sets, _ in found)
+    smaller, checkpointing, chosen = (sets for sets, _ in found)
     assert smaller["train.batch_size"] * smaller["train.grad_accum"] == 64
     assert checkpointing["train.gradient_checkpointing"] is True
+    assert chosen == {"train.batch_size": "auto", "train.effective_batch_size": 64}
     assert all(size <= 0.8 * needed for _, size in found)
 
 

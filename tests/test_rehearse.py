@@ -51,11 +51,12 @@ def test_every_stage_of_a_70b_recipe_is_run_in_small(write, sftrun, model, tmp_p
 
 
 def test_what_a_recipe_does_not_have_is_said(write, sftrun, tmp_path, cache):
-    train = {"save_strategy": "no", "eval_strategy": "no"}
+    train = {"save_strategy": "no", "eval_strategy": "no", "batch_size": "auto", "effective_batch_size": 8}
     said = sftrun("rehearse", write({"train": ROWS}, tuning={"mode": "full"}, train=train))
     assert said.code == 0, said.err
     _, _, left_out = said.err.partition("not exercised:")
     assert "checkpoints, and resuming: the recipe saves none" in left_out
+    assert "the choice of train.batch_size: sftrun plan shows it" in left_out
     assert "evaluators: the recipe names none" in left_out
     assert "random" not in left_out  # the embedded model is used as it is
     assert not list(cache.glob(".rehearsal-*"))

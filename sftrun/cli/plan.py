@@ -20,7 +20,7 @@ FIXABLE = 1
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON on standard output.")
 def command(recipe: str, sets: tuple[str, ...], no_data: bool, probe: bool, as_json: bool) -> int:
     """Say what a recipe will take: parameters, steps, memory; exit code 1 where it does not fit this machine."""
-    from sftrun.plan.flow import plan
+    from sftrun.planning import plan
 
     if no_data and probe:
         raise click.UsageError("--probe runs steps, so it needs the data that --no-data leaves out")
@@ -34,9 +34,12 @@ def command(recipe: str, sets: tuple[str, ...], no_data: bool, probe: bool, as_j
 
 
 def _show(found: dict[str, Any]) -> None:
-    _say(_parameters(found))
+    _say(_parameters(found) if "parameters" in found else f"{found['model']}: its backend estimates nothing")
     _say(_batch(found))
-    _show_memory(found["memory"])
+    if found["chosen"]:
+        _say(_chosen(found["chosen"]))
+    if "memory" in found:
+        _show_memory(found["memory"])
     for note in found["notes"]:
         _say(f"note: {note}")
     if "measured" in found:
@@ -45,7 +48,7 @@ def _show(found: dict[str, Any]) -> None:
     _say(_verdict(found))
     if found["changes"]:
         _show_changes(found["changes"])
-    elif found["peak"] > found["device"]["free"]:
+    elif found.get("peak", 0) > found["device"]["free"]:
         _say("no smaller batch, shorter rows or adapter would make it fit: it takes a smaller model, or more memory")
 
 
@@ -65,6 +68,12 @@ def _batch(found: dict[str, Any]) -> str:
     return f"data: {counts}; {data['steps']:,} steps; {largest}"
 
 
+def _chosen(chosen: dict[str, Any]) -> str:
+    how = "measured" if chosen["measured"] else "estimated; --probe measures it, as a run does"
+    size, accum = chosen["batch_size"], chosen["grad_accum"]
+    return f"train.batch_size auto: {size} rows at a time, train.grad_accum {accum} ({how})"
+
+
 def _show_memory(memory: dict[str, dict[str, int]]) -> None:
     parts = dict.fromkeys(part for each in memory.values() for part in each)
     rows = [[part, *(_size(each[part]) if each.get(part) else "" for each in memory.values())] for part in parts]
@@ -79,7 +88,8 @@ def _measured(measured: dict[str, Any]) -> str:
 
 def _disk(disk: dict[str, Any]) -> str:
     kept = "all are kept" if disk["kept"] is None else f"{disk['kept']} are kept"
-    return f"disk: {_size(disk['checkpoint'])} a checkpoint, {kept}; {_size(disk['free'])} free"
+    each = f"{_size(disk['checkpoint'])} a checkpoint, " if "checkpoint" in disk else "of checkpoints, "
+    return f"disk: {each}{kept}; {_size(disk['free'])} free"
 
 
 def _verdict(found: dict[str, Any]) -> str:

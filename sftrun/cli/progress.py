@@ -108,6 +108,32 @@ def _resumed(event: dict[str, Any]) -> str:
     return f"  goes on from step {event['step']}" if event["step"] else "  no checkpoint yet: from the start"
 
 
+def _sizing(event: dict[str, Any]) -> str:
+    tried = f"  tried train.batch_size {event['batch_size']}: "
+    if "peak" not in event:
+        return f"{tried}out of memory"
+    return f"{tried}{_size(event['peak'])} of {_size(event['room'])}{'' if event['fits'] else ', too narrow'}"
+
+
+def _sized(event: dict[str, Any]) -> str:
+    chosen = f"  chosen: {_split(event)}, {event['rows']} rows a step; measured {_size(event['peak'])}"
+    return f"{chosen} of {_size(event['room'])}, of which {event['margin']:.0%} stay free"
+
+
+def _shrunk(event: dict[str, Any]) -> str:
+    if event["while"] == "evaluation":
+        return f"  out of memory in an evaluation; again with train.eval_batch_size {event['eval_batch_size']}"
+    return f"  out of memory; again with {_split(event)}, as many rows a step"
+
+
+def _split(event: dict[str, Any]) -> str:
+    return f"train.batch_size {event['batch_size']} and train.grad_accum {event['grad_accum']}"
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
 PREPARE = {(True, False): "  another process prepares the same data; waiting for it", (False, True): "  from the cache"}
 
 TELLERS: dict[str, Callable[[dict[str, Any]], str | None]] = {
@@ -125,5 +151,8 @@ TELLERS: dict[str, Callable[[dict[str, Any]], str | None]] = {
     "best": lambda event: f"  the model is that of step {event['step']}, with validation loss {event['loss']:.4f}",
     "prepare": lambda event: PREPARE.get((event.get("waiting", False), event.get("cached", False))),
     "prepared": lambda event: f"  {event['split']}: {event['rows']} rows read",
+    "sizing": _sizing,
+    "sized": _sized,
+    "shrunk": _shrunk,
     "evaluating": lambda event: f"  the {event['which']} model answers",
 }

@@ -45,14 +45,14 @@ def read(prepared: Path, split: str, packed: bool = False) -> Rows | None:
 
 def steps(recipe: Recipe, rows: int) -> int:
     """Optimizer steps of a run: the epochs' worth, or max_steps where that is fewer; all processes share a step."""
-    an_epoch = math.ceil(math.ceil(rows / (recipe.train.batch_size * world.size(recipe))) / recipe.train.grad_accum)
+    an_epoch = math.ceil(math.ceil(rows / (recipe.train.micro_batch * world.size(recipe))) / recipe.train.grad_accum)
     return min(math.ceil(recipe.train.epochs * an_epoch), recipe.train.max_steps or an_epoch * 10**9)
 
 
 def largest(recipe: Recipe, rows: Rows) -> list[int]:
     """The rows, or the packs, of the largest batch: the longest ones, as rows of similar lengths share batches."""
     lengths = rows.lengths if rows.packs is None else _pack_lengths(rows)
-    count = recipe.train.batch_size
+    count = recipe.train.micro_batch
     order = np.argsort(-lengths, kind="stable")[:count]
     return [int(order[index % len(order)]) for index in range(min(count, len(order)))]
 
@@ -62,7 +62,7 @@ def training(recipe: Recipe, rows: Rows | None) -> Shape:
 
     Rows longer than max_seq_len, which shorter recipes than the prepared one may have, are as if cut.
     """
-    size, longest = recipe.train.batch_size, recipe.model.max_seq_len
+    size, longest = recipe.train.micro_batch, recipe.model.max_seq_len
     packed = recipe.packing.strategy != "none"
     if rows is None:
         return Shape([longest] * size, size * longest, packed)

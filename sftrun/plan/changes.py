@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from sftrun import world
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry
@@ -37,7 +38,15 @@ def fitting(recipe: Recipe, free: int, ask: Ask, registry: Registry) -> Iterator
     found = [_smallest(recipe, family, free, ask) for family in _same(recipe)] if small else []
     if not any(found):
         found = [_smallest(recipe, family, free, ask) for family in _other(recipe, small, registry)]
-    yield from filter(None, found)
+    fits = [each for each in found if each]
+    yield from fits
+    yield from ((auto(recipe, sets), needed) for sets, needed in fits[:1] if "train.batch_size" in sets)
+
+
+def auto(recipe: Recipe, sets: Sets) -> Sets:
+    """The same change, with a batch that is chosen by what is measured when the recipe is run."""
+    rest = {key: value for key, value in sets.items() if key not in ("train.batch_size", "train.grad_accum")}
+    return {"train.batch_size": "auto", "train.effective_batch_size": world.rows(recipe), **rest}
 
 
 def _held(footprint: Footprint) -> int:
@@ -78,22 +87,35 @@ def _other(recipe: Recipe, shorter: bool, registry: Registry) -> Iterator[list[S
     most = least[0][-1] if least else {}
     if shorter and (lengths := list(_shorter(recipe.model.max_seq_len))):
         yield [{**most, "model.max_seq_len": length} for length in lengths]
-    for mode in _modes(recipe):
-        for sets in _with_backend(recipe, mode, registry):
-            yield [sets, {**most, **sets}]
+    for sets in adapters(recipe, registry):
+        yield [sets, {**most, **sets}]
 
 
 def _smaller(recipe: Recipe) -> Iterator[Sets]:
     """Smaller batches of which more are summed: what one optimizer step sees stays the same."""
-    size = recipe.train.batch_size
+    size = recipe.train.micro_batch
     for part in range(2, size + 1):
         if size % part == 0:
             yield {"train.batch_size": size // part, "train.grad_accum": recipe.train.grad_accum * part}
 
 
+def splits(recipe: Recipe) -> Iterator[Sets]:
+    """Ways to give an optimizer step its rows, the fewest at once first."""
+    rows = world.rows(recipe) // world.size(recipe)
+    for size in range(1, rows + 1):
+        if rows % size == 0:
+            yield {"train.batch_size": size, "train.grad_accum": rows // size}
+
+
 def _shorter(length: int) -> Iterator[int]:
     while (length := length // 2) >= 128:
         yield length
+
+
+def adapters(recipe: Recipe, registry: Registry) -> Iterator[Sets]:
+    """Modes that train fewer weights, or hold them in fewer bits, each with a backend that can do it here."""
+    for mode in _modes(recipe):
+        yield from _with_backend(recipe, mode, registry)
 
 
 def _modes(recipe: Recipe) -> list[str]:

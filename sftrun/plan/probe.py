@@ -16,6 +16,7 @@ from sftrun.recipe.resolved import resolved_yaml
 from sftrun.rundir import RunDir
 
 LARGEST, USUAL = 2, 4  # optimizer steps on the largest batches, and on usual ones
+SUMMED = 2  # forward passes of a step that take as much memory as any number of them
 
 
 def probe(recipe: Recipe, run: RunDir, folder: Path) -> dict[str, Any]:
@@ -23,22 +24,42 @@ def probe(recipe: Recipe, run: RunDir, folder: Path) -> dict[str, Any]:
 
     Raises UserError where memory runs out.
     """
+    train = _rows(recipe, run)
+    measured, events = _measured(recipe, run, folder, train, USUAL)
+    return {**measured, **_times(recipe, train, [event for event in events if event["event"] == "step"])}
+
+
+def peak(recipe: Recipe, run: RunDir, folder: Path) -> dict[str, Any]:
+    """Peak memory alone (`peak`), and how much there is for it (`room`), in bytes; in less time, as `probe` else."""
+    train = msgspec.structs.replace(recipe.train, grad_accum=min(recipe.train.grad_accum, SUMMED))
+    shorter = msgspec.structs.replace(recipe, train=train)
+    return _measured(shorter, run, folder, _rows(recipe, run), 0)[0]
+
+
+def _rows(recipe: Recipe, run: RunDir) -> batches.Rows:
     train = batches.read(run.prepared, "train", recipe.packing.strategy != "none")
     if train is None:
         raise UserError("there are no training rows to measure with")
+    return train
+
+
+def _measured(
+    recipe: Recipe, run: RunDir, folder: Path, train: batches.Rows, usual: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What was in use at most in a process that trains so many usual steps after the largest ones; and its events."""
     trial = RunDir(folder)
-    evaluates = recipe.train.eval_strategy != "no" and (run.prepared / "val.arrow").is_file()
-    _write(recipe, run, trial, train, evaluates)
+    trial.locks = run.locks
+    _write(recipe, run, trial, train, usual)
     events: list[dict[str, Any]] = []
     launch.work("sftrun.plan.work:probe_here", trial, events.append)
     measured = next(event for event in events if event["event"] == "probed")
-    found = {"peak": measured["peak"], "kind": measured["kind"]}
-    return {**found, **_times(recipe, train, [event for event in events if event["event"] == "step"])}
+    return {key: value for key, value in measured.items() if key != "event"}, events
 
 
-def _write(recipe: Recipe, run: RunDir, trial: RunDir, train: batches.Rows, evaluates: bool) -> None:
+def _write(recipe: Recipe, run: RunDir, trial: RunDir, train: batches.Rows, usual: int) -> None:
+    evaluates = recipe.train.eval_strategy != "no" and (run.prepared / "val.arrow").is_file()
     trial.prepared.mkdir(parents=True)
-    chosen = _chosen(recipe, train)
+    chosen = _chosen(recipe, train, usual)
     if train.packs is None:
         _copy(run, trial, "train", chosen)
     else:
@@ -53,13 +74,12 @@ def _write(recipe: Recipe, run: RunDir, trial: RunDir, train: batches.Rows, eval
         split["examples"] = []
     trial.write_json("prepared/proof.json", proof)
     trial.write("prepared/stats.json", (run.prepared / "stats.json").read_text("utf-8"))
-    trial.write("resolved.yaml", resolved_yaml(_short(recipe, evaluates)))
+    trial.write("resolved.yaml", resolved_yaml(_short(recipe, evaluates, LARGEST + usual)))
     trial.write("lock.json", (run.path / "lock.json").read_text("utf-8"))
 
 
-def _short(recipe: Recipe, evaluates: bool) -> Recipe:
+def _short(recipe: Recipe, evaluates: bool, last: int) -> Recipe:
     """The recipe with a few steps, each of which is reported, one evaluation and one save."""
-    last = LARGEST + USUAL
     steps = {"epochs": 1, "max_steps": last, "logging_steps": 1, "group_by_length": True}
     evaluation: dict[str, Any] = {"eval_strategy": "steps" if evaluates else "no", "eval_steps": last}
     save: dict[str, Any] = {"save_strategy": "steps", "save_steps": last, "save_total_limit": 1}
@@ -70,11 +90,11 @@ def _short(recipe: Recipe, evaluates: bool) -> Recipe:
     )
 
 
-def _chosen(recipe: Recipe, train: batches.Rows) -> list[int]:
+def _chosen(recipe: Recipe, train: batches.Rows, usual: int) -> list[int]:
     """Rows, or packs, of so many steps: the largest, and some that are spread over all."""
-    a_step = recipe.train.batch_size * recipe.train.grad_accum
+    a_step = recipe.train.micro_batch * recipe.train.grad_accum
     most = batches.largest(recipe, train)
-    spread: list[int] = np.linspace(0, len(train) - 1, a_step * USUAL).astype(int).tolist()
+    spread: list[int] = np.linspace(0, len(train) - 1, a_step * usual).astype(int).tolist()
     return [most[index % len(most)] for index in range(a_step * LARGEST)] + spread
 
 
@@ -104,7 +124,7 @@ def _times(recipe: Recipe, train: batches.Rows, events: list[dict[str, Any]]) ->
     seconds = [count / event["tokens_per_s"] for count, event in zip(counts, events, strict=True)]
     slowest = max(seconds[1:] or seconds)
     steps = batches.steps(recipe, len(train))
-    a_step = recipe.train.batch_size * recipe.train.grad_accum  # of one process; others work at the same time
+    a_step = recipe.train.micro_batch * recipe.train.grad_accum  # of one process; others work at the same time
     usual = float(train.lengths.sum()) / len(train) * min(a_step, len(train))
     fixed, each = _line(counts[1:] or counts, seconds[1:] or seconds)
     took = fixed + each * usual

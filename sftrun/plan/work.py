@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sftrun.errors import Problem, UserError
 from sftrun.options import as_use
 from sftrun.plan import batches, changes
 from sftrun.plan.machine import machine
@@ -19,17 +18,7 @@ STATUS = Path("/proc/self/status")
 def estimate_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """Emits the event `planned`: parameters, memory, whether it fits, and changes where it does not."""
     train = batches.read(run.prepared, "train", recipe.packing.strategy != "none")
-    val = batches.read(run.prepared, "val")
-
-    def ask(wanted: Recipe) -> Footprint:
-        backend = current().create("backend", as_use(wanted.backend))
-        if not hasattr(backend, "estimate"):
-            message = f"the backend {as_use(wanted.backend).use} cannot say what it takes"
-            raise UserError(Problem(message, path=("backend",), hint="try --probe, which runs a few steps"))
-        evaluation = batches.evaluation(wanted, val) if val or train is None else None
-        found: Footprint = backend.estimate(wanted, batches.training(wanted, train), evaluation)
-        return found
-
+    ask = _asking(run, train)
     footprint = ask(recipe)
     here, needed = machine(footprint.device), changes.peak(footprint)
     found = [] if needed <= here.free else changes.fitting(recipe, here.free, ask, current())
@@ -47,6 +36,32 @@ def estimate_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     )
 
 
+def sizes_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+    """Emits the event `sizes`: rows of a forward pass with their peak in bytes, up to the first that would not fit."""
+    ask = _asking(run, batches.read(run.prepared, "train", recipe.packing.strategy != "none"))
+    peaks: list[tuple[int, int]] = []
+    for sets in changes.splits(recipe):
+        footprint = ask(changes.changed(recipe, sets))
+        here = machine(footprint.device)
+        peaks.append((sets["train.batch_size"], changes.peak(footprint)))
+        if peaks[-1][1] > here.free:
+            break
+    emit({"event": "sizes", "free": here.free, "peaks": peaks})
+
+
+def _asking(run: RunDir, train: batches.Rows | None) -> changes.Ask:
+    """What a recipe's backend says that its largest batches take."""
+    val = batches.read(run.prepared, "val")
+
+    def ask(wanted: Recipe) -> Footprint:
+        backend = current().create("backend", as_use(wanted.backend))
+        evaluation = batches.evaluation(wanted, val) if val or train is None else None
+        found: Footprint = backend.estimate(wanted, batches.training(wanted, train), evaluation)
+        return found
+
+    return ask
+
+
 def _change(sets: changes.Sets, size: int, train: batches.Rows | None) -> dict[str, Any]:
     found: dict[str, Any] = {"set": sets, "peak": size}
     if "model.max_seq_len" in sets and train is not None:
@@ -56,20 +71,21 @@ def _change(sets: changes.Sets, size: int, train: batches.Rows | None) -> dict[s
 
 def probe_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """Trains, and emits the event `probed` with the most memory that this process, or its GPU, had in use."""
+    free = machine("cpu").free  # as long as little is loaded
     current().create("backend", as_use(recipe.backend)).train(recipe, run.path, emit)
-    emit({"event": "probed", **_most()})
+    emit({"event": "probed", **_most(free)})
 
 
-def _most() -> dict[str, Any]:
+def _most(room: int) -> dict[str, Any]:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         outside = max(total - free - torch.cuda.memory_reserved(), 0)  # the context, and other processes
-        return {"kind": "cuda", "peak": torch.cuda.max_memory_reserved() + outside}
+        return {"kind": "cuda", "peak": torch.cuda.max_memory_reserved() + outside, "room": total}
     if STATUS.is_file():
         lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-        return {"kind": "cpu", "peak": int(lines["VmHWM"].split()[0]) * 1024}
+        return {"kind": "cpu", "peak": int(lines["VmHWM"].split()[0]) * 1024, "room": room}
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
-    return {"kind": "cpu", "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    return {"kind": "cpu", "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "room": room}

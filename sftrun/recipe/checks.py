@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sftrun.errors import Problem, UserError
-from sftrun.options import ENV, Use
+from sftrun.options import ENV, Use, as_use
 from sftrun.recipe.model import Recipe, TrainOptions
 from sftrun.recipe.nodes import Document
 from sftrun.registry import Registered, Registry
@@ -16,6 +16,7 @@ def of_recipe(document: Document) -> Iterator[Problem]:
     for word in ("eval", "save"):
         yield from _steps(document, word)
     yield from _best(document)
+    yield from _batch(document)
     yield from _adapter(document)
 
 
@@ -50,8 +51,55 @@ def _best(document: Document) -> Iterator[Problem]:
 
 
 def _strategy(document: Document, word: str) -> Any:
-    given = document.find(("train", f"{word}_strategy"))
-    return given.value if given else getattr(TrainOptions(), f"{word}_strategy")
+    return _train(document, f"{word}_strategy")
+
+
+def _batch(document: Document) -> Iterator[Problem]:
+    """The rows of a step are said once; where they are said twice, both have to agree."""
+    size, accum, rows = (_train(document, name) for name in ("batch_size", "grad_accum", "effective_batch_size"))
+    path, count = ("train", "effective_batch_size"), _processes(document)
+    if size == "auto":
+        yield from _chosen(document, rows)
+    elif all(isinstance(each, int) and each > 0 for each in (size, accum, rows)):
+        each = size * accum
+        if rows % each if count is None else each * count != rows:
+            names, values = "batch_size × grad_accum", f"{size} × {accum}"
+            if count and count > 1:
+                names, values, each = f"{names} × processes", f"{values} × {count}", each * count
+            message = f"train.effective_batch_size is {rows}, but {names} is {values} = {each}"
+            hint = f"write batch_size: auto, which chooses both, or {_split(rows // (count or 1), size)}"
+            yield Problem(message, document.place(path), path, hint)
+
+
+def _processes(document: Document) -> int | None:
+    """Processes on all machines; None for `auto`, which the machine decides when it runs."""
+    counts = [document.find(("launch", name)) for name in ("processes", "nodes")]
+    values = [given.value if given else default for given, default in zip(counts, ("auto", 1), strict=True)]
+    known = [each for each in values if isinstance(each, int) and each > 0]
+    return known[0] * known[1] if len(known) == len(values) else None
+
+
+def _chosen(document: Document, rows: Any) -> Iterator[Problem]:
+    path, other = ("train", "batch_size"), ("train", "grad_accum")
+    size, accum = document.find(path), document.find(other)
+    if rows is None:
+        message = "train.batch_size auto needs train.effective_batch_size, the rows of one optimizer step"
+        yield Problem(message, document.place(path), path, "add effective_batch_size: 16, or another number")
+    # where a recipe that this one extends has it, it is no mistake
+    if size and accum and (accum.origin.is_override or accum.origin.shown == size.origin.shown):
+        message = "train.grad_accum has no effect with train.batch_size auto, which chooses it"
+        yield Problem(message, document.key_place(other), other, "leave it out, or write batch_size as a number")
+
+
+def _split(rows: int, size: int) -> str:
+    """The nearest batch that gives so many rows."""
+    fitting = max(each for each in range(1, max(min(size, rows), 1) + 1) if rows % each == 0)
+    return f"batch_size: {fitting} and grad_accum: {rows // fitting}"
+
+
+def _train(document: Document, name: str) -> Any:
+    given = document.find(("train", name))
+    return given.value if given else getattr(TrainOptions(), name)
 
 
 def _adapter(document: Document) -> Iterator[Problem]:
@@ -61,6 +109,22 @@ def _adapter(document: Document) -> Iterator[Problem]:
         path = ("tuning", "lora")
         message = "tuning.lora has no effect with tuning.mode full"
         yield Problem(message, document.key_place(path), path, severity="warning")
+
+
+def of_backend(recipe: Recipe, registry: Registry) -> Iterator[Problem]:
+    """A batch is chosen by what the backend says that it takes."""
+    use = as_use(recipe.backend)
+    if recipe.train.batch_size == "auto" and not _unset(use.with_):
+        try:
+            known = hasattr(registry.create("backend", use), "estimate")
+        except Exception:  # said by `of_component`
+            return
+        if not known:
+            message = (
+                f"the backend {use.use} cannot say what a batch takes, so train.batch_size auto has nothing to go by"
+            )
+            hint = "write batch_size and grad_accum as numbers; sftrun plan --probe measures whether they fit"
+            yield Problem(message, path=("train", "batch_size"), hint=hint)
 
 
 def of_component(kind: str, use: Use, recipe: Recipe, registry: Registry) -> list[Problem]:

@@ -6,7 +6,7 @@ import msgspec
 
 from sftrun.errors import Problem, RecipePath, UserError
 from sftrun.options import Use, parse, schema
-from sftrun.recipe.model import Recipe
+from sftrun.recipe.model import Recipe, TrainOptions
 from sftrun.recipe.resolved import components, normal
 from sftrun.recipe.walk import kind_of
 from sftrun.registry import Registry
@@ -16,6 +16,8 @@ def recipe(given: Recipe, registry: Registry) -> Recipe:
     """A valid recipe with all options of all components; raises UserError where an options class refuses them."""
     given = normal(given)
     changes: dict[str, Any] = {}
+    if given.train.batch_size == "auto":  # what a recipe that this one extends says of it has no meaning any more
+        changes["train"] = msgspec.structs.replace(given.train, grad_accum=TrainOptions().grad_accum)
     for name, kind in components().items():
         value = getattr(given, name)
         if isinstance(value, list):

@@ -138,10 +138,11 @@ class Diagnosis:
             yield self._type(path, error.instance, choices)
             return
         enums = [choice for choice in choices if "enum" in choice or "const" in choice]
-        if enums and not isinstance(error.instance, dict | list):
+        if all(choice in enums for choice in fitting) and not isinstance(error.instance, dict | list):
             values = [value for choice in enums for value in choice.get("enum", [choice.get("const")])]
+            hint = suggest.one_of(error.instance, values)
             said = f"{words.name(path)} must be {words.wanted(choices, None)}, not {words.bare(error.instance)}"
-            yield self._at(path, said, suggest.one_of(error.instance, values))
+            yield self._at(path, said, hint) if hint or enums == choices else self._type(path, error.instance, choices)
             return
         found = [list(self.problems(error.instance, choice, path)) for choice in fitting]
         yield from min(found, key=len)

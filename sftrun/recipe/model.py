@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
+from sftrun.errors import UserError
 from sftrun.options import Meta, NameOrPath, Options, Use, as_use, component
 
 Strategy = Literal["no", "steps", "epoch"]
@@ -127,13 +128,30 @@ class TrainOptions(Options):
         float, Meta(ge=0, description="Warm-up: a share of all steps when below 1, else a number of steps.")
     ] = 0.03
     weight_decay: Annotated[float, Meta(ge=0, description="Weight decay of the optimizer.")] = 0.0
-    batch_size: Annotated[Count, Meta(description="Rows in one forward pass; of packed rows, sequences.")] = 4
+    batch_size: Annotated[
+        Literal["auto"] | Count,
+        Meta(
+            description="Rows in one forward pass; of packed rows, sequences. auto: as many as this machine's memory "
+            "takes, which is measured; then grad_accum follows from effective_batch_size."
+        ),
+    ] = 4
+    effective_batch_size: Annotated[
+        Count | None,
+        Meta(description="Rows in one optimizer step. For batch_size auto; else it has to be what the others give."),
+    ] = None
     eval_batch_size: Annotated[Count, Meta(description="Rows in one forward pass of an evaluation.")] = 8
     grad_accum: Annotated[Count, Meta(description="Forward passes summed into one optimizer step.")] = 1
     group_by_length: Annotated[
         bool, Meta(description="Rows of similar lengths share a batch, to save padding; packed rows have none.")
     ] = True
     max_grad_norm: Annotated[float, Meta(ge=0, description="Largest norm of the gradient; 0 for no limit.")] = 1.0
+    on_oom: Annotated[
+        Literal["error", "shrink"],
+        Meta(
+            description="Where memory runs out in training: stop, and say what to change; or go on from the last "
+            "checkpoint with fewer rows in a forward pass, and as many in a step."
+        ),
+    ] = "error"
     gradient_checkpointing: Annotated[
         bool, Meta(description="Compute activations twice to keep fewer of them in memory.")
     ] = False
@@ -189,6 +207,13 @@ class TrainOptions(Options):
     def keeps_best(self) -> bool:
         """Whether the model is the checkpoint with the lowest validation loss: keep_best, with its null resolved."""
         return self.early_stopping is not None if self.keep_best is None else self.keep_best
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows in one forward pass: batch_size, which is a number once anything is trained."""
+        if self.batch_size == "auto":
+            raise UserError("train.batch_size auto is not chosen yet", hint="sftrun RECIPE chooses it before it trains")
+        return self.batch_size
 
 
 class LaunchOptions(Options):

@@ -21,6 +21,8 @@ def resolved_yaml(recipe: Recipe) -> str:
     """A recipe as YAML with every default; `${env:NAME}` stays as it is."""
     data = msgspec.to_builtins(normal(recipe))
     del data["extends"]
+    if data["train"]["batch_size"] == "auto":  # which chooses it
+        del data["train"]["grad_accum"]
     return "\n".join(_lines(data, "")) + "\n"
 
 

@@ -126,6 +126,7 @@ def _typed(document: Document, registry: Registry) -> tuple[Recipe | None, list[
         if use is not None:
             said = checks.of_component(kind, use, recipe, registry)
             found += [_placed(problem, document, path) for problem in said]
+    found += [_placed(problem, document, ()) for problem in checks.of_backend(recipe, registry)]
     return recipe, found
 
 

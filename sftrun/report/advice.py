@@ -20,7 +20,8 @@ TEACHER_FORCED = ("loss", "perplexity", "token_accuracy")
 
 def advice(recipe: Recipe, history: History, metrics: list[Metric]) -> list[str]:
     """Sentences, the most urgent first."""
-    return [*_diverging(history), *_overfitting(recipe, history), *_flat(recipe, history), *_answers(metrics)]
+    found = [*_diverging(history), *_overfitting(recipe, history), *_flat(recipe, history), *_answers(metrics)]
+    return [*found, *_memory(history)]
 
 
 class Watch:
@@ -94,6 +95,17 @@ def _flat(recipe: Recipe, history: History) -> Iterator[str]:
             f"{both} flat and high ({number(first)} at first, {number(last)} at the end). "
             f"Raise train.learning_rate (it was {number(rate)}), look at whether the rows say what they should, "
             "or take a larger model."
+        )
+
+
+def _memory(history: History) -> Iterator[str]:
+    if history.shrunk:
+        count, last = len(history.shrunk), history.shrunk[-1]
+        keys = ("batch_size", "grad_accum", "eval_batch_size")
+        sets = ", ".join(f"{key}: {last[key]}" for key in keys if key in last)
+        yield (
+            f"Memory ran out {'once' if count == 1 else f'{count} times'}, and the run went on with smaller batches "
+            f"(train.on_oom). To begin with those next time, write train: {{{sets}}}, or let batch_size: auto choose."
         )
 
 

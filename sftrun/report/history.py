@@ -9,12 +9,13 @@ Points = list[tuple[float, float]]
 
 
 class History(msgspec.Struct, frozen=True):
-    """Values by step; `skipped` counts the ones that were not finite."""
+    """Values by step; `skipped` counts the ones that were not finite, `shrunk` has the batches that took too much."""
 
     loss: Points
     validation: Points
     learning_rate: Points
     skipped: int = 0
+    shrunk: list[dict[str, Any]] = []
 
 
 class Speed(msgspec.Struct, frozen=True):
@@ -48,7 +49,8 @@ def history(events: list[dict[str, Any]]) -> History:
     named = [(steps, "loss"), (evals, "loss"), (steps, "learning_rate")]
     curves = [_points(each, key) for each, key in named]
     skipped = sum(key in event for each, key in named for event in each) - sum(map(len, curves))
-    return History(curves[0], curves[1], curves[2], skipped)
+    shrunk = [event for event in events if event.get("event") == "shrunk"]
+    return History(curves[0], curves[1], curves[2], skipped, shrunk)
 
 
 def kept(events: list[dict[str, Any]]) -> list[dict[str, Any]]:

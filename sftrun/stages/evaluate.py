@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from sftrun import launch
+from sftrun.errors import OutOfMemory
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry, current
@@ -18,7 +19,12 @@ Which = Literal["base", "tuned"]
 
 def evaluate(run: RunDir, emit: Emit) -> None:
     """Fills `eval/`: scores.json, and samples.jsonl with the answers side by side."""
-    launch.work("sftrun.stages.evaluate:evaluate_here", run, emit)
+    try:
+        launch.work("sftrun.stages.evaluate:evaluate_here", run, emit)
+    except OutOfMemory as error:
+        command = f"sftrun resume {launch.shown(run.path)} --set train.eval_batch_size=1"
+        hint = f"lower train.eval_batch_size ({command}), or the batch_size of evaluators that generate"
+        raise OutOfMemory(error.problems[0].message, hint=hint) from error
 
 
 def evaluate_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from sftrun import launch, world
+from sftrun import launch, oom, world
 from sftrun.errors import UserError
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
@@ -18,11 +18,16 @@ HERE = "sftrun.stages.train:train_here"
 def train(recipe: Recipe, run: RunDir, emit: Emit, node: world.Node | None = None) -> None:
     """Fills `model/`, `checkpoints/` and `tensorboard/`; goes on where an attempt before this one was whole.
 
-    `node` is this machine among several. Raises UserError where the prepared samples are not those of that attempt.
+    `node` is this machine among several. Raises UserError where the prepared samples are not those of that attempt,
+    OutOfMemory where memory has run out and the recipe does not allow for smaller batches, or there are none.
     """
     _check_samples(run)
     run.merge_json("lock.json", {"launch": world.facts(recipe)})
-    launch.work(HERE, run, Watch(recipe, run.events(), emit), ranks(recipe, node))
+
+    def attempt(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+        launch.work(HERE, run, Watch(recipe, run.events(), emit), ranks(recipe, node))
+
+    oom.guarded(attempt, recipe, run, emit)
 
 
 def ranks(recipe: Recipe, node: world.Node | None, resolved: str | None = None) -> launch.Ranks | None:

@@ -111,7 +111,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         lr_scheduler_type=SCHEDULERS[t.scheduler],
         warmup_steps=math.ceil(t.warmup * steps) if t.warmup < 1 else int(t.warmup),
         weight_decay=t.weight_decay,
-        per_device_train_batch_size=t.batch_size,
+        per_device_train_batch_size=t.micro_batch,
         per_device_eval_batch_size=t.eval_batch_size,
         gradient_accumulation_steps=t.grad_accum,
         train_sampling_strategy="group_by_length" if t.group_by_length else "random",
@@ -160,7 +160,7 @@ def _check_kept(made: SFTConfig, recipe: sftrun.Recipe, precision: str) -> None:
 def total_steps(recipe: sftrun.Recipe, rows: int) -> int:
     """Optimizer steps of a run: the epochs' worth, or max_steps where that is fewer."""
     t = recipe.train
-    an_epoch = math.ceil(math.ceil(rows / t.batch_size) / t.grad_accum)
+    an_epoch = math.ceil(math.ceil(rows / t.micro_batch) / t.grad_accum)
     wanted = math.ceil(t.epochs * an_epoch)
     return wanted if t.max_steps is None else min(wanted, t.max_steps)
 

@@ -106,6 +106,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         started = time.monotonic()
+        self.emit({"event": "validating", "step": self.state.global_step})
         samples = (sftrun.to_sample(row) for row in self.eval_dataset)
         self.model.eval()
         sums = _model.loss_sums(self.model, samples, self.args.per_device_eval_batch_size)

@@ -34,6 +34,7 @@ class Unsloth:
     """Full, LoRA or 4-bit LoRA tuning with unsloth; an explicit fallback where it cannot."""
 
     launches = True  # for a fallback that can; unsloth itself refuses many processes
+    # No `estimate`: unsloth's own kernels keep other activations than those that the backend hf would count.
 
     def __init__(self, options: UnslothOptions) -> None:
         self.options = options

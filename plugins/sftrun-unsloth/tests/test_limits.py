@@ -80,6 +80,11 @@ def test_adapters_that_unsloth_would_make_otherwise_are_refused(problems, settin
     assert problems("tuning.mode=lora", f"tuning.lora.{setting}") == [f"error: {said}"]
 
 
+def test_what_it_takes_is_known_only_when_it_runs(problems):
+    (said,) = problems("train.batch_size=auto", "train.effective_batch_size=8")
+    assert "the backend unsloth cannot say what a batch takes" in said
+
+
 def test_prefetching_needs_processes(problems):
     assert "dataloader_prefetch needs processes that load" in problems("train.dataloader_prefetch=2")[0]
 

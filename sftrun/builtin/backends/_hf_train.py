@@ -88,7 +88,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         lr_scheduler_type=SCHEDULERS[t.scheduler],
         warmup_steps=math.ceil(t.warmup * steps) if t.warmup < 1 else int(t.warmup),
         weight_decay=t.weight_decay,
-        per_device_train_batch_size=t.batch_size,
+        per_device_train_batch_size=t.micro_batch,
         per_device_eval_batch_size=t.eval_batch_size,
         gradient_accumulation_steps=t.grad_accum,
         max_grad_norm=t.max_grad_norm,
@@ -125,7 +125,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
 def total_steps(recipe: sftrun.Recipe, rows: int) -> int:
     """Optimizer steps of a run: the epochs' worth, or max_steps where that is fewer."""
     t = recipe.train
-    an_epoch = math.ceil(math.ceil(rows / (t.batch_size * _ranks.size())) / t.grad_accum)
+    an_epoch = math.ceil(math.ceil(rows / (t.micro_batch * _ranks.size())) / t.grad_accum)
     return min(math.ceil(t.epochs * an_epoch), t.max_steps or math.inf)  # type: ignore[return-value]
 
 
@@ -213,6 +213,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         started = time.monotonic()
+        self.emit({"event": "validating", "step": self.state.global_step})
         self.model.eval()
         tokens, loss, correct = self._evaluated()
         self.model.train()

@@ -1,0 +1,344 @@
+"""Memory that is chosen, and out-of-memory that costs nothing: on a backend that fails as a small machine would."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import talk
+
+from sftrun import UserError, load, validate
+from sftrun.errors import OutOfMemory
+from sftrun.flow import go_on, prepare_only, run
+from sftrun.plan.size import Trial, search
+from sftrun.registry import current
+
+ROOT = Path(__file__).parent.parent
+ROWS = [talk(f"What comes after {number}?", str(number + 1) * (1 + number % 9)) for number in range(40)]
+TRAIN = {
+    "max_steps": 6,
+    "learning_rate": 5e-3,
+    "batch_size": 8,
+    "logging_steps": 1,
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "eval_strategy": "no",
+}
+FRAIL = '''
+"""Backend `frail`: the built-in one, where more rows than some take too much memory, from a step on."""
+
+import os
+import signal
+from typing import Annotated, Literal
+
+import sftrun
+
+SFTRUN_API = 1
+
+
+class FrailOptions(sftrun.Options):
+    """How small the machine is."""
+
+    rows: Annotated[int, sftrun.Meta(description="Rows that fit.")] = 4
+    step: Annotated[int, sftrun.Meta(description="The first step that takes so much.")] = 3
+    how: Annotated[Literal["raised", "killed"], sftrun.Meta(description="What happens.")] = "raised"
+
+
+@sftrun.hookimpl
+def register_backends(register: sftrun.Register) -> None:
+    register("frail", Frail, options=FrailOptions)
+    register("mute", Mute)
+
+
+class Mute:
+    """A backend without an estimate."""
+
+    def __init__(self):
+        self.inner = sftrun.create("backend", "hf")
+
+    def train(self, recipe, run, emit):
+        self.inner.train(recipe, run, emit)
+
+    def load(self, recipe, run, which):
+        return self.inner.load(recipe, run, which)
+
+
+class Frail(Mute):
+    """A backend on a small machine."""
+
+    def __init__(self, options):
+        super().__init__()
+        self.options = options
+
+    def estimate(self, recipe, training, evaluation):
+        return self.inner.estimate(recipe, training, evaluation)
+
+    def train(self, recipe, run, emit):
+        def watch(event):
+            emit(event)
+            stepped = event["event"] == "step" and event["step"] >= self.options.step
+            validates = event["event"] == "validating" and recipe.train.eval_batch_size > self.options.rows
+            if validates or (stepped and recipe.train.micro_batch > self.options.rows):
+                self.fail()
+
+        self.inner.train(recipe, run, watch)
+
+    def fail(self):
+        if self.options.how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        import torch
+
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugin(tmp_path_factory):
+    """The backends above are installed, for this process and for workers."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "plugin_frail.py").write_text(FRAIL)
+    info = site / "plugin_frail-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-frail\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sftrun]\nfrail = plugin_frail\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{site}{os.pathsep}{ROOT}")
+        patch.syspath_prepend(str(site))
+        current.cache_clear()
+        yield
+    current.cache_clear()
+
+
+@pytest.fixture
+def recipe(write):
+    """A recipe of full tuning in 8 rows a step, with keys of `train` and others replaced."""
+
+    def made(train=(), **keys):
+        return write(ROWS, tuning={"mode": "full"}, train={**TRAIN, **dict(train)}, **keys)
+
+    return made
+
+
+def frail(**options):
+    return {"use": "frail", "with": options}
+
+
+def events(folder, kind):
+    return [event for event in folder.events() if event["event"] == kind]
+
+
+def losses(folder):
+    from sftrun.report.history import history
+
+    return history(folder.events()).loss
+
+
+def said(file, *sets):
+    return [problem.message for problem in validate(file, sets)]
+
+
+def test_the_rows_of_a_step_are_said_once_or_agree(recipe):
+    assert said(recipe({"effective_batch_size": 8})) == []
+    (message,) = said(recipe({"effective_batch_size": 12}))
+    assert message == "train.effective_batch_size is 12, but batch_size × grad_accum is 8 × 1 = 8"
+    (message,) = said(recipe({"batch_size": "auto"}))
+    assert "needs train.effective_batch_size" in message
+
+
+def test_what_an_extended_recipe_sums_is_no_mistake_where_the_batch_is_chosen(recipe, tmp_path):
+    recipe({"grad_accum": 2})
+    above = tmp_path / "above.yaml"
+    above.write_text("extends: recipe.yaml\ntrain: {batch_size: auto, effective_batch_size: 16}\n")
+    assert load(above).train.grad_accum == 1
+    (message,) = said(above, "train.grad_accum=4")
+    assert message == "train.grad_accum has no effect with train.batch_size auto, which chooses it"
+
+
+def test_a_backend_that_cannot_say_what_it_takes_is_given_numbers(recipe):
+    (problem,) = validate(recipe({"batch_size": "auto", "effective_batch_size": 8}, backend="mute"))
+    assert "the backend mute cannot say what a batch takes" in problem.message
+    assert "plan --probe" in problem.hint
+
+
+GB = 10**9
+EXPECTED = {size: size * GB for size in (1, 2, 4, 8, 16, 32)}
+
+
+@pytest.mark.parametrize(
+    ("takes", "free", "tried"),
+    [
+        (lambda size: size * GB, 10 * GB, [8]),  # as estimated
+        (lambda size: size * GB // 2, 10 * GB, [8, 16]),  # half of that
+        (lambda size: size * GB * 2, 10 * GB, [8, 4]),  # twice that
+        (lambda size: size * GB * 2, 19 * GB, [16, 8]),
+        (lambda size: size * GB if size < 8 else None, 30 * GB, [16, 8, 4]),  # a limit that nobody has told of
+        (lambda size: None, 30 * GB, [16, 8, 4, 2, 1]),
+        (lambda size: size * 100 * GB, 30 * GB, [16, 1]),
+    ],
+)
+def test_the_search_starts_at_the_estimate_and_is_corrected_by_what_was_measured(takes, free, tried):
+    seen = []
+
+    def measure(size):
+        seen.append(size)
+        return None if takes(size) is None else Trial(takes(size), free)
+
+    found = search(EXPECTED, free, measure)
+    assert seen == tried
+    fitting = [size for size in EXPECTED if takes(size) is not None and takes(size) <= 0.9 * free]
+    assert (found[0] if found else None) == max(fitting, default=None)
+
+
+def test_smaller_batches_give_the_same_curve(recipe, tmp_path):
+    """Out of memory in step 3 with 8 rows: from the checkpoint of step 2 with 4 and 4."""
+    whole = run(recipe(), out=tmp_path / "whole")
+    shrunk = run(recipe({"on_oom": "shrink"}, backend=frail(rows=4)), out=tmp_path / "shrunk")
+    (event,) = events(shrunk, "shrunk")
+    assert (event["batch_size"], event["grad_accum"], event["while"]) == (4, 2, "training")
+    assert [each["step"] for each in events(shrunk, "resumed")] == [2]
+    assert [step for step, _ in losses(shrunk)] == [1, 2, 3, 4, 5, 6]
+    for (_, one), (_, other) in zip(losses(whole), losses(shrunk), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    batch = shrunk.read_json("lock.json")["batch"]
+    assert batch["asked"]["batch_size"] == 8
+    assert (batch["batch_size"], batch["grad_accum"]) == (4, 2)
+    assert load(shrunk.path / "resolved.yaml").train.batch_size == 4
+    assert "Memory ran out" in (shrunk.path / "report.html").read_text()
+    again = run(tmp_path / "recipe.yaml", out=shrunk.path, resume=True)  # it asks for what it began with
+    assert load(again.path / "resolved.yaml").train.batch_size == 4
+
+
+def test_out_of_memory_says_the_exact_change(recipe, tmp_path):
+    with pytest.raises(UserError) as raised:
+        run(recipe(backend=frail(rows=4)), out=tmp_path / "run")
+    (problem,) = raised.value.problems
+    assert problem.message == "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB."
+    command = f"sftrun resume {tmp_path / 'run'} --set train.batch_size=4 --set train.grad_accum=2"
+    change = "set train.batch_size: 4 and train.grad_accum: 2 (the same 8 rows a step)"
+    assert problem.hint == f"{change}: {command}; train.on_oom: shrink does so by itself"
+
+
+def test_with_one_row_at_a_time_the_next_changes_are_said_in_order(recipe, tmp_path):
+    from sftrun import oom
+
+    folder = prepare_only(recipe(), out=tmp_path / "run")
+    one = load(tmp_path / "recipe.yaml", ["train.batch_size=1", "train.grad_accum=8"])
+    first, shorter, lora, *qlora = oom.otherwise(one, folder, folder).split("; or ")
+    assert first.startswith("set train.gradient_checkpointing: true (the same training, slower): sftrun resume")
+    length = "in a new run set model.max_seq_len: 32 (12 of 40 rows are longer, and would be left out)"
+    assert shorter == length  # a row in twenty is as long as the longest: half of that
+    assert lora == "in a new run set tuning.mode: lora"
+    assert all(each == "in a new run set tuning.mode: qlora and backend: bnb" for each in qlora)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accum", "smaller"), [(8, 1, (4, 2)), (6, 1, (3, 2)), (5, 2, (2, 5)), (3, 1, (1, 3)), (1, 8, None)]
+)
+def test_a_smaller_batch_divides_the_rows_of_a_step(recipe, batch, accum, smaller):
+    from sftrun import oom
+
+    given = load(recipe({"batch_size": batch, "grad_accum": accum}))
+    sets = oom.smaller(given, validating=False)
+    assert (sets and tuple(sets.values())) == smaller
+
+
+@pytest.mark.slow
+def test_a_plan_shows_what_auto_would_choose(recipe, sftrun):
+    result = sftrun("plan", recipe({"batch_size": "auto", "effective_batch_size": 8}), "--no-data")
+    assert result.code == 0, result.err
+    assert "train.batch_size auto: 8 rows at a time, train.grad_accum 1 (estimated" in result.err
+
+
+def test_a_plan_without_an_estimate_asks_for_a_probe(recipe, sftrun):
+    result = sftrun("plan", recipe(backend="mute"))
+    assert result.code == 1
+    assert "the backend mute cannot say what it takes before it has run" in result.err
+    assert "add --probe" in result.err
+
+
+@pytest.mark.slow
+def test_a_probe_needs_no_estimate(recipe, sftrun):
+    result = sftrun("plan", recipe(backend="mute"), "--probe")
+    assert result.code == 0, result.err
+    assert "fits: " in result.err
+    assert "measured" in result.err
+
+
+@pytest.mark.slow
+def test_a_worker_that_was_killed_goes_on_with_fewer_rows_until_one(recipe, tmp_path):
+    file = recipe({"on_oom": "shrink", "batch_size": 4}, backend=frail(rows=0, how="killed"))
+    with pytest.raises(UserError) as raised:
+        run(file, out=tmp_path / "run")
+    (problem,) = raised.value.problems
+    assert problem.message.startswith("the worker was killed")
+    assert "gradient_checkpointing: true" in problem.hint
+    state = load(tmp_path / "run" / "resolved.yaml").train
+    assert (state.batch_size, state.grad_accum) == (1, 4)
+
+
+@pytest.mark.slow
+def test_where_an_evaluation_takes_too_much_it_is_the_one_that_shrinks(recipe, tmp_path):
+    train = {"on_oom": "shrink", "batch_size": 2, "eval_strategy": "steps", "eval_steps": 3, "eval_batch_size": 8}
+    keys = {"backend": frail(rows=4), "source_options": {"val_share": 0.2}}
+    folder = run(recipe(train, **keys), out=tmp_path / "run")
+    (event,) = events(folder, "shrunk")
+    assert (event["while"], event["eval_batch_size"], event["batch_size"]) == ("evaluation", 4, 2)
+
+
+@pytest.mark.slow
+def test_a_batch_is_chosen_once(recipe, tmp_path):
+    file = recipe({"batch_size": "auto", "effective_batch_size": 8}, backend=frail(rows=2, step=1))
+    folder = run(file, out=tmp_path / "run")
+    assert [(each["batch_size"], each["fits"]) for each in events(folder, "sizing")] == [
+        (8, False),
+        (4, False),
+        (2, True),
+    ]
+    (sized,) = events(folder, "sized")
+    assert (sized["batch_size"], sized["grad_accum"], sized["margin"]) == (2, 4, 0.1)
+    assert sized["peak"] < sized["room"]
+    assert folder.read_json("lock.json")["batch"]["asked"]["batch_size"] == "auto"
+    assert not (folder.path / ".size").exists()
+    folder.forget("train", "report")
+    run(file, out=folder.path, resume=True)
+    go_on(folder.path)
+    assert len(events(folder, "sized")) == 1
+    assert load(folder.path / "resolved.yaml").train.batch_size == 2
+
+
+@pytest.mark.slow
+def test_where_nothing_fits_nothing_is_trained_and_the_run_can_go_on(recipe, tmp_path):
+    file = recipe({"batch_size": "auto", "effective_batch_size": 2}, backend=frail(rows=0, step=1))
+    with pytest.raises(UserError, match="not even one row at a time") as raised:
+        run(file, out=tmp_path / "run")
+    assert "gradient_checkpointing: true" in str(raised.value)
+    assert load(tmp_path / "run" / "resolved.yaml").train.batch_size == "auto"
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts what is allocated on Linux alone")
+def test_a_real_limit_of_memory_is_met_by_fewer_rows(write, tmp_path):
+    """Workers inherit the limit; torch's allocator is refused 64 rows of 250 tokens, and given fewer."""
+    rows = [talk("Say it.", "x y z "[number % 3] * 230) for number in range(64)]
+    train = {**TRAIN, "max_steps": 2, "batch_size": 64, "on_oom": "shrink"}
+    file = write(rows, tuning={"mode": "full"}, train=train, model={"max_seq_len": 512})
+    limit = 1_900_000_000
+    done = subprocess.run(
+        [sys.executable, "-m", "sftrun", file, "--out", tmp_path / "run"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "out of memory; again with train.batch_size" in done.stderr
+    settled = load(tmp_path / "run" / "resolved.yaml").train
+    assert settled.batch_size < 64
+    assert settled.batch_size * settled.grad_accum == 64
+
+
+def test_running_out_of_memory_is_an_error_that_a_user_can_fix():
+    assert issubclass(OutOfMemory, UserError)
