@@ -102,9 +102,8 @@ def _sizing(event: dict[str, Any]) -> str:
 
 
 def _sized(event: dict[str, Any]) -> str:
-    rows = event["batch_size"] * event["grad_accum"]
     return (
-        f"  chosen: {_split(event)}, {rows} rows a step; measured {_size(event['peak'])} of {_size(event['room'])}, "
+        f"  chosen: {_split(event)}, {event['rows']} rows a step; measured {_size(event['peak'])} of {_size(event['room'])}, "
         f"of which {event['margin']:.0%} stay free"
     )
 
