@@ -143,8 +143,8 @@ def said(file, *sets):
 
 def test_the_rows_of_a_step_are_said_once_or_agree(recipe):
     assert said(recipe({"effective_batch_size": 8})) == []
-    (message,) = said(recipe({"effective_batch_size": 16}))
-    assert message == "train.effective_batch_size is 16, but batch_size × grad_accum is 8 × 1 = 8"
+    (message,) = said(recipe({"effective_batch_size": 12}))
+    assert message == "train.effective_batch_size is 12, but batch_size × grad_accum is 8 × 1 = 8"
     (message,) = said(recipe({"batch_size": "auto"}))
     assert "needs train.effective_batch_size" in message
 

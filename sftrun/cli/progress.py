@@ -102,10 +102,8 @@ def _sizing(event: dict[str, Any]) -> str:
 
 
 def _sized(event: dict[str, Any]) -> str:
-    return (
-        f"  chosen: {_split(event)}, {event['rows']} rows a step; measured {_size(event['peak'])} of {_size(event['room'])}, "
-        f"of which {event['margin']:.0%} stay free"
-    )
+    chosen = f"  chosen: {_split(event)}, {event['rows']} rows a step; measured {_size(event['peak'])}"
+    return f"{chosen} of {_size(event['room'])}, of which {event['margin']:.0%} stay free"
 
 
 def _shrunk(event: dict[str, Any]) -> str:
