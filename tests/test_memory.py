@@ -15,6 +15,8 @@ from sftrun.flow import go_on, prepare_only, run
 from sftrun.plan.size import Trial, search
 from sftrun.registry import current
 
+pytestmark = pytest.mark.timeout(900)
+
 ROOT = Path(__file__).parent.parent
 ROWS = [talk(f"What comes after {number}?", str(number + 1) * (1 + number % 9)) for number in range(40)]
 TRAIN = {
