@@ -32,6 +32,7 @@ MODES = {
 TRAIN = {"max_steps": 60, "epochs": 100, "learning_rate": 5e-3, "batch_size": 2, "grad_accum": 2, "logging_steps": 1}
 SAVED = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 10}
 WAYS = ("in a save", "any moment", "after a step")
+SAVING = "checkpoints/.saving"
 VICTIMS = ("command", "workers", "all")
 SAVE = 0.04  # seconds that a checkpoint of the embedded model takes to write, or less
 
@@ -59,7 +60,7 @@ class Attempt:
     def __init__(self, file: Path, out: Path, sets: list[str]) -> None:
         words = [word for each in sets for word in ("--set", each)]
         command = [sys.executable, "-m", "sftrun", str(file), "--resume", "--out", str(out), *words]
-        self.out, self.before = out, len(lines(out))
+        self.out, self.before, self.stale = out, len(lines(out)), identity(out / SAVING)
         self.errors = (file.parent / "errors.txt").open("wb")
         self.process = subprocess.Popen(command, stderr=self.errors, cwd=file.parent)
 
@@ -92,6 +93,14 @@ class Attempt:
         """Workers whose command is gone end by themselves; what they leave must not change any more."""
         while any(alive(pid) for pid in pids):
             time.sleep(0.01)
+
+
+def identity(folder: Path) -> int | None:
+    """Which folder it is, among those of its name one after another; None where there is none."""
+    try:
+        return folder.stat().st_ctime_ns
+    except FileNotFoundError:
+        return None
 
 
 def lines(out: Path) -> list[str]:
@@ -127,7 +136,7 @@ def alive(pid: int) -> bool:
 def killed(attempt: Attempt, way: str, step: int, seconds: float) -> dict[str, object] | None:
     """Kills an attempt in one of the ways, and says where it was hit; None where it had ended before."""
     started, victim = time.monotonic(), random.choice(VICTIMS)
-    saving = attempt.out / "checkpoints/.saving"
+    saving = attempt.out / SAVING
     if way == "any moment":
         moment = random.uniform(0, seconds)
         there = attempt.until(lambda: time.monotonic() - started >= moment, 0.005)
@@ -147,7 +156,8 @@ def hit(attempt: Attempt, saving: Path) -> dict[str, object]:
     """Where an attempt was: its last step, its stage, and how much of a checkpoint it has left unfinished."""
     events, steps = attempt.events(), attempt.steps()
     stages = [str(event["stage"]) for event in events if event["event"] == "stage" and event["status"] == "started"]
-    files = sum(path.is_file() for path in saving.rglob("*")) if saving.exists() else None
+    left = identity(saving) not in (None, attempt.stale)  # not what an earlier attempt has left
+    files = sum(path.is_file() for path in saving.rglob("*")) if left else None
     return {"stage": stages[-1] if stages else "start", "step": steps[-1] if steps else None, "unfinished": files}
 
 

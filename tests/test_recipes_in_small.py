@@ -219,7 +219,7 @@ def planned(size, overrides, folder):
 def test_the_figures_for_8_gb_are_those_of_plan(tmp_path):
     text = (RECIPES / "8gb-gpu.yaml").read_text("utf-8")
     (whole,) = re.findall(r"This recipe takes ([\d.]+) GB", text)
-    listed = re.findall(r"^#   ([\d.]+)  ([\d.]+B)(.*)$", text, re.M)
+    listed = re.findall(r"^#   +([\d.]+)  ([\d.]+B)(.*)$", text, re.M)
     assert len(listed) == 7
     said = [
         (float(whole), "1.5B", []),
