@@ -191,6 +191,31 @@ class TrainOptions(Options):
         return self.early_stopping is not None if self.keep_best is None else self.keep_best
 
 
+class LaunchOptions(Options):
+    """How many processes train, on how many machines, and how they share the model."""
+
+    processes: Annotated[
+        Literal["auto"] | Count, Meta(description="Training processes on each node; auto is one a GPU, or one without.")
+    ] = "auto"
+    nodes: Annotated[
+        Count, Meta(description="Machines that train together; each runs the same command with its own --node-rank.")
+    ] = 1
+    strategy: Annotated[
+        Literal["auto", "ddp", "fsdp", "deepspeed"],
+        Meta(
+            description="ddp keeps the whole model in every process; fsdp (FSDP2) and deepspeed (ZeRO) share weights, "
+            "gradients and optimizer state among them; auto is ddp where there are several processes."
+        ),
+    ] = "auto"
+    zero_stage: Annotated[
+        Literal[2, 3],
+        Meta(description="deepspeed: 2 shares gradients and optimizer state among processes, 3 the weights too."),
+    ] = 3
+    restarts: Annotated[
+        int, Meta(ge=0, description="How often all processes start again from the last checkpoint when one fails.")
+    ] = 0
+
+
 class Recipe(Options):
     """A supervised fine-tuning run, from rows to a trained, evaluated and exported model."""
 
@@ -218,6 +243,7 @@ class Recipe(Options):
     tuning: Annotated[TuningOptions, Meta(description="Which weights are trained.")] = TuningOptions()
     backend: Annotated[str | Use, component("backend"), Meta(description="What loads, trains and saves.")] = "hf"
     train: Annotated[TrainOptions, Meta(description="How the weights are trained.")] = TrainOptions()
+    launch: Annotated[LaunchOptions, Meta(description="How many processes train, and where.")] = LaunchOptions()
     evaluators: Annotated[
         list[str | Use], component("evaluator"), Meta(description="What scores the base and the tuned model.")
     ] = []
