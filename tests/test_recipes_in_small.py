@@ -106,6 +106,10 @@ def stands_in(tmp_path_factory):
         "8gb-gpu.yaml": lambda: [
             *(model("qwen"), rows("everyday", TALKS, "train", "test"), smoltalk, *SAVED, *ANSWERS),
         ],
+        "llama3-8b-lora-fsdp.yaml": lambda: [
+            *(model("llama3"), rows("everyday", TALKS, "train", "test"), smoltalk, "launch.processes=2", *SAVED),
+            *("source.with.train=train[:100]", "source.with.val=test[:10]", "source.with.test=test[10:20]", *ANSWERS),
+        ],
         "mistral-inst.yaml": lambda: [model("mistral"), rows("dolly", DOLLY, "train"), *SAVED, *ANSWERS],
         "smollm2-stack-smol.yaml": lambda: [
             *(model("smol"), f"source.with.name={folder / 'stack'}", *code(), *SAVED, "train.grad_accum=2"),
@@ -115,8 +119,8 @@ def stands_in(tmp_path_factory):
 
 
 CASES = [
-    *("8gb-gpu.yaml", "chat.yaml", "cpt.yaml", "lora.yaml", "mistral-inst.yaml", "qwen2.5-3b-qlora.yaml"),
-    *("smollm2-smoltalk.yaml", "smollm2-stack-smol.yaml"),
+    *("8gb-gpu.yaml", "chat.yaml", "cpt.yaml", "llama3-8b-lora-fsdp.yaml", "lora.yaml", "mistral-inst.yaml"),
+    *("qwen2.5-3b-qlora.yaml", "smollm2-smoltalk.yaml", "smollm2-stack-smol.yaml"),
 ]
 
 
