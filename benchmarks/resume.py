@@ -215,7 +215,7 @@ def main() -> None:
             out = Path(name) / f"killed-{len(runs)}"
             ways = [WAYS[number % len(WAYS)] for number in range(done, min(done + asked.chain, asked.kills))]
             kills, code = chained(file, out, sets, ways, seconds)
-            done += len(kills) or 1  # a run that fails at once counts too, or this would not end
+            done += len(kills) or bool(code)  # a run that fails at once counts too, or this would not end
             same = code == 0 and weights(out) == wanted
             runs.append({"kills": kills, "exit": code, "identical": same})
             print(f"run {len(runs)}, killed {len(kills)} times: {'identical' if same else f'DIFFERENT, exit {code}'}")
