@@ -176,6 +176,7 @@ ELSEWHERE = {
         for leaf in ("path", "val_share", *leaves_)
     },
     "source parquet: columns": "test_sources_formats.py: others are not read",
+    "source huggingface: data_dir": "test_sources_huggingface.py: one folder of a dataset can be named",
     "source huggingface: streaming": "test_sources_huggingface.py: rows come without loading all",
     **{
         f"source mix: {leaf}": "test_sources_mix.py: it changes the rows and the fingerprint"

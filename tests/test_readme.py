@@ -57,6 +57,11 @@ def test_every_file_that_the_documentation_links_to_is_there():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_every_recipe_is_in_the_table_of_the_documentation():
+    rows = re.findall(r"^\| \[`(.+?\.yaml)`\]", (ROOT / "docs/recipes.md").read_text("utf-8"), re.M)
+    assert {path.name for path in (ROOT / "recipes").glob("*.yaml")} <= set(rows)
+
+
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_is_valid(recipe, sftrun):
     assert sftrun("validate", recipe).code == 0

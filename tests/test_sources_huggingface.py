@@ -51,6 +51,18 @@ def test_a_split_that_a_saved_dataset_lacks_is_an_error(saved):
     assert "(split dev) cannot be loaded: Unknown split" in refused(source(saved, train="dev"))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_one_folder_of_a_dataset_can_be_named(tmp_path, streaming):
+    for number, language in enumerate(("python", "ruby")):
+        put(tmp_path / "stack" / "data" / language / "data.json", as_lines([{"content": "", "number": number}]))
+    one, other = (
+        source(tmp_path / "stack", data_dir=f"data/{name}", streaming=streaming) for name in ("python", "ruby")
+    )
+    assert (read(one)[0]["number"], read(other)[0]["number"]) == (0, 1)
+    assert one.fingerprint() != other.fingerprint()
+    assert len(read(source(tmp_path / "stack"))) == 2
+
+
 def test_a_streamed_dataset_has_the_same_rows(folder):
     whole = source(folder, test="test")
     streamed = source(folder, test="test", streaming=True)
@@ -87,7 +99,7 @@ def test_what_cannot_be_read_is_said_by_validate(write, sftrun, options, message
     assert message in said.err + said.out
 
 
-@pytest.mark.parametrize("option", [{"revision": "main"}, {"config": "one"}, {"streaming": True}])
+@pytest.mark.parametrize("option", [{"revision": "main"}, {"config": "one"}, {"data_dir": "data"}, {"streaming": True}])
 def test_an_option_without_effect_on_a_saved_folder_is_an_error(saved, option):
     (name,) = option
     assert [problem.message for problem in source(saved, **option).ready(None)] == [

@@ -22,6 +22,9 @@ class HuggingfaceOptions(sftrun.Options):
         sftrun.Meta(description="Id of the dataset, such as HuggingFaceTB/smoltalk, or a folder (./…, ../…, /…)."),
     ]
     config: Annotated[str | None, sftrun.Meta(description="Its configuration, where it has several.")] = None
+    data_dir: Annotated[
+        str | None, sftrun.Meta(description="The folder of it that has the rows, such as data/python; null for all.")
+    ] = None
     revision: Annotated[str | None, sftrun.Meta(description="Branch, tag or commit.")] = None
     train: Annotated[str, sftrun.Meta(description="Split to train on; a slice such as train[:1%] works.")] = "train"
     val: Annotated[str | None, sftrun.Meta(description="Split for the validation loss, as a name or slice.")] = None
@@ -59,7 +62,7 @@ class Huggingface:
         if folder.is_absolute() and not folder.exists():
             yield _layout.missing(folder, AT)
         useless = ["revision"] if folder.is_dir() else []
-        useless += ["config", "streaming"] if self._saved() else []
+        useless += ["config", "data_dir", "streaming"] if self._saved() else []
         for option in useless:
             if getattr(self.options, option):
                 yield sftrun.Problem(f"{option} has no effect on the folder {folder}", path=(*AT[:-1], option))
@@ -76,7 +79,7 @@ class Huggingface:
         if not o.streaming:
             digest.update(repr([self._load(split)._fingerprint for split in self.named]).encode())
             return digest.hexdigest()
-        digest.update(repr((o.name, o.config, o.revision, self._commit)).encode())
+        digest.update(repr((o.name, o.config, o.data_dir, o.revision, self._commit)).encode())
         for file in sorted(Path(o.name).rglob("*")) if Path(o.name).is_dir() else []:
             if file.is_file():
                 _files.add_file(file, digest.update)
@@ -114,8 +117,9 @@ class Huggingface:
         import datasets
 
         o, revision = self.options, self._commit or self.options.revision
+        which = {"name": o.config, "data_dir": o.data_dir, "split": split, "revision": revision}
         try:
-            return datasets.load_dataset(o.name, o.config, split=split, revision=revision, streaming=o.streaming)
+            return datasets.load_dataset(o.name, **which, streaming=o.streaming)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             self._fail(split, error)
 
