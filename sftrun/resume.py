@@ -17,9 +17,16 @@ FREE = {
     "description",
     *(f"train.save_{name}" for name in ("strategy", "steps", "total_limit")),
     *(f"train.{name}" for name in ("logging_steps", "eval_batch_size", "dataloader_workers", "dataloader_prefetch")),
+    "train.activation_offload",
 }
 # The same sums, added up in another order: what helps where memory ran out.
-ROUNDING = {"train.batch_size", "train.grad_accum", "train.gradient_checkpointing"}
+ROUNDING = {
+    f"train.{name}"
+    for name in (
+        *("batch_size", "grad_accum", "gradient_checkpointing"),
+        *("attention", "cross_entropy", "compile", "tf32"),
+    )
+}
 LATER = {"evaluators": "evaluate", "exporters": "export"}  # keys whose stage is done again
 
 

@@ -73,7 +73,7 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(recipe):
     small, large = step(estimate(recipe(), Shape([200] * 2, 300))), step(estimate(recipe(), Shape([200] * 8, 1200)))
     assert large["activations"] == pytest.approx(4 * small["activations"], rel=0.05)
     again = step(estimate(recipe("train.gradient_checkpointing=true"), Shape([200] * 8, 1200)))
-    assert again["activations"] < 0.6 * large["activations"]
+    assert again["activations"] < 0.7 * large["activations"]  # one of two layers, and what both start from
 
 
 def test_gradients_are_there_all_along_when_batches_are_summed(recipe):

@@ -145,6 +145,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
     def _progress(self) -> dict[str, Any]:
         """What the next attempt needs and the trainer does not save: counters, and the losses not yet logged."""
         trainer = self.trainer
+        trainer.count()
         logged = {"loss": trainer._tr_loss.item(), "step": trainer._globalstep_last_logged}
         counts = {name: getattr(trainer, name, 0) for name in COUNTED}
         metrics = dict(getattr(trainer, "_metrics", {}).get("train", {}))
