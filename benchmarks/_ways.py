@@ -4,6 +4,7 @@ Rows are seen twice. The first pass is a warm-up; times are of the second, so th
 rows, whatever it makes batches of.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -58,12 +59,12 @@ def bare(folder: Path) -> dict[str, Any]:
     order, collate = _batches.ByLength(rows.lengths, size, SEED), _batches.collator(rows, 0)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    taken, tokens = [], 0
+    taken, spent, tokens = [], [], 0
     for epoch in range(2):
         order.set_epoch(epoch)
         drawn = list(order)
         for start in range(0, len(drawn), size):
-            began = time.perf_counter()
+            began, before = time.perf_counter(), time.process_time()
             batch = collate([rows[row] for row in drawn[start : start + size]])
             trained = batch["labels"][:, 1:] != _batches.IGNORED
             hidden = model.model(
@@ -76,8 +77,9 @@ def bare(folder: Path) -> dict[str, Any]:
             optimizer.step()
             optimizer.zero_grad()
             taken.append(time.perf_counter() - began)
+            spent.append(time.process_time() - before)
             tokens += int(batch["attention_mask"].sum())
-    return {"steps": taken, "tokens": tokens}
+    return {"steps": taken, "cpu": spent, "tokens": tokens}
 
 
 def sftrun(folder: Path) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def sftrun(folder: Path) -> dict[str, Any]:
     run = Path(tempfile.mkdtemp(dir=folder)) / "run"
     shutil.copytree(folder / "prepared-run", run)
     events: list[dict[str, Any]] = []
-    train_here(loaded(folder), RunDir(run), lambda event: events.append({**event, "at": time.perf_counter()}))
+    train_here(loaded(folder), RunDir(run), lambda event: events.append({**event, "at": clocks()}))
     shutil.rmtree(run.parent)
     return _of_events([event for event in events if event["event"] == "step"])
 
@@ -96,11 +98,22 @@ def sftrun(folder: Path) -> dict[str, Any]:
 def _of_events(steps: list[dict[str, Any]]) -> dict[str, Any]:
     # the first step's own beginning is not told: it is of the warm-up
     at = [steps[0]["at"], *(event["at"] for event in steps)]
-    return {
-        "steps": [after - before for before, after in zip(at, at[1:], strict=False)],
-        "tokens": steps[-1]["tokens"],
-        "trained": steps[-1]["trained_tokens"],
-    }
+    return {**between(at), "tokens": steps[-1]["tokens"], "trained": steps[-1]["trained_tokens"]}
+
+
+def clocks() -> tuple[float, float]:
+    """Wall and CPU seconds, when a device has ended its work."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
+def between(at: list[tuple[float, float]]) -> dict[str, list[float]]:
+    """Seconds of steps, from the clocks between them."""
+    pairs = list(itertools.pairwise(at))
+    return {name: [after[i] - before[i] for before, after in pairs] for i, name in enumerate(("steps", "cpu"))}
 
 
 def trl(folder: Path, model: Any = None, **settings: Any) -> dict[str, Any]:
@@ -110,22 +123,18 @@ def trl(folder: Path, model: Any = None, **settings: Any) -> dict[str, Any]:
     import transformers
     from trl import SFTConfig, SFTTrainer
 
-    at: list[float] = []
+    at: list[tuple[float, float]] = []
 
     class Clock(transformers.TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *args: Any, **more: Any) -> None:
-            at.extend([time.perf_counter()] if not at else [])
+            at.extend([] if at else [clocks()])
 
         def on_step_end(self, *args: Any, **more: Any) -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            at.append(time.perf_counter())
+            at.append(clocks())
 
     datasets.disable_progress_bars()
     recipe, pairs = loaded(folder), json.loads((folder / "pairs.json").read_text())
-    texts = [
-        {"prompt": TURN.format(prompt=row["prompt"]), "completion": row["completion"] + END} for row in pairs
-    ]
+    texts = [{"prompt": TURN.format(prompt=row["prompt"]), "completion": row["completion"] + END} for row in pairs]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
     tokenizer.eos_token = END
     usual: dict[str, Any] = {
@@ -140,15 +149,15 @@ def trl(folder: Path, model: Any = None, **settings: Any) -> dict[str, Any]:
     )  # fmt: skip
     trained = sum(label != -100 for row in trainer.train_dataset for label in row["labels"][1:])
     trainer.train()
-    steps = [after - before for before, after in zip(at, at[1:], strict=False)]
-    return {"steps": steps, "tokens": int(trainer._total_train_tokens), "trained": 2 * trained}
+    return {**between(at), "tokens": int(trainer._total_train_tokens), "trained": 2 * trained}
 
 
 def measured(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What a way found, with the seconds of its second pass and the most memory that this process had (MB)."""
     found = work()
-    second = found["steps"][len(found["steps"]) // 2 :]
-    result = {**found, "seconds": sum(second), "ms_per_step": 1000 * sum(second) / len(second), "peak_mb": peak()}
+    second, spent = (found[name][len(found["steps"]) // 2 :] for name in ("steps", "cpu"))
+    result = {**found, "seconds": sum(second), "cpu_seconds": sum(spent)}
+    result |= {"ms_per_step": 1000 * sum(second) / len(second), "peak_mb": peak()}
     if found.get("trained"):
         result["trained_per_s"] = found["trained"] / 2 / sum(second)
     return result

@@ -11,7 +11,7 @@ random weights, 110 M parameters by default. With --gsm8k, rows are those of GSM
 tokens, sftrun packs them, and what counts is trained tokens a second.
 
 Prints JSON: medians of rounds, and the median over rounds of each ratio; above 1 sftrun is slower than bare, and
-faster than trl.
+faster than trl. On a machine that is busy, wall times say little; with OMP_NUM_THREADS=1, CPU times still do.
 """
 
 import argparse
@@ -95,6 +95,8 @@ def compared(rounds: list[dict[str, Any]], gsm8k: bool) -> dict[str, float]:
     return {
         "time of the same rows, sftrun / bare": middle("sftrun", "bare", "seconds"),
         "time of the same rows, trl / sftrun": middle("trl", "sftrun", "seconds"),
+        "CPU time, sftrun / bare": middle("sftrun", "bare", "cpu_seconds"),
+        "CPU time, trl / sftrun": middle("trl", "sftrun", "cpu_seconds"),
         "peak memory, sftrun / bare": middle("sftrun", "bare", "peak_mb"),
         "peak memory, trl / sftrun": middle("trl", "sftrun", "peak_mb"),
     }
@@ -109,7 +111,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         rounds = [{way: _ways.apart(__file__, way, Path(made), *more) for way in ways} for _ in range(args.rounds)]
     if not args.gsm8k:
         assert all(each["bare"]["tokens"] == each["sftrun"]["tokens"] for each in rounds), "not the same batches"
-    keys = ("ms_per_step", "seconds", "trained_per_s", "peak_mb")
+    keys = ("ms_per_step", "seconds", "cpu_seconds", "trained_per_s", "peak_mb")
     medians = {
         way: {key: round(statistics.median(each[way][key] for each in rounds)) for key in keys if key in rounds[0][way]}
         for way in ways

@@ -102,6 +102,9 @@ TELLERS: dict[str, Callable[[dict[str, Any]], str | None]] = {
     "eval": lambda event: f"  step {event['step']}: validation loss {event['loss']:.4f}",
     "warning": _warning,
     "resumed": _resumed,
+    "using": lambda event: (
+        f"  attention: {event['attention']}; precision: {event['precision']}; optimizer: {event['optimizer']}"
+    ),
     "stopped_early": lambda event: (
         f"  stopped at step {event['step']}: the validation loss was lowest at step {event['best_step']}"
     ),

@@ -7,7 +7,6 @@ import torch
 import sftrun
 from sftrun.builtin.backends import _head
 
-PACKAGES = {"liger": "liger_kernel", "cut-cross-entropy": "cut_cross_entropy"}
 BOUND = 2e-2  # largest relative difference of a loss in 16 bits
 PATH = ("train", "cross_entropy")
 
