@@ -97,8 +97,8 @@ def set_up(folder: Path, name: str, small: bool) -> None:
 
     about = case(name, small)
     kind, sizes = about["config"]
-    getattr(transformers, kind)(**sizes, eos_token_id=2, pad_token_id=0, bos_token_id=None,
-                                architectures=[kind.replace("Config", "ForCausalLM")]).save_pretrained(folder / "model")  # fmt: skip
+    sizes = {**sizes, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": None}
+    getattr(transformers, kind)(**sizes).save_pretrained(folder / "model")
     for file in tiny.TOKENIZER_FILES:
         shutil.copyfile(tiny.folder() / file, folder / "model" / file)
     precision = "bf16" if torch.cuda.is_available() else "fp32"
@@ -147,7 +147,8 @@ def trl(folder: Path, name: str, checkpointing: bool, batch: int) -> dict[str, A
     gpu, lora = torch.cuda.is_available(), CASES[name]["mode"] == "lora"
     model = built(folder, _half() if lora else torch.float32)
     if lora:
-        model = peft.get_peft_model(model, peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"))  # fmt: skip
+        adapter = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+        model = peft.get_peft_model(model, peft.LoraConfig(**adapter))
     return _ways.trl(
         folder, model, bf16=gpu, gradient_checkpointing=checkpointing, per_device_train_batch_size=batch,
         learning_rate=2e-4 if lora else 1e-5,
