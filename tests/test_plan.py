@@ -87,6 +87,24 @@ def test_packed_rows_take_no_memory_for_length_by_length(recipe):
     assert packed["activations"] < padded["activations"] / 10
 
 
+def test_eager_attention_takes_memory_for_length_by_length(recipe):
+    shape = Shape([50] * 16, 400, packed=True)
+    eager, sdpa = (
+        step(estimate(recipe(f"train.attention={each}", packing={"strategy": "best-fit"}), shape))
+        for each in ("eager", "sdpa")
+    )
+    assert eager["activations"] > 2 * sdpa["activations"]
+
+
+def test_logits_are_of_trained_positions_and_so_many_at_a_time(recipe, monkeypatch):
+    from sftrun.builtin.backends import _head
+
+    few, many = (step(estimate(recipe(), Shape([400] * 8, trained)))["logits"] for trained in (800, 3200))
+    assert many > 3 * few
+    monkeypatch.setattr(_head, "AT_ONCE", 2**20)
+    assert step(estimate(recipe(), Shape([400] * 8, 3200)))["logits"] < many / 2
+
+
 def test_4_bits_take_a_quarter_of_16_and_a_little_for_scales(recipe, folder):
     pytest.importorskip("bitsandbytes")
     path = folder(hidden_size=512, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=8, vocab_size=768)

@@ -41,7 +41,7 @@ def estimate(
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         model = _built(recipe)
-        notes: list[str] = []
+        notes = ["what activation_offload moves is not taken off"] if recipe.train.activation_offload else []
         logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what fails is said in a note
         try:
             step, evaluated = _dry_run(model, recipe, training, evaluation, where)
@@ -141,7 +141,8 @@ def _built(recipe: sftrun.Recipe) -> Any:
     full = recipe.tuning.mode == "full"
     dtype = torch.float32 if full else _hf_model.DTYPES[_hf_model.precision(recipe)]
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(_config(recipe), dtype=dtype)
+        asked = {"attn_implementation": "eager"} if recipe.train.attention == "eager" else {}
+        model = transformers.AutoModelForCausalLM.from_config(_config(recipe), dtype=dtype, **asked)
         if recipe.train.gradient_checkpointing:
             model.gradient_checkpointing_enable()
             model.enable_input_require_grads()
@@ -189,7 +190,7 @@ def _forward(backbone: Any, shape: sftrun.Shape, where: str) -> torch.Tensor:
     rows, width = (1, sum(shape.lengths)) if shape.packed else (len(shape.lengths), max(shape.lengths))
     ids = torch.zeros(rows, width, dtype=torch.long, device=where)
     more: dict[str, Any] = {}
-    if shape.packed and _attention.isolate(backbone):
+    if shape.packed and backbone.config._attn_implementation != "eager" and _attention.isolate(backbone):
         backbone.set_attn_implementation(_packed_attention(shape.lengths, where))
         more["position_ids"] = torch.arange(width, device=where)[None]
     elif shape.packed or len(set(shape.lengths)) > 1:  # without padding transformers gives no mask
