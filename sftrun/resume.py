@@ -19,10 +19,12 @@ FREE = {
     *(f"train.save_{name}" for name in ("strategy", "steps", "total_limit")),
     *(f"train.{name}" for name in ("logging_steps", "eval_batch_size", "dataloader_workers", "dataloader_prefetch")),
     "train.on_oom",
+    "train.activation_offload",
 }
 # The same sums, added up in another order: what helps where memory ran out.
 COUNTS = {"launch.processes", "launch.nodes"}
-ROUNDING = {"train.batch_size", "train.grad_accum", "train.gradient_checkpointing", *COUNTS}
+KERNELS = {f"train.{name}" for name in ("attention", "cross_entropy", "compile", "tf32")}
+ROUNDING = {"train.batch_size", "train.grad_accum", "train.gradient_checkpointing", *KERNELS, *COUNTS}
 SAME = {"train.effective_batch_size"}  # where the rows of a step stay as many
 SPLIT = (("batch_size", "grad_accum"), ("eval_batch_size",))  # what a run may have changed on its own
 LATER = {"evaluators": "evaluate", "exporters": "export"}  # keys whose stage is done again

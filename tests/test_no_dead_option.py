@@ -52,6 +52,7 @@ TRAINER = {
     "train.max_grad_norm": 0.5,
     "train.gradient_checkpointing": True,
     "train.precision": "bf16",
+    "train.activation_offload": True,
     "train.optimizer": "adafactor",
     "train.adam_beta1": 0.8,
     "train.adam_beta2": 0.95,
@@ -109,6 +110,10 @@ ELSEWHERE = {
         f"launch.{name}": "test_elastic.py: so many train, and start again so often"
         for name in ("processes", "nodes", "restarts")
     },
+    "train.attention": "test_switches.py: the model computes it so",
+    "train.cross_entropy": "test_switches.py: a kernel that is not there, or not for this machine, is refused",
+    "train.compile": "test_switches.py: layers are compiled",
+    "train.tf32": "test_switches.py: refused without a GPU that has it",
     "backend": "test_registry.py: an unknown backend is an error",
     "evaluators": "test_training.py: each of them scores",
     "exporters": "test_training.py: each of them writes",

@@ -73,7 +73,7 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(recipe):
     small, large = step(estimate(recipe(), Shape([200] * 2, 300))), step(estimate(recipe(), Shape([200] * 8, 1200)))
     assert large["activations"] == pytest.approx(4 * small["activations"], rel=0.05)
     again = step(estimate(recipe("train.gradient_checkpointing=true"), Shape([200] * 8, 1200)))
-    assert again["activations"] < 0.6 * large["activations"]
+    assert again["activations"] < 0.7 * large["activations"]  # one of two layers, and what both start from
 
 
 def test_gradients_are_there_all_along_when_batches_are_summed(recipe):
@@ -85,6 +85,24 @@ def test_packed_rows_take_no_memory_for_length_by_length(recipe):
     packed = step(estimate(recipe(packing={"strategy": "best-fit"}), Shape([50] * 16, 400, packed=True)))
     padded = step(estimate(recipe(), Shape([50] * 15 + [800], 400)))
     assert packed["activations"] < padded["activations"] / 10
+
+
+def test_eager_attention_takes_memory_for_length_by_length(recipe):
+    shape = Shape([50] * 16, 400, packed=True)
+    eager, sdpa = (
+        step(estimate(recipe(f"train.attention={each}", packing={"strategy": "best-fit"}), shape))
+        for each in ("eager", "sdpa")
+    )
+    assert eager["activations"] > 2 * sdpa["activations"]
+
+
+def test_logits_are_of_trained_positions_and_so_many_at_a_time(recipe, monkeypatch):
+    from sftrun.builtin.backends import _head
+
+    few, many = (step(estimate(recipe(), Shape([400] * 8, trained)))["logits"] for trained in (800, 3200))
+    assert many > 3 * few
+    monkeypatch.setattr(_head, "AT_ONCE", 2**20)
+    assert step(estimate(recipe(), Shape([400] * 8, 3200)))["logits"] < many / 2
 
 
 def test_4_bits_take_a_quarter_of_16_and_a_little_for_scales(recipe, folder):

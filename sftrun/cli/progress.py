@@ -145,6 +145,9 @@ TELLERS: dict[str, Callable[[dict[str, Any]], str | None]] = {
     "restarted": _restarted,
     "joining": _joining,
     "launched": _launched,
+    "using": lambda event: (
+        f"  attention: {event['attention']}; precision: {event['precision']}; optimizer: {event['optimizer']}"
+    ),
     "stopped_early": lambda event: (
         f"  stopped at step {event['step']}: the validation loss was lowest at step {event['best_step']}"
     ),

@@ -159,6 +159,29 @@ class TrainOptions(Options):
         Literal["auto", "bf16", "fp16", "fp32"],
         Meta(description="Number format of the computation; auto is bf16 on a GPU that has it, else fp32."),
     ] = "auto"
+    attention: Annotated[
+        Literal["auto", "eager", "sdpa", "flash-attn", "flex"],
+        Meta(
+            description="What computes attention; auto is flash-attn where it is installed and works, else a kernel of "
+            "the Hub where the package kernels is installed, else sdpa."
+        ),
+    ] = "auto"
+    cross_entropy: Annotated[
+        Literal["torch", "liger", "cut-cross-entropy"],
+        Meta(
+            description="What computes the head and the loss, on trained positions alone: torch, anywhere and for any "
+            "model; or kernels that make no logits, on a GPU (packages liger-kernel, cut-cross-entropy)."
+        ),
+    ] = "torch"
+    compile: Annotated[bool, Meta(description="Compile the layers with torch.compile: slow at first, then faster.")] = (
+        False
+    )
+    activation_offload: Annotated[
+        bool, Meta(description="Keep activations in the CPU's memory until they are needed; on a GPU.")
+    ] = False
+    tf32: Annotated[
+        bool, Meta(description="Multiply fp32 matrices in TF32, of 10 bits: faster, on GPUs since Ampere.")
+    ] = False
     optimizer: Annotated[
         Literal[
             "adamw",

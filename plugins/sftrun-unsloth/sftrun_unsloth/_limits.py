@@ -15,6 +15,7 @@ from typing import Any
 import sftrun
 
 HINT = "use the backend hf, or set backend.with.fallback: hf"
+SWITCHES = ("attention", "cross_entropy", "compile", "activation_offload", "tf32")
 
 
 def mistakes(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
@@ -37,6 +38,11 @@ def of_recipe(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     if recipe.packing.strategy != "none":
         message = "the backend unsloth pads rows: it would not keep the rows of a pack apart"
         yield sftrun.Problem(message, path=("packing", "strategy"), hint=f"use packing.strategy none, or {HINT}")
+    usual = type(recipe.train)()
+    for key in SWITCHES:
+        if getattr(recipe.train, key) != getattr(usual, key):
+            message = f"unsloth has kernels of its own, and chooses itself what train.{key} would"
+            yield sftrun.Problem(message, path=("train", key), hint=f"leave it out, or {HINT}")
     if recipe.tuning.mode != "full":
         for key, message in _of_adapter(recipe.tuning.lora):
             yield sftrun.Problem(message, path=("tuning", "lora", key), hint=f"change it, or {HINT}")

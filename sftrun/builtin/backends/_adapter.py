@@ -107,11 +107,6 @@ def _trained(model: Any) -> list[tuple[str, Any]]:
     return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
 
-def has_plain_head(model: Any) -> bool:
-    """Whether the head is one whose weight alone makes the logits, as trl's own head takes for granted."""
-    return not isinstance(model.get_output_embeddings(), peft.utils.TrainableTokensWrapper)
-
-
 @torch.no_grad()
 def _loftq(model: Any, recipe: sftrun.Recipe) -> None:
     """Starts the adapter from what quantisation has lost: the best product of its rank for W − Q.

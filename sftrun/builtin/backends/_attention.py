@@ -40,9 +40,12 @@ class Sequences:
         return self.band[None, None, :length, :length]
 
 
-def isolate(model: Any) -> bool:
-    """Gives a model this attention; False where it has only its own, whose mask is length × length."""
-    AttentionInterface.register(NAME, attend)
+def isolate(model: Any, flash: bool = True) -> bool:
+    """Gives a model this attention; False where it has only its own, whose mask is length × length.
+
+    Without `flash`, the package flash-attn is left alone where it is installed.
+    """
+    AttentionInterface.register(NAME, functools.partial(attend, flash=flash))
     AttentionMaskInterface.register(NAME, mask)
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     if capped or not model._supports_sdpa:  # softcap or sinks, which sdpa has not
@@ -82,12 +85,14 @@ def _band(length: int, window: int | None, device: Any) -> torch.Tensor | None:
     return (behind >= 0) & (behind < window)
 
 
-def attend(
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # lengths differ: a compiled layer would be compiled anew
+def attend(  # noqa: PLR0913, PLR0917
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: Any,
+    flash: bool = True,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers asks of an attention function; query, key, value are [batch, heads, length, size]."""
@@ -97,7 +102,7 @@ def attend(
     unknown = [name for name in NOT_IN_SDPA if more.get(name) is not None]
     if unknown:
         raise ValueError(f"packed attention does not know {', '.join(unknown)}")
-    kernel = _kernel() if query.is_cuda else None
+    kernel = _kernel(flash) if query.is_cuda else None
     if kernel:
         query, key, value = (_half(tensor) for tensor in (query, key, value))
         if _fits(query, value, more.get("dropout", 0.0)):
@@ -121,8 +126,10 @@ Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Sequences, float | 
 
 
 @functools.cache
-def _kernel() -> Kernel | None:
-    """One kernel for all sequences at once, on a GPU: flash-attn's where it is installed, else torch's own."""
+def _kernel(wanted: bool) -> Kernel | None:
+    """One kernel for all sequences at once, on a GPU: flash-attn's where wanted and installed, else torch's own."""
+    if not wanted:
+        return _torch_kernel()
     try:
         from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
     except ImportError:

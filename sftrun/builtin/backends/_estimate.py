@@ -13,16 +13,14 @@ import torch
 import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.masking_utils import AttentionMaskInterface
-from trl.trainer import utils as trl_utils
 
 import sftrun
 from sftrun import tiny
-from sftrun.builtin.backends import _adapter, _attention, _hf_model, _hf_train, _sizes, _vocabulary
+from sftrun.builtin.backends import _adapter, _attention, _head, _hf_model, _sizes, _vocabulary
 from sftrun.builtin.backends._heap import replayed
 from sftrun.builtin.backends._live import Live
 
 PACKED = "sftrun-planned"
-OUTPUTS = ("log_probs", "entropy", "is_top1")  # what trl's trainer asks of its head
 CONTEXT = 600 * 2**20  # of a CUDA context with its kernels, outside of torch's allocator; a usual value, not measured
 
 
@@ -43,7 +41,7 @@ def estimate(
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         model = _built(recipe)
-        notes: list[str] = []
+        notes = ["what activation_offload moves is not taken off"] if recipe.train.activation_offload else []
         logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what fails is said in a note
         try:
             step, evaluated = _dry_run(model, recipe, training, evaluation, where)
@@ -89,7 +87,7 @@ def _by_formula(
 
     (2022, Reducing Activation Recomputation in Large Transformer Models, section 4); the numbers are those of llama's
     layers without dropout, as counted by the dry run. With checkpointing one vector a layer is kept, and one whole
-    layer. Logits: four copies of fp32 on each position.
+    layer. Logits: three copies of fp32 on each trained position, of as many as there are at once.
     """
     text = model.config.get_text_config()
     size = 4 if _hf_model.precision(recipe) == "fp32" else 2
@@ -99,9 +97,13 @@ def _by_formula(
     kept = layers * text.hidden_size + layer if recipe.train.gradient_checkpointing else layers * layer
     tokens = _tokens(training)
     step = {"gradients": sum(_sizes.size(each) for each in model.parameters() if each.requires_grad)}
-    step |= {"activations": tokens * kept * size, "logits": 4 * 4 * tokens * min(text.vocab_size, 32768)}
-    evaluated = _tokens(evaluation) * (text.vocab_size * 2 * size + layer * size) if evaluation else 0
+    step |= {"activations": tokens * kept * size, "logits": _logits(training, text.vocab_size)}
+    evaluated = _tokens(evaluation) * layer * size + _logits(evaluation, text.vocab_size) if evaluation else 0
     return step, evaluated
+
+
+def _logits(shape: sftrun.Shape, vocabulary: int) -> int:
+    return 3 * 4 * min(shape.trained, _head.at_once(vocabulary)) * vocabulary
 
 
 def _tokens(shape: sftrun.Shape) -> int:
@@ -139,7 +141,8 @@ def _built(recipe: sftrun.Recipe) -> Any:
     full = recipe.tuning.mode == "full"
     dtype = torch.float32 if full else _hf_model.DTYPES[_hf_model.precision(recipe)]
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(_config(recipe), dtype=dtype)
+        asked = {"attn_implementation": "eager"} if recipe.train.attention == "eager" else {}
+        model = transformers.AutoModelForCausalLM.from_config(_config(recipe), dtype=dtype, **asked)
         if recipe.train.gradient_checkpointing:
             model.gradient_checkpointing_enable()
             model.enable_input_require_grads()
@@ -187,7 +190,7 @@ def _forward(backbone: Any, shape: sftrun.Shape, where: str) -> torch.Tensor:
     rows, width = (1, sum(shape.lengths)) if shape.packed else (len(shape.lengths), max(shape.lengths))
     ids = torch.zeros(rows, width, dtype=torch.long, device=where)
     more: dict[str, Any] = {}
-    if shape.packed and _attention.isolate(backbone):
+    if shape.packed and backbone.config._attn_implementation != "eager" and _attention.isolate(backbone):
         backbone.set_attn_implementation(_packed_attention(shape.lengths, where))
         more["position_ids"] = torch.arange(width, device=where)[None]
     elif shape.packed or len(set(shape.lengths)) > 1:  # without padding transformers gives no mask
@@ -205,34 +208,28 @@ def _packed_attention(lengths: list[int], where: str) -> str:
 
 
 def _loss(model: Any, hidden: Any, shape: sftrun.Shape, live: Live) -> Any:
-    """The loss through trl's head, which scores trained positions where it has Triton, and all of them elsewhere."""
+    """The loss as `_head` computes it, on trained positions; kernels that make no logits take less."""
     live.phase = "logits"
-    head = model.get_output_embeddings()
     rows = hidden[:, :-1].reshape(-1, hidden.shape[-1])
     if rows.requires_grad:
         rows.register_hook(lambda _: setattr(live, "phase", "activations"))
-    if not (_hf_train.HAS_FUSED_HEAD and _adapter.has_plain_head(model)):
-        picked = head(rows)[: shape.trained].float()
-        return picked.logsumexp(-1).sum()
-    scored = rows[: shape.trained] if rows.device.type == "cuda" else rows
-    targets = torch.zeros(len(scored), dtype=torch.long, device=rows.device)
-    chunk = trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE
-    if rows.device.type == "cpu":
-        chunk = min(chunk, len(head.weight))  # pages of a wider tile are never touched
-    made = trl_utils._ChunkedLogProbFunction.apply(
-        scored, head.weight, head.bias, targets, 1.0, chunk, None, 1.0, OUTPUTS
-    )
-    return made[0].sum()
+    head = model.get_output_embeddings()
+    weights = [each for each in head.parameters() if each.requires_grad]
+    return _head.Summed.apply(*_scored(rows, shape), head, _head.at_once(len(head.weight)), *weights)  # type: ignore[no-untyped-call]
+
+
+def _scored(rows: torch.Tensor, shape: sftrun.Shape) -> tuple[torch.Tensor, torch.Tensor]:
+    scored = rows[: shape.trained]
+    return scored, torch.zeros(len(scored), dtype=torch.long, device=rows.device)
 
 
 def _evaluated(model: Any, shape: sftrun.Shape, where: str) -> int:
-    """Bytes alive at the peak of an evaluation's forward pass, whose head is computed on every position."""
+    """Bytes alive at the peak of an evaluation's forward pass."""
     live = Live("activations", [*model.parameters(), *model.buffers()])
     model.eval()
     with live, torch.inference_mode():
-        logits = model.get_output_embeddings()(_forward(_backbone(model), shape, where))
-        picked = logits.reshape(-1, logits.shape[-1])[: shape.trained].float()
-        torch.nn.functional.cross_entropy(picked, torch.zeros(len(picked), dtype=torch.long, device=where))
+        hidden, head = _forward(_backbone(model), shape, where), model.get_output_embeddings()
+        _head.counted(*_scored(hidden.reshape(-1, hidden.shape[-1]), shape), head, _head.at_once(len(head.weight)))
     return live.most
 
 
@@ -242,9 +239,9 @@ def _moments(
     """Bytes by moment and part. Loading takes no more: weights come through pages of files, which can be taken back."""
     trained = [each for each in model.parameters() if each.requires_grad]
     gradients, states = sum(map(_sizes.size, trained)), _sizes.states(recipe.train.optimizer, trained)
-    at_once = (
-        max(map(_sizes.size, trained), default=0) if where == "cpu" else gradients
-    )  # torch's AdamW: one by one, or all
+    at_once = max(map(_sizes.size, trained), default=0) if where == "cpu" else gradients  # one by one, or all
+    if recipe.train.optimizer == "adamw":  # one kernel, without anything in between
+        at_once = 0
     return {
         "forward and backward": {**held, "optimizer states": states, **step},
         "optimizer step": {**held, "optimizer states": states, "gradients": gradients, "temporaries": 2 * at_once},

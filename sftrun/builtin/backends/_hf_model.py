@@ -13,7 +13,7 @@ import transformers
 
 import sftrun
 from sftrun import tiny
-from sftrun.builtin.backends import _quant, _vocabulary
+from sftrun.builtin.backends import _head, _quant, _vocabulary
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -157,6 +157,7 @@ class HfModel:
         self.batch_size = recipe.train.eval_batch_size
         self.tokenizer = sftrun.load_tokenizer(recipe.model)
         self.model = (load_base(recipe, quantisation) if which == "base" else load_tuned(recipe, self.run)).eval()
+        _head.add(self.model)
         self.stop = stop_ids(self.run, self.model)
         pad = self.tokenizer.id_of("pad_token")
         self.pad = pad if pad is not None else (self.stop[0] if self.stop else 0)
@@ -196,21 +197,21 @@ class HfModel:
 
 @torch.inference_mode()
 def loss_sums(model: Any, samples: Iterable[Any], batch_size: int) -> sftrun.LossSums:
-    """Sums over all trained tokens, independent of how they are batched.
+    """Sums over all trained tokens of a model that `_head.add` has seen, independent of how they are batched.
 
-    The head is computed on every position; token `t` is scored by the logits at `t - 1`.
+    Token `t` is scored by the logits at `t - 1`; there are none of the other positions.
     """
     tokens, loss, correct = 0, 0.0, 0
     for batch in _batches(samples, batch_size):
         width = max(len(sample.ids) for sample in batch)
-        ids = torch.tensor([sample.ids + [0] * (width - len(sample.ids)) for sample in batch]).to(model.device)
-        mask = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in batch]).to(model.device)
-        trained = torch.tensor([s.trained + [0] * (width - len(s.ids)) for s in batch]).bool().to(model.device)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        picked, wanted = logits[:, :-1][trained[:, 1:]].float(), ids[:, 1:][trained[:, 1:]]
-        tokens += wanted.numel()
-        loss += torch.nn.functional.cross_entropy(picked, wanted, reduction="sum").item()
-        correct += int((picked.argmax(-1) == wanted).sum())
+        ids = torch.tensor([sample.ids + [0] * (width - len(sample.ids)) for sample in batch])
+        mask = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in batch])
+        trained = torch.tensor([s.trained + [0] * (width - len(s.ids)) for s in batch]).bool()
+        given = {"input_ids": ids, "attention_mask": mask, "scored": ids.where(trained, sftrun.IGNORED)}
+        made = model(**{name: each.to(model.device) for name, each in given.items()}, use_cache=False)
+        tokens += int(trained[:, 1:].sum())
+        loss += made["loss"].item()
+        correct += int(made["correct"])
     return sftrun.LossSums(tokens, loss, correct)
 
 

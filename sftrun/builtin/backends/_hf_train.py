@@ -12,19 +12,26 @@ import datasets
 import torch
 import transformers
 from trl import SFTConfig, SFTTrainer
-from trl.trainer import utils as trl_utils
 
 import sftrun
-from sftrun.builtin.backends import _adapter, _attention, _batches, _checkpoints, _hf_model, _isolation, _ranks, _rows
+from sftrun.builtin.backends import (
+    _adapter,
+    _batches,
+    _checkpoints,
+    _fused,
+    _head,
+    _hf_model,
+    _isolation,
+    _ranks,
+    _rows,
+    _switches,
+)
 from sftrun.builtin.backends._keeper import Keeper
 
 transformers.logging.set_verbosity_warning()
 datasets.disable_progress_bars()
 
-# trl 1.15 needs Triton for its head, which torch's CPU builds do not have; later versions do without
-HAS_FUSED_HEAD = trl_utils._ChunkedLogProbFunction is not None
-
-OPTIMIZERS = {"adamw": "adamw_torch"}  # the others have the names that transformers gives them
+OPTIMIZERS = {"adamw": "adamw_torch_fused"}  # the others have the names that transformers gives them
 SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 LEARNING_RATES = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4}
 
@@ -36,14 +43,16 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     Raises UserError for a loss that is not finite, and Interrupted where a signal has asked for a checkpoint.
     """
     run = sftrun.RunDir(path)
+    _switches.check(recipe)
     _ranks.join(recipe)
     keeper = Keeper(recipe, run, emit)
     samples = {split: _dataset(run, split) for split in ("train", "val") if _file(run, split).is_file()}
     rows = _rows.of(recipe, run)
     transformers.set_seed(recipe.seed)
     model = _hf_model.load_base(recipe, quantisation)
+    used = _switches.give(model, recipe, emit)
     if isinstance(rows, _rows.PackedRows):
-        _isolate(model, recipe, emit)
+        _isolation.check(model, _hf_model.precision(recipe))
     tokens = transformers.AutoTokenizer.from_pretrained(sftrun.load_tokenizer(recipe.model).folder)
     _check_tokenizer(tokens, run, emit)
     for message in _without_effect(recipe, "val" in samples):
@@ -64,6 +73,8 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     )
     if adapter:
         adapter.restore()
+    _head.add(trainer.model, _fused.kernel(trainer.model, recipe))
+    run.merge_json("lock.json", {"used": used})
     keeper.train(trainer)
     if _ranks.first():
         with _checkpoints.room_for("the model", run.checkpoints):
@@ -93,6 +104,8 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         gradient_accumulation_steps=t.grad_accum,
         max_grad_norm=t.max_grad_norm,
         gradient_checkpointing=t.gradient_checkpointing,
+        activation_offloading=t.activation_offload,
+        tf32=t.tf32 if torch.cuda.is_available() else None,
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         optim=OPTIMIZERS.get(t.optimizer, t.optimizer),
@@ -146,7 +159,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         # trl looks at a row of a dataset of its own kind, and trains on these
         self.rows, self.train_dataset = rows, _batches.Even(rows, self.args.train_batch_size, _ranks.size())
         self.tokens = self.trained = self.seen = self.seen_trained = 0  # of all processes, when last counted
-        self.own = [0, 0]  # tokens of this process since then, and those of them that are trained
+        self.uncounted: list[Any] = []  # tokens of this process since then, and those of them that are trained
+        self.model_accepts_loss_kwargs = True  # whatever the model's forward takes: compute_loss is ours
         self.since = time.monotonic()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -159,29 +173,35 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         given = inputs.get("attention_mask")  # packed rows have neither mask nor padding
         if not _batches.is_empty(inputs["labels"]):
-            self.own[0] += inputs["input_ids"].numel() if given is None else int(given.sum())
-            self.own[1] += int((inputs["labels"][:, 1:] != _batches.IGNORED).sum())  # nothing predicts the first
+            tokens = inputs["input_ids"].numel() if given is None else given.sum()
+            trained = (inputs["labels"][:, 1:] != _batches.IGNORED).sum()  # nothing predicts the first
+            self.uncounted.append((tokens, trained))
         return super().training_step(model, inputs, *args, **kwargs)
 
     def count(self) -> None:
-        """Adds up the tokens of all processes; every one of them calls it."""
-        tokens, trained = _ranks.summed(self.own)
-        self.tokens, self.trained, self.own = self.tokens + int(tokens), self.trained + int(trained), [0, 0]
+        """Adds up the tokens of all processes; not at every step, for a GPU would have to end its work first."""
+        own = [sum(int(each[index]) for each in self.uncounted) for index in (0, 1)]
+        tokens, trained = _ranks.summed(own)
+        self.tokens, self.trained = self.tokens + int(tokens), self.trained + int(trained)
+        self.uncounted.clear()
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        if HAS_FUSED_HEAD and _adapter.has_plain_head(self.model):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs.pop("labels")
-        outputs = model(**inputs, use_cache=False)
-        trained = labels[:, 1:] != _batches.IGNORED
-        picked, wanted = outputs.logits[:, :-1][trained].float(), labels[:, 1:][trained]
-        summed = torch.nn.functional.cross_entropy(picked, wanted, reduction="sum")
-        loss = summed / (wanted.numel() if num_items_in_batch is None else num_items_in_batch)
-        if num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # it counts the tokens of all, and ddp takes the mean
-        return (loss, outputs) if return_outputs else loss
+        """The mean over the trained tokens of an optimizer step, of all processes; of a router of experts, its own."""
+        routed = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        made = model(
+            **{name: each for name, each in inputs.items() if name != "labels"},
+            **routed,
+            scored=inputs["labels"],
+            use_cache=False,
+        )
+        loss = made["loss"] / torch.as_tensor(num_items_in_batch).clamp(min=1)
+        if self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # whose gradients are averaged
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * made["aux_loss"] / self.current_gradient_accumulation_steps
+        return (loss, made) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
@@ -261,14 +281,6 @@ def _file(run: sftrun.RunDir, split: str) -> Path:
 
 def _dataset(run: sftrun.RunDir, split: str) -> datasets.Dataset:
     return datasets.Dataset.from_file(str(_file(run, split))).remove_columns("origin")
-
-
-def _isolate(model: Any, recipe: sftrun.Recipe, emit: sftrun.Emit) -> None:
-    """Gives the model an attention for packed rows; raises UserError where sequences still see each other."""
-    if not _attention.isolate(model):
-        message = "this model has only its own attention: on packed rows it takes memory for length × length"
-        emit({"event": "warning", "message": message})
-    _isolation.check(model, _hf_model.precision(recipe))
 
 
 def _pad_id(tokens: Any) -> int:

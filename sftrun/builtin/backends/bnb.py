@@ -82,6 +82,7 @@ class Bnb:
     def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
         yield from sftrun.missing(*hf.MODULES, extra="train", path=("backend",), why="the backend bnb")
         yield from sftrun.missing("bitsandbytes", extra="bnb", path=("backend",), why="the backend bnb")
+        yield from hf.kernels(recipe)
 
     def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterable[sftrun.Problem]:
         return hf.unscored(recipe, run)

@@ -1,11 +1,13 @@
 """Backend `hf`: transformers and trl's SFTTrainer, with peft for adapters."""
 
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import sftrun
 
+KERNELS = {"liger": "liger_kernel", "cut-cross-entropy": "cut_cross_entropy", "flash-attn": "flash_attn"}
 MODULES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tensorboard")
 
 
@@ -34,6 +36,7 @@ class Hf:
         name = recipe.train.optimizer
         if name.startswith("paged_") or name.endswith("_8bit"):
             yield from sftrun.missing("bitsandbytes", extra="bnb", path=("train", "optimizer"), why=f"optimizer {name}")
+        yield from kernels(recipe)
 
     def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterable[sftrun.Problem]:
         return unscored(recipe, run)
@@ -63,6 +66,17 @@ def limits(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield sftrun.Problem(message, path=("train", "dataloader_prefetch"))
     if recipe.tuning.mode != "full":
         yield from _adapter(recipe)
+
+
+def kernels(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    """Packages of kernels that a recipe names and that are not installed."""
+    train = recipe.train
+    wanted = {"cross_entropy": KERNELS.get(train.cross_entropy), "attention": KERNELS.get(train.attention)}
+    for key, module in wanted.items():
+        if module and find_spec(module) is None:
+            package = module.replace("_", "-")
+            message = f"{key} {getattr(train, key)} needs the package {package}, which is not installed"
+            yield sftrun.Problem(message, path=("train", key), hint=f"pip install {package}, on a machine with a GPU")
 
 
 def _adapter(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:

@@ -1,0 +1,194 @@
+"""The head of a language model and its cross-entropy, on the positions whose next token is trained, and no others.
+
+Logits of all positions are the largest thing in training: 4,096 tokens of a vocabulary of 151,936 are 2.5 GB in fp32,
+and as much again for their softmax. Here a model's own head (scaling, softcap, adapters and all) is given the hidden
+states of trained positions alone, as many at a time as make 512 MB of logits. The gradient is known as soon as the
+softmax is, so that nothing of that size is kept for the backward pass.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import peft
+import torch
+
+import sftrun
+
+AT_ONCE = 2**29  # bytes of fp32 logits; less makes matrices too thin for a GPU, more saves no time
+
+Tail = Callable[[torch.Tensor], torch.Tensor]
+"""From hidden states ([positions, hidden]) to logits ([positions, vocabulary])."""
+Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""From hidden states and the tokens wanted ([positions]) to the sum of their negative log-likelihoods."""
+
+
+def add(model: Any, kernel: Kernel | None = None) -> None:
+    """Lets a causal language model be called with `scored=labels` ([rows, tokens]), for sums over trained tokens.
+
+    It returns {"loss": …, "correct": …, "aux_loss": …}: their negative log-likelihood; without gradients how many were
+    argmax; and what the model itself adds to a loss (of a router of experts), where it is asked to. Called without
+    `scored` it is as it was. All happens within the model's forward, so that wrappers of it work as ever. A `kernel`
+    takes the place of the head where gradients are wanted.
+    """
+    inner = _inner(model)
+    original = getattr(inner.forward, "original", inner.forward)
+
+    @functools.wraps(type(inner).forward)
+    def forward(*args: Any, scored: torch.Tensor | None = None, **given: Any) -> Any:
+        if scored is None:
+            return original(*args, **given)
+        return _scored(inner, original, kernel, scored, (args, given))
+
+    forward.original = original  # type: ignore[attr-defined]
+    inner.forward = forward
+
+
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if isinstance(model, peft.PeftModel) else model
+
+
+def _scored(inner: Any, original: Any, kernel: Kernel | None, labels: torch.Tensor, call: Any) -> dict[str, Any]:
+    trained, wanted = labels[:, 1:] != sftrun.IGNORED, labels[:, 1:]
+    rest, hidden, tail = _apart(inner, original, *call)
+    rows, tokens, size = hidden[:, :-1][trained], wanted[trained], at_once(rest.logits.shape[-1])
+    found: dict[str, Any] = {}
+    if not torch.is_grad_enabled():
+        found["loss"], found["correct"] = counted(rows, tokens, tail, size)
+    elif kernel:
+        found["loss"] = kernel(rows, tokens)
+    else:
+        weights = [] if hidden is rest.logits else leaves(rest.logits)
+        found["loss"] = Summed.apply(rows, tokens, tail, size, *weights)  # type: ignore[no-untyped-call]
+    if getattr(rest, "aux_loss", None) is not None:
+        found["aux_loss"] = rest.aux_loss
+    return found
+
+
+def at_once(vocabulary: int) -> int:
+    """Positions whose logits are there together."""
+    return max(AT_ONCE // (4 * vocabulary), 1)
+
+
+def _apart(inner: Any, original: Any, args: Any, given: dict[str, Any]) -> tuple[Any, torch.Tensor, Tail]:
+    """Runs a model up to its head: what it returns of no position, the hidden states, and its head as a function.
+
+    The model's own forward is run, with another module in its backbone's place: first one that hands on no position,
+    then, for each part, one that gives out these hidden states. So whatever a model does to its logits is done.
+    """
+    name = inner.base_model_prefix
+    backbone = getattr(inner, name, None)
+    if not isinstance(backbone, torch.nn.Module):
+        rest = original(*args, **given)  # a model whose head cannot be called apart: the logits of all positions
+        return rest, rest.logits, lambda logits: logits
+    made: list[Any] = []
+
+    def run(*args: Any, **given: Any) -> Any:
+        made.append(backbone(*args, **given))
+        return _with(made[0], made[0].last_hidden_state[:, :0].detach())
+
+    with _in_place(inner, name, run):
+        rest = original(*args, **given)
+
+    def tail(part: torch.Tensor) -> torch.Tensor:
+        with _in_place(inner, name, lambda *_, **__: type(made[0])(last_hidden_state=part[None])):
+            logits: torch.Tensor = original(inputs_embeds=part[None], use_cache=False).logits
+        return logits[0]
+
+    return rest, made[0].last_hidden_state, tail
+
+
+def _with(made: Any, hidden: torch.Tensor) -> Any:
+    return type(made)(**{**made, "last_hidden_state": hidden})
+
+
+class _Stand(torch.nn.Module):
+    """Answers for a module, whose attributes it has."""
+
+    def __init__(self, module: torch.nn.Module, answer: Callable[..., Any]) -> None:
+        super().__init__()
+        self.__dict__["module"], self.forward = module, answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["module"], name)
+
+
+@contextlib.contextmanager
+def _in_place(owner: Any, name: str, answer: Callable[..., Any]) -> Iterator[None]:
+    module = owner._modules[name]
+    owner._modules[name] = _Stand(module, answer)
+    try:
+        yield
+    finally:
+        owner._modules[name] = module
+
+
+def leaves(made: torch.Tensor) -> list[torch.Tensor]:
+    """The trained parameters that a tensor was made of, wherever a head has them from."""
+    found: dict[int, torch.Tensor] = {}
+    seen: set[Any] = set()
+    ahead = [made.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        ahead += [each for each, _ in node.next_functions]
+    return list(found.values())
+
+
+def _parts(
+    hidden: torch.Tensor, wanted: torch.Tensor, tail: Tail, size: int
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """So many positions at a time: where they are, their hidden states and logits, and the tokens wanted."""
+    for start in range(0, max(len(hidden), 1), size):
+        at = slice(start, start + size)
+        part = hidden[at].detach().requires_grad_(hidden.requires_grad)
+        yield at, part, tail(part), wanted[at]
+
+
+def counted(hidden: torch.Tensor, wanted: torch.Tensor, tail: Tail, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of negative log-likelihoods, and how many tokens were argmax."""
+    loss = torch.zeros((), device=hidden.device)
+    correct = torch.zeros((), dtype=torch.long, device=hidden.device)
+    for _, _, logits, tokens in _parts(hidden, wanted, tail, size):
+        loss += torch.nn.functional.cross_entropy(logits.float(), tokens, reduction="sum")
+        correct += (logits.argmax(-1) == tokens).sum()
+    return loss, correct
+
+
+class Summed(torch.autograd.Function):
+    """The sum of negative log-likelihoods (fp32), and its gradient for hidden states and the head's weights."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, wanted: torch.Tensor, tail: Tail, size: int, *weights: torch.Tensor
+    ) -> torch.Tensor:
+        total = torch.zeros((), device=hidden.device)
+        of_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
+        of_weights: list[torch.Tensor] = []
+        with torch.enable_grad():
+            for at, part, logits, tokens in _parts(hidden, wanted, tail, size):
+                with torch.no_grad():
+                    slope = torch.log_softmax(logits.float(), -1)
+                    total -= slope.gather(1, tokens[:, None]).sum()
+                    slope.exp_().scatter_add_(1, tokens[:, None], slope.new_full((len(tokens), 1), -1))
+                found = list(_gradients(logits, [part, *weights] if part.requires_grad else [*weights], slope))
+                del logits, slope
+                if of_hidden is not None:
+                    of_hidden[at] = found.pop(0)
+                of_weights = [a.add_(b) for a, b in zip(of_weights, found, strict=True)] if of_weights else found
+        ctx.found = [of_hidden, None, None, None, *of_weights]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: torch.Tensor) -> Any:
+        found, ctx.found = ctx.found, None
+        return tuple(None if each is None else each.mul_(scale) for each in found)
+
+
+def _gradients(logits: torch.Tensor, inputs: list[torch.Tensor], slope: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(logits, inputs, slope.to(logits.dtype)) if inputs else ()
