@@ -1,5 +1,6 @@
 """Trains with trl's SFTTrainer on prepared samples, whose ids and labels it must not touch."""
 
+import functools
 import json
 import math
 import shutil
@@ -15,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils as trl_utils
 
 import sftrun
-from sftrun.builtin.backends import _adapter, _attention, _batches, _checkpoints, _hf_model, _isolation, _rows
+from sftrun.builtin.backends import _adapter, _attention, _batches, _checkpoints, _hf_model, _isolation, _rows, _sharding
 from sftrun.builtin.backends._keeper import Keeper
 
 transformers.logging.set_verbosity_warning()
@@ -41,14 +42,18 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     rows = _rows.of(recipe, run)
     transformers.set_seed(recipe.seed)
     model = _hf_model.load_base(recipe, quantisation)
-    if isinstance(rows, _rows.PackedRows):
-        _isolate(model, recipe, emit)
+    packed = isinstance(rows, _rows.PackedRows)
+    strategy = _sharding.strategy(recipe)
+    if packed:
+        _isolate(model, emit)
+    if packed and not strategy:
+        _isolation.check(model, _hf_model.precision(recipe))
     tokens = transformers.AutoTokenizer.from_pretrained(sftrun.load_tokenizer(recipe.model).folder)
     _check_tokenizer(tokens, run, emit)
     for message in _without_effect(recipe, "val" in samples):
         emit({"event": "warning", "message": message})
     adapter = None if recipe.tuning.mode == "full" else _adapter.attach(model, recipe, run, emit)
-    trainer = Trainer(
+    trainer = _sharding.trainer(strategy, Trainer)(
         emit,
         rows,
         keeper,
@@ -63,6 +68,9 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     )
     if adapter:
         adapter.restore()
+    if strategy:
+        check = functools.partial(_isolation.check, precision=_hf_model.precision(recipe)) if packed else None
+        trainer.add_callback(_sharding.Checks(trainer, check))
     keeper.train(trainer)
     with _checkpoints.room_for("the model", run.checkpoints):
         _save(trainer, recipe, run, adapter, quantisation)
@@ -109,7 +117,8 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         data_seed=recipe.seed,
         report_to=[],  # TensorBoard's callback comes from the keeper
         disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available() and recipe.launch.strategy != "deepspeed",
+        deepspeed=_sharding.deepspeed_config(recipe, precision),
         packing=False,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -228,12 +237,11 @@ def _dataset(run: sftrun.RunDir, split: str) -> datasets.Dataset:
     return datasets.Dataset.from_file(str(_file(run, split))).remove_columns("origin")
 
 
-def _isolate(model: Any, recipe: sftrun.Recipe, emit: sftrun.Emit) -> None:
-    """Gives the model an attention for packed rows; raises UserError where sequences still see each other."""
+def _isolate(model: Any, emit: sftrun.Emit) -> None:
+    """Gives the model an attention for packed rows."""
     if not _attention.isolate(model):
         message = "this model has only its own attention: on packed rows it takes memory for length × length"
         emit({"event": "warning", "message": message})
-    _isolation.check(model, _hf_model.precision(recipe))
 
 
 def _pad_id(tokens: Any) -> int:
@@ -259,11 +267,14 @@ def _save(
     quantisation: dict[str, Any] | None,
 ) -> None:
     """Writes `model/`: weights or adapter, tokenizer and template; whole or not at all."""
+    weights = _sharding.whole_weights(trainer)
+    if not trainer.args.should_save:
+        return
     making = run.path / ".model"
     shutil.rmtree(making, ignore_errors=True)
     model = trainer.model
     model.generation_config.eos_token_id = _hf_model.stop_ids(run, model) or None
-    (adapter.save if adapter else model.save_pretrained)(making)
+    (adapter.save if adapter else model.save_pretrained)(making, state_dict=weights)
     sftrun.load_tokenizer(recipe.model).save(making)
     if (making / "adapter_config.json").is_file():
         location = _hf_model.base_location(recipe)

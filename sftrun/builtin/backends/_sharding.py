@@ -1,0 +1,54 @@
+"""Strategies that share a model among processes: which one a recipe asks for, and that it is what was had."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+import sftrun
+
+
+def strategy(recipe: sftrun.Recipe) -> str | None:
+    """`fsdp` or `deepspeed`; None where each process has the whole model."""
+    return recipe.launch.strategy if recipe.launch.strategy in ("fsdp", "deepspeed") else None
+
+
+def trainer(strategy: str | None, kind: type) -> Any:
+    """A kind of trainer, for this strategy."""
+    if strategy == "fsdp":
+        from sftrun.builtin.backends._fsdp import Fsdp
+
+        return type("FsdpTrainer", (Fsdp, kind), {})
+    if strategy == "deepspeed":
+        from sftrun.builtin.backends._deepspeed import DeepSpeed
+
+        return type("DeepSpeedTrainer", (DeepSpeed, kind), {})
+    return kind
+
+
+def deepspeed_config(recipe: sftrun.Recipe, precision: str) -> dict[str, Any] | None:
+    """DeepSpeed's settings; None for other strategies."""
+    if recipe.launch.strategy != "deepspeed":
+        return None
+    from sftrun.builtin.backends import _deepspeed
+
+    return _deepspeed.config(recipe, int(os.environ.get("WORLD_SIZE", "1")), precision)
+
+
+def whole_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
+    """The trained weights, gathered in the first process; None where they are whole as they are."""
+    return trainer.whole_weights() if hasattr(trainer, "whole_weights") else None
+
+
+class Checks(transformers.TrainerCallback):  # type: ignore[misc]
+    """Before the first step: that the model is sharded as was asked, and what else is to be shown on it."""
+
+    def __init__(self, trainer: Any, check: Callable[[Any], None] | None) -> None:
+        self.trainer, self.check = trainer, check
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.trainer.check_shards()
+        if self.check:
+            self.check(self.trainer.model)
