@@ -5,9 +5,14 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.utils import safe_get_full_fp32_param
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 import sftrun
+
+SHARED, HELD = "ds_tensor", "_hp_mapping"  # what DeepSpeed adds to a weight that it shares, or whose fp32 copy it does
+# an operator for processes of one machine without a GPU, which DeepSpeed would compile before the first step
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 class DeepSpeed:
@@ -20,8 +25,8 @@ class DeepSpeed:
     def create_optimizer(self, *args: Any) -> Any:
         """Stage 3 shares the weights first, one by one: a whole model may not fit where its parts do."""
         settings = self.args.hf_deepspeed_config.config
-        if settings["zero_optimization"]["stage"] == 3 and not _shared(self.model):
-            deepspeed.zero.Init(module=self.model, config_dict_or_path=settings)
+        if settings["zero_optimization"]["stage"] == 3 and not _has(self.model, SHARED):
+            share(self.model, settings)
         return super().create_optimizer(*args)  # type: ignore[misc]
 
     def check_shards(self) -> None:
@@ -66,6 +71,15 @@ def config(recipe: sftrun.Recipe, processes: int, precision: str) -> dict[str, A
     }
 
 
+def share(model: Any, settings: dict[str, Any]) -> None:
+    """Parts a loaded model among all processes, weight by weight."""
+    if settings["bf16"]["enabled"]:
+        for weight in model.parameters():
+            weight.data = weight.data.to(torch.bfloat16)  # the optimizer's own weights are in fp32
+    deepspeed.init_distributed(auto_mpi_discovery=False)
+    deepspeed.zero.Init(module=model, config_dict_or_path=settings)
+
+
 def check(engine: Any, stage: int) -> None:
     """Raises UserError where the engine does not share what was asked among all processes."""
     if not isinstance(engine, deepspeed.DeepSpeedEngine):
@@ -75,7 +89,7 @@ def check(engine: Any, stage: int) -> None:
     processes = torch.distributed.get_world_size()
     if engine.dp_world_size != processes:
         raise _refusal(f"it is shared among {engine.dp_world_size} of {processes} processes")
-    if stage == 3 and not all(hasattr(weight, "ds_tensor") for weight in engine.module.parameters()):
+    if stage == 3 and not all(hasattr(weight, SHARED) for weight in engine.module.parameters()):
         raise _refusal("there are weights that each process holds whole")
 
 
@@ -86,20 +100,19 @@ def _refusal(what: str) -> sftrun.UserError:
 
 def whole(model: Any) -> dict[str, torch.Tensor] | None:
     """The weights that are trained, whole, in the first process; None in others, and where nothing is sharded."""
-    if not _shared(model):
+    if not _has(model, SHARED, HELD):
         return None
-    first = torch.distributed.get_rank() == 0
     gathered = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            with deepspeed.zero.GatheredParameters([weight]):
-                if first:
-                    gathered[name] = weight.detach().cpu().clone()
+            full = safe_get_full_fp32_param(weight)
+            if torch.distributed.get_rank() == 0:
+                gathered[name] = full.detach().cpu().clone()
     return gathered or None
 
 
-def _shared(model: Any) -> bool:
-    return any(hasattr(weight, "ds_tensor") for weight in model.parameters())
+def _has(model: Any, *marks: str) -> bool:
+    return any(hasattr(weight, mark) for weight in model.parameters() for mark in marks)
 
 
 def _file(checkpoint: str | None) -> Path:

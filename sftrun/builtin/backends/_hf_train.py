@@ -117,7 +117,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         data_seed=recipe.seed,
         report_to=[],  # TensorBoard's callback comes from the keeper
         disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available() and recipe.launch.strategy != "deepspeed",
+        use_cpu=not torch.cuda.is_available(),
         deepspeed=_sharding.deepspeed_config(recipe, precision),
         packing=False,
         max_length=None,
