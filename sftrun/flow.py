@@ -7,11 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from sftrun import launch, lock, rundir
+from sftrun import launch, lock, nodes, rundir, world
 from sftrun import resume as resuming
 from sftrun.errors import Interrupted, Problem, UserError
 from sftrun.hookspecs import KINDS
 from sftrun.need import missing
+from sftrun.options import as_use
 from sftrun.recipe.model import Recipe, components
 from sftrun.recipe.nodes import Document
 from sftrun.recipe.resolved import normal
@@ -19,6 +20,7 @@ from sftrun.recipe.validate import Loaded, from_resolved, read, resolved_yaml
 from sftrun.registry import current
 from sftrun.rundir import RunDir
 from sftrun.types import Emit
+from sftrun.world import Node
 
 DATA_LINE = ("source", "transform", "formatter", "masker")
 PACKAGES = ("jinja2", "numpy", "pyarrow", "tokenizers")  # of the data line; what else is needed, components say
@@ -30,26 +32,38 @@ def run(
     out: str | Path | None = None,
     watch: Emit = lambda event: None,
     resume: bool = False,
+    node: Node | None = None,
 ) -> RunDir:
     """Runs a recipe through every stage and returns its run directory; `watch` is given each event.
 
-    With `resume` it goes on with the recipe's run that was stopped, where there is one. Raises UserError for all that
-    the user can fix, with file and line, and Interrupted after a signal.
+    With `resume` it goes on with the recipe's run that was stopped, where there is one. `node` is this machine among
+    several; all but the first only train. Raises UserError for all that the user can fix, with file and line, and
+    Interrupted after a signal.
     """
+    loaded = read(path, overrides)
+    with explained(loaded.document):
+        launchable(loaded.recipe, node, out is not None)
+    if node and node.rank and out:
+        return nodes.join(loaded, Path(out), node, watch)
     if resume and (found := resuming.find(Path(path), Path(out) if out else None)):
-        return _go_on(found, read(path, overrides), watch)
+        return _go_on(found, loaded, watch, node)
     with started(path, overrides, out, watch) as (recipe, folder, emit):
-        _stages(recipe, folder, emit)
+        _stages(recipe, folder, emit, node)
     return folder
 
 
-def go_on(path: str | Path, overrides: Sequence[str] = (), watch: Emit = lambda event: None) -> RunDir:
+def go_on(
+    path: str | Path, overrides: Sequence[str] = (), watch: Emit = lambda event: None, node: Node | None = None
+) -> RunDir:
     """Goes on with a run directory, through the stages that are not done; raises as `run` does."""
     folder = rundir.open_run(Path(path))
-    return _go_on(folder, read(folder.path / "resolved.yaml", overrides), watch)
+    loaded = read(folder.path / "resolved.yaml", overrides)
+    with explained(loaded.document):
+        launchable(loaded.recipe, node, named=True)
+    return nodes.join(loaded, folder.path, node, watch) if node and node.rank else _go_on(folder, loaded, watch, node)
 
 
-def _go_on(folder: RunDir, loaded: Loaded, watch: Emit) -> RunDir:
+def _go_on(folder: RunDir, loaded: Loaded, watch: Emit, node: Node | None) -> RunDir:
     with explained(loaded.document), held(folder, watch) as emit:
         recipe = normal(loaded.recipe)
         found = resuming.fit(recipe, folder)
@@ -58,11 +72,11 @@ def _go_on(folder: RunDir, loaded: Loaded, watch: Emit) -> RunDir:
         packages = lock.facts(recipe, current(), [])["packages"]
         for warning in [*found, *resuming.versions(folder, packages), *ready(recipe)]:
             emit({"event": "warning", "message": str(warning)})
-        _stages(recipe, folder, emit)
+        _stages(recipe, folder, emit, node)
     return folder
 
 
-def _stages(recipe: Recipe, folder: RunDir, emit: Emit) -> None:
+def _stages(recipe: Recipe, folder: RunDir, emit: Emit, node: Node | None) -> None:
     """Every stage that is not done; each of them sees only what those before it wrote."""
     from sftrun.stages.evaluate import evaluate
     from sftrun.stages.export import export
@@ -72,7 +86,7 @@ def _stages(recipe: Recipe, folder: RunDir, emit: Emit) -> None:
 
     once(folder, emit, "prepare", lambda: prepare(recipe, folder, current(), emit))
     fit(recipe, folder, emit)
-    once(folder, emit, "train", lambda: train(recipe, folder, emit))
+    once(folder, emit, "train", lambda: train(recipe, folder, emit, node))
     if recipe.evaluators:
         once(folder, emit, "evaluate", lambda: evaluate(folder, emit))
     if recipe.exporters:
@@ -154,6 +168,12 @@ def ready(recipe: Recipe, kinds: Sequence[str] = KINDS) -> list[Problem]:
     if any(problem.severity == "error" for problem in problems):
         raise UserError(problems)
     return problems
+
+
+def launchable(recipe: Recipe, node: Node | None, named: bool) -> None:
+    """Raises UserError where the processes that the recipe asks for cannot train on this machine."""
+    backend = current().create("backend", as_use(recipe.backend))
+    world.check(recipe, node, named, backend)
 
 
 def fit(recipe: Recipe, folder: RunDir, emit: Emit) -> None:

@@ -1,4 +1,8 @@
-"""Worker processes: a stage's heavy work runs in a process of its own, and reports to its parent in events."""
+"""Worker processes: a stage's heavy work runs in a process of its own, and reports to its parent in events.
+
+Training may be of many processes: then the worker is the one that starts them (see elastic.py), and each of them is a
+worker in turn.
+"""
 
 import contextlib
 import errno
@@ -11,7 +15,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ import msgspec
 from sftrun.errors import Interrupted, Place, Problem, UserError
 from sftrun.rundir import RunDir
 from sftrun.types import Emit
+from sftrun.world import VARIABLES, Node
 
 TAIL = 15
 GRACE = 10  # seconds that a worker has to end where its parent fails
@@ -73,19 +78,36 @@ class Signals:
 SIGNALS = Signals()
 
 
-def work(target: str, run: RunDir, emit: Emit) -> None:
+class Ranks(msgspec.Struct, frozen=True):
+    """Processes that do one work together: so many on each of the nodes, started again so often where one fails.
+
+    `recipe` is the resolved recipe as this command has it, which must be the one in the run directory.
+    """
+
+    processes: int = 1
+    nodes: int = 1
+    restarts: int = 0
+    node: Node = Node()
+    recipe: str | None = None
+
+
+def work(target: str, run: RunDir, emit: Emit, ranks: Ranks | None = None) -> None:
     """Calls `target` (`"package.module:function"`) in a new process as `function(recipe, run, emit)`.
 
-    Raises UserError for what the user can fix, running out of memory among it, Interrupted after a signal, and
-    WorkerError for the rest.
+    With `ranks`, in so many new processes; of what they emit, the first one's events are passed on. Raises UserError
+    for what the user can fix, running out of memory among it, Interrupted after a signal, and WorkerError for the rest.
     """
     reading, writing = os.pipe()
     lifeline, held = os.pipe()  # the worker ends when this end is closed: it never outlives its parent
     command = [sys.executable, "-m", "sftrun.launch", target, str(run.path), str(writing), str(lifeline)]
+    if ranks:
+        command[2] = "sftrun.elastic"
+        command += [msgspec.json.encode(each).decode() for each in (ranks, run.locks)]
     passed = [writing, lifeline, *run.locks]
+    alone = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     with SIGNALS.heard(), run.log.open("ab") as log, os.fdopen(reading, encoding="utf-8") as events:
         process = subprocess.Popen(
-            command, pass_fds=passed, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command, pass_fds=passed, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=alone, start_new_session=True
         )
         os.close(writing)
         os.close(lifeline)
@@ -130,8 +152,13 @@ def _explained(failure: dict[str, Any] | None, code: int, run: RunDir) -> BaseEx
         return UserError([_problem(each) for each in failure["problems"]])
     if failure and failure["kind"] == "memory":
         return UserError(f"out of memory: {failure['message']}", hint=MEMORY_ADVICE)
-    if failure:
+    if failure and failure["kind"] == "lost":
+        hint = f"look at run*.log in {shown(run.path)}; sftrun resume {shown(run.path)} goes on where it was whole"
+        return UserError(f"the training processes lost each other: {failure['message']}", hint=hint)
+    if failure and failure["kind"] == "bug":
         return WorkerError(failure["traceback"])
+    if failure:
+        code = failure["code"]  # of the one among many that ended first
     if code == -signal.SIGKILL:
         hint = f"{MEMORY_ADVICE}; sftrun resume {shown(run.path)} goes on where it was whole"
         return UserError("the worker was killed, most often because memory ran out", hint=hint)
@@ -165,16 +192,21 @@ def _tail(file: Path) -> str:
 def main() -> None:
     """What a worker process runs."""
     target, path, descriptor, lifeline = sys.argv[1:]
-    threading.Thread(target=_end_with_parent, args=(int(lifeline),), daemon=True).start()
-    os.set_inheritable(int(descriptor), False)
-    pipe = os.fdopen(int(descriptor), "w", encoding="utf-8", buffering=1)
+    serve(lambda emit: _call(target, Path(path), emit), int(descriptor), int(lifeline))
+
+
+def serve(job: Callable[[Emit], None], descriptor: int, lifeline: int) -> None:
+    """Does the work of a worker process, and says through a pipe how it went; ends when the lifeline is cut."""
+    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+    os.set_inheritable(descriptor, False)
+    pipe = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
 
     def emit(event: dict[str, Any]) -> None:
         # a parent that is gone ends the worker here, by BrokenPipeError
         pipe.write(json.dumps(event) + "\n")
 
     try:
-        _call(target, Path(path), emit)
+        job(emit)
     except UserError as error:
         problems = [msgspec.to_builtins(problem) for problem in error.problems]
         emit({"event": "failure", "kind": "user", "problems": problems})
@@ -199,7 +231,13 @@ def _failure(error: Exception) -> dict[str, Any]:
         return {"kind": "memory", "message": (str(error) or "of the machine").splitlines()[0]}
     if no_space(error):
         return {"kind": "user", "problems": [msgspec.to_builtins(Problem(str(error), hint="make room on the disk"))]}
+    if "WORLD_SIZE" in os.environ and any(words in str(error) for words in LOST):
+        return {"kind": "lost", "message": str(error).splitlines()[0]}
     return {"kind": "bug", "traceback": traceback.format_exc()}
+
+
+# What gloo, NCCL and torch's store say where another process has gone: never the cause, which that one has said.
+LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket", "recvValue")
 
 
 def no_space(error: BaseException) -> bool:

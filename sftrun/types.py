@@ -253,7 +253,12 @@ class Footprint(msgspec.Struct, frozen=True):
 
 
 class Backend(Protocol):
-    """Loads, trains and saves a model. `train` and `load` run in a worker process."""
+    """Loads, trains and saves a model. `train` and `load` run in a worker process.
+
+    One that has an attribute `launches = True` minds `recipe.launch`, or refuses it in its `check`: its `train` is
+    called in each of the processes at once, with the variables that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK,
+    MASTER_ADDR, MASTER_PORT), and ends in all of them together. Any other trains in one process.
+    """
 
     def train(self, recipe: "Recipe", run: Path, emit: Emit) -> None:
         """Trains on `run`/prepared and leaves weights, tokenizer and template in `run`/model.

@@ -90,6 +90,20 @@ def _warning(event: dict[str, Any]) -> str:
     return message if "warning:" in message else f"warning: {message}"
 
 
+def _restarted(event: dict[str, Any]) -> str:
+    return f"warning: {event['reason']}; all start again ({event['restart']} of {event['of']} restarts)"
+
+
+def _joining(event: dict[str, Any]) -> str:
+    what = "waits for node 0 to prepare" if event["status"] == "waiting" else "trains"
+    return f"node {event['node']} of {event['nodes']} {what}"
+
+
+def _launched(event: dict[str, Any]) -> str:
+    nodes = f" on {event['nodes']} nodes" if event["nodes"] > 1 else ""
+    return f"  {event['processes'] * event['nodes']} processes{nodes}, {event['strategy']} over {event['backend']}"
+
+
 def _resumed(event: dict[str, Any]) -> str:
     return f"  goes on from step {event['step']}" if event["step"] else "  no checkpoint yet: from the start"
 
@@ -102,6 +116,9 @@ TELLERS: dict[str, Callable[[dict[str, Any]], str | None]] = {
     "eval": lambda event: f"  step {event['step']}: validation loss {event['loss']:.4f}",
     "warning": _warning,
     "resumed": _resumed,
+    "restarted": _restarted,
+    "joining": _joining,
+    "launched": _launched,
     "stopped_early": lambda event: (
         f"  stopped at step {event['step']}: the validation loss was lowest at step {event['best_step']}"
     ),

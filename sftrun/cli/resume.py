@@ -3,14 +3,16 @@
 import click
 
 from sftrun.cli import progress
-from sftrun.cli.options import overrides
+from sftrun.cli.options import nodes, overrides
 from sftrun.cli.run import tell
+from sftrun.world import Node
 
 
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False))
 @overrides
-def command(run: str, sets: tuple[str, ...]) -> None:
+@nodes
+def command(run: str, sets: tuple[str, ...], node: Node | None) -> None:
     """Go on with a run directory: from its last whole checkpoint, through every stage that is not done.
 
     With --set, what does not change the trained weights may be another than before, and so may exporters and
@@ -19,5 +21,6 @@ def command(run: str, sets: tuple[str, ...]) -> None:
     from sftrun.flow import go_on
 
     with progress.watcher() as watch:
-        done = go_on(run, sets, watch)
-    tell(done)
+        done = go_on(run, sets, watch, node)
+    if not (node and node.rank):
+        tell(done)

@@ -5,8 +5,9 @@ import sys
 import click
 
 from sftrun.cli import progress, scores
-from sftrun.cli.options import overrides
+from sftrun.cli.options import nodes, overrides
 from sftrun.rundir import RunDir
+from sftrun.world import Node
 
 
 @click.command()
@@ -14,13 +15,15 @@ from sftrun.rundir import RunDir
 @overrides
 @click.option("--out", type=click.Path(file_okay=False), help="The run directory; by default runs/<recipe>-<time>.")
 @click.option("--resume", is_flag=True, help="Go on with the recipe's newest run, or the one in --out.")
-def command(recipe: str, sets: tuple[str, ...], out: str | None, resume: bool) -> None:
+@nodes
+def command(recipe: str, sets: tuple[str, ...], out: str | None, resume: bool, node: Node | None) -> None:
     """Run a recipe: prepare, train, evaluate, export, report."""
     from sftrun.flow import run
 
     with progress.watcher() as watch:
-        done = run(recipe, sets, out, watch, resume=resume)
-    tell(done)
+        done = run(recipe, sets, out, watch, resume=resume, node=node)
+    if not (node and node.rank):  # the first node tells of it
+        tell(done)
 
 
 def tell(done: RunDir) -> None:

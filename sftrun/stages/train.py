@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from sftrun import launch
+from sftrun import launch, world
 from sftrun.errors import UserError
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
@@ -12,14 +12,29 @@ from sftrun.report.advice import Watch
 from sftrun.rundir import RunDir
 from sftrun.types import Emit
 
+HERE = "sftrun.stages.train:train_here"
 
-def train(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+
+def train(recipe: Recipe, run: RunDir, emit: Emit, node: world.Node | None = None) -> None:
     """Fills `model/`, `checkpoints/` and `tensorboard/`; goes on where an attempt before this one was whole.
 
-    Raises UserError where the prepared samples are not those of that attempt.
+    `node` is this machine among several. Raises UserError where the prepared samples are not those of that attempt.
     """
     _check_samples(run)
-    launch.work("sftrun.stages.train:train_here", run, Watch(recipe, run.events(), emit))
+    run.merge_json("lock.json", {"launch": world.facts(recipe)})
+    launch.work(HERE, run, Watch(recipe, run.events(), emit), ranks(recipe, node))
+
+
+def ranks(recipe: Recipe, node: world.Node | None, resolved: str | None = None) -> launch.Ranks | None:
+    """The processes that train here; None for one that nobody starts again.
+
+    `resolved` is the recipe as a node other than the first has it.
+    """
+    wanted = recipe.launch
+    if world.size(recipe) == 1 and not wanted.restarts:
+        return None
+    processes = world.processes(recipe)
+    return launch.Ranks(processes, wanted.nodes, wanted.restarts, node or world.Node(), resolved)
 
 
 def train_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:

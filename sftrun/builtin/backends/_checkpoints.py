@@ -9,15 +9,18 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sftrun
+from sftrun.builtin.backends import _ranks
 
 MARKER = "whole.json"
 SAVING = ".saving"
+SEEN = 60.0  # seconds until a network's file system shows what another machine has written
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # what torch and safetensors say in an error of their own kind where the disk refuses to take more
 REFUSED = ("os error 28", "os error 27", "os error 122", "PytorchStreamWriter failed", "basic_ios", "unexpected pos")
@@ -48,6 +51,16 @@ def begin(folder: Path) -> Path:
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
     return making
+
+
+def expect(made: Path, names: list[str]) -> None:
+    """Waits until what other processes have written is seen here; raises UserError where it never is."""
+    end = time.monotonic() + SEEN
+    while absent := [name for name in names if not (made / name).is_file()]:
+        if time.monotonic() > end:
+            message = f"{', '.join(absent)} of other processes cannot be seen in {made}"
+            raise sftrun.UserError(message, hint="the run directory must be on a file system that all nodes share")
+        time.sleep(0.1)
 
 
 def seal(made: Path, **facts: Any) -> Path:
@@ -116,7 +129,8 @@ def room_for(what: str, folder: Path) -> Iterator[None]:
     except Exception as error:  # safetensors and torch have kinds of their own
         if not _refused(error):
             raise
-        shutil.rmtree(folder / SAVING, ignore_errors=True)
+        if _ranks.first():
+            shutil.rmtree(folder / SAVING, ignore_errors=True)
         message = f"{what} could not be written, the disk is full or files may not be so large"
         hint = f"make room, then resume the run ({str(error).splitlines()[0]})"
         raise sftrun.UserError(f"{message}; {standing(folder)}", hint=hint) from error

@@ -16,7 +16,17 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils as trl_utils
 
 import sftrun
-from sftrun.builtin.backends import _adapter, _attention, _batches, _checkpoints, _hf_model, _isolation, _rows, _sharding
+from sftrun.builtin.backends import (
+    _adapter,
+    _attention,
+    _batches,
+    _checkpoints,
+    _hf_model,
+    _isolation,
+    _ranks,
+    _rows,
+    _sharding,
+)
 from sftrun.builtin.backends._keeper import Keeper
 
 transformers.logging.set_verbosity_warning()
@@ -37,6 +47,7 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     Raises UserError for a loss that is not finite, and Interrupted where a signal has asked for a checkpoint.
     """
     run = sftrun.RunDir(path)
+    _ranks.join(recipe)
     keeper = Keeper(recipe, run, emit)
     samples = {split: _dataset(run, split) for split in ("train", "val") if _file(run, split).is_file()}
     rows = _rows.of(recipe, run)
@@ -72,11 +83,14 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
         check = functools.partial(_isolation.check, precision=_hf_model.precision(recipe)) if packed else None
         trainer.add_callback(_sharding.Checks(trainer, check))
     keeper.train(trainer)
-    with _checkpoints.room_for("the model", run.checkpoints):
-        _save(trainer, recipe, run, adapter, quantisation)
-    count = {"trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)}
-    count["all"] = sum(p.numel() for p in trainer.model.parameters())
-    run.merge_json("lock.json", {"parameters": count})
+    weights = _sharding.whole_weights(trainer)
+    if _ranks.first():
+        with _checkpoints.room_for("the model", run.checkpoints):
+            _save(trainer.model, weights, recipe, run, adapter, quantisation)
+        count = {"trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)}
+        count["all"] = sum(p.numel() for p in trainer.model.parameters())
+        run.merge_json("lock.json", {"parameters": count})
+    _ranks.leave()
 
 
 def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig:
@@ -121,6 +135,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         deepspeed=_sharding.deepspeed_config(recipe, precision),
         packing=False,
         max_length=None,
+        average_tokens_across_devices=True,  # else a step would depend on which process has which rows
         dataset_kwargs={"skip_prepare_dataset": True},
     )
 
@@ -128,7 +143,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
 def total_steps(recipe: sftrun.Recipe, rows: int) -> int:
     """Optimizer steps of a run: the epochs' worth, or max_steps where that is fewer."""
     t = recipe.train
-    an_epoch = math.ceil(math.ceil(rows / t.batch_size) / t.grad_accum)
+    an_epoch = math.ceil(math.ceil(rows / (t.batch_size * _ranks.size())) / t.grad_accum)
     return min(math.ceil(t.epochs * an_epoch), t.max_steps or math.inf)  # type: ignore[return-value]
 
 
@@ -146,22 +161,30 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def __init__(self, emit: sftrun.Emit, rows: Any, keeper: Keeper, sort: bool, **settings: Any) -> None:
         super().__init__(**settings)
         self.emit, self.keeper, self.sort = emit, keeper, sort
-        self.train_dataset = rows  # trl looks at a row of a dataset of its own kind, and trains on these
-        self.tokens = self.trained = self.seen = self.seen_trained = 0
+        # trl looks at a row of a dataset of its own kind, and trains on these
+        self.rows, self.train_dataset = rows, _batches.Even(rows, self.args.train_batch_size, _ranks.size())
+        self.tokens = self.trained = self.seen = self.seen_trained = 0  # of all processes, when last counted
+        self.own = [0, 0]  # tokens of this process since then, and those of them that are trained
         self.since = time.monotonic()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Batches of similar lengths, if wanted; what one optimizer step sees does not depend on how it is split."""
-        if not self.sort or isinstance(self.train_dataset, _rows.PackedRows):
-            return super()._get_train_sampler(train_dataset)
+        if not self.sort or isinstance(self.rows, _rows.PackedRows):
+            return _batches.Shuffled(len(self.rows), len(self.train_dataset), self.args.seed)
         step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        return _batches.ByLength(self.train_dataset.lengths, step, self.args.seed)
+        return _batches.ByLength(self.rows.lengths, len(self.train_dataset), step, self.args.seed)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         given = inputs.get("attention_mask")  # packed rows have neither mask nor padding
-        self.tokens += inputs["input_ids"].numel() if given is None else int(given.sum())
-        self.trained += int((inputs["labels"][:, 1:] != _batches.IGNORED).sum())  # nothing predicts the first
+        if not _batches.is_empty(inputs["labels"]):
+            self.own[0] += inputs["input_ids"].numel() if given is None else int(given.sum())
+            self.own[1] += int((inputs["labels"][:, 1:] != _batches.IGNORED).sum())  # nothing predicts the first
         return super().training_step(model, inputs, *args, **kwargs)
+
+    def count(self) -> None:
+        """Adds up the tokens of all processes; every one of them calls it."""
+        tokens, trained = _ranks.summed(self.own)
+        self.tokens, self.trained, self.own = self.tokens + int(tokens), self.trained + int(trained), [0, 0]
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -174,6 +197,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         picked, wanted = outputs.logits[:, :-1][trained].float(), labels[:, 1:][trained]
         summed = torch.nn.functional.cross_entropy(picked, wanted, reduction="sum")
         loss = summed / (wanted.numel() if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # it counts the tokens of all, and ddp takes the mean
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -185,6 +210,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         now, step = time.monotonic(), self.state.global_step
         if not math.isfinite(logs["loss"]):
             raise self.keeper.diverged(f"the loss is {logs['loss']}")
+        self.count()
         took = now - self.since
         self.emit(
             {
@@ -205,17 +231,34 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         started = time.monotonic()
-        samples = (sftrun.to_sample(row) for row in self.eval_dataset)
         self.model.eval()
-        sums = _hf_model.loss_sums(self.model, samples, self.args.per_device_eval_batch_size)
+        tokens, loss, correct = self._evaluated()
         self.model.train()
-        metrics = {"eval_loss": sums.loss / sums.tokens, "eval_token_accuracy": sums.correct / sums.tokens}
+        metrics = {"eval_loss": loss / tokens, "eval_token_accuracy": correct / tokens}
         self.log(metrics)
         self.emit({"event": "eval", "step": self.state.global_step, "loss": metrics["eval_loss"]})
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.keeper.evaluated(metrics["eval_loss"], self.control)
         self.since += time.monotonic() - started  # tokens/s is of training alone
         return metrics
+
+    def _evaluated(self) -> list[float]:
+        """Tokens, loss and argmaxes of all processes, each of which takes its share of the batches.
+
+        All of them compute as many, as a model that is sharded needs them all for each; what one has not, it repeats.
+        """
+        size, parts = self.args.per_device_eval_batch_size, _ranks.size()
+        starts = list(range(0, len(self.eval_dataset), size))
+        own = starts[_ranks.number() :: parts]
+        sums = _hf_model.loss_sums(self.model, self._samples(own, size), size)
+        if len(own) < -(-len(starts) // parts):
+            _hf_model.loss_sums(self.model, self._samples(starts[:1], size), size)
+        return _ranks.summed([sums.tokens, sums.loss, sums.correct])
+
+    def _samples(self, starts: list[int], size: int) -> Iterator[Any]:
+        for start in starts:
+            for row in range(start, min(start + size, len(self.eval_dataset))):
+                yield sftrun.to_sample(self.eval_dataset[row])
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         started = time.monotonic()
@@ -260,19 +303,19 @@ def _check_tokenizer(tokens: Any, run: sftrun.RunDir, emit: sftrun.Emit) -> None
 
 
 def _save(
-    trainer: Trainer,
+    model: Any,
+    weights: dict[str, torch.Tensor] | None,
     recipe: sftrun.Recipe,
     run: sftrun.RunDir,
     adapter: _adapter.Adapter | None,
     quantisation: dict[str, Any] | None,
 ) -> None:
-    """Writes `model/`: weights or adapter, tokenizer and template; whole or not at all."""
-    weights = _sharding.whole_weights(trainer)
-    if not trainer.args.should_save:
-        return
+    """Writes `model/`: weights or adapter, tokenizer and template; whole or not at all.
+
+    `weights` are those of a model that is sharded.
+    """
     making = run.path / ".model"
     shutil.rmtree(making, ignore_errors=True)
-    model = trainer.model
     model.generation_config.eos_token_id = _hf_model.stop_ids(run, model) or None
     (adapter.save if adapter else model.save_pretrained)(making, state_dict=weights)
     sftrun.load_tokenizer(recipe.model).save(making)

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers.integrations import TensorBoardCallback
 
 import sftrun
-from sftrun.builtin.backends import _checkpoints
+from sftrun.builtin.backends import _checkpoints, _ranks
 
 COUNTED = ("tokens", "trained", "seen", "seen_trained", "_total_train_tokens")  # of the trainer, from its start
 
@@ -26,21 +26,34 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.Emit) -> None:
         options = recipe.train
+        self.recipe = recipe
         self.folder, self.emit, self.tensorboard = run.checkpoints, emit, run.tensorboard
         self.limit, self.saves = options.save_total_limit, options.save_strategy != "no"
         self.stopping, self.keep_best = options.early_stopping, options.keeps_best
-        self.start = _checkpoints.last(run.checkpoints, emit)
-        self.again = self.start is not None or any(event["event"] == "step" for event in run.events())
+        self.start = self._found()
+        begun = self.start is not None or _ranks.again() or any(event["event"] == "step" for event in run.events())
+        self.again = bool(_ranks.told(begun))
         self.making: Path | None = None
-        self.asked = self.postponed = False
+        self.asked = self.stopping_now = self.postponed = False
         self.saved = -1
         self.evaluated_at: tuple[int, float] | None = None
         self.lowest: tuple[int, float] | None = None  # the step and the loss of the best evaluation so far
         self.worse = 0  # evaluations since then
         self.trainer: Any = None
 
+    def _found(self) -> _checkpoints.Checkpoint | None:
+        """The checkpoint to go on from: the first process reads and cleans, and all take what it has found."""
+        step = None
+        if _ranks.first():
+            found = _checkpoints.last(self.folder, self.emit)
+            step = found.step if found else None
+        step = _ranks.told(step)
+        return next((each for each in _checkpoints.whole(self.folder) if each.step == step), None)
+
     def callbacks(self) -> list[Any]:
         """For the trainer: this one, and TensorBoard's, in which points of a step that is done again are hidden."""
+        if not _ranks.first():
+            return [self]
         purge = self._step() + 1 if self.again else None
         return [self, TensorBoardCallback(SummaryWriter(str(self.tensorboard), purge_step=purge))]
 
@@ -85,16 +98,21 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             signal.signal(signal.SIGTERM, before)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        _ranks.check(self.trainer, self.recipe)
+        if _ranks.size() > 1:
+            self.emit({"event": "launched", **_ranks.facts(self.recipe)})
         if self.start:
             self._take(self.start.progress)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        control.should_save |= self.asked
+        self.stopping_now = _ranks.agreed(self.asked)
+        control.should_save |= self.stopping_now
         if control.should_training_stop or state.epoch == int(state.epoch):
             self.postponed, control.should_save = control.should_save, False
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        control.should_save |= self.postponed or self.asked
+        self.stopping_now = _ranks.agreed(self.asked)
+        control.should_save |= self.postponed or self.stopping_now
         self.postponed = False
 
     def evaluated(self, loss: float, control: Any) -> None:
@@ -116,20 +134,32 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         """Writes a whole checkpoint of the trainer; raises Interrupted where a signal has asked for it."""
         step = self.trainer.state.global_step
         if step != self.saved:
-            if not all(bool(p.isfinite().all()) for p in self.trainer.model.parameters() if p.requires_grad):
+            weights = [p for p in self.trainer.model.parameters() if p.requires_grad]
+            if _ranks.agreed(not all(bool(p.isfinite().all()) for p in weights)):
                 raise self.diverged("there are weights that are not finite")  # no checkpoint to go on from
             with _checkpoints.room_for(f"the checkpoint of step {step}", self.folder):
-                self.making = _checkpoints.begin(self.folder)
-                try:
-                    write()
-                    named = self._seal(self.making / f"checkpoint-{step}", step)
-                finally:
-                    self.making = None
+                self._write(write, f"checkpoint-{step}")
             self.saved = step
-            _checkpoints.thin_out(self.folder, self.limit)
-            self.emit({"event": "checkpoint", "step": step, "path": f"{self.folder.name}/{named.name}"})
-        if self.asked:
+            self.emit({"event": "checkpoint", "step": step, "path": f"{self.folder.name}/checkpoint-{step}"})
+        if self.stopping_now:
             raise sftrun.Interrupted
+
+    def _write(self, write: Callable[[], None], name: str) -> None:
+        """All processes write into one folder, which the first of them makes, and seals when all have."""
+        self.making = self.folder / _checkpoints.SAVING
+        try:
+            if _ranks.first():
+                _checkpoints.begin(self.folder)
+            _ranks.wait()
+            write()
+            progress = self._progress()
+            _ranks.wait()
+            if _ranks.first():
+                self._seal(self.making / name, progress)
+                _checkpoints.thin_out(self.folder, self.limit)
+            _ranks.wait()
+        finally:
+            self.making = None
 
     def diverged(self, what: str) -> sftrun.UserError:
         """The error for a training that has left the numbers."""
@@ -137,15 +167,18 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         hint = "lower train.learning_rate, raise train.warmup, or use precision bf16 or fp32"
         return sftrun.UserError(message, hint=hint)
 
-    def _seal(self, made: Path, step: int) -> Path:
+    def _seal(self, made: Path, progress: dict[str, Any]) -> None:
+        step = self.trainer.state.global_step
+        _checkpoints.expect(made, [f"rng_state_{each}.pth" for each in range(_ranks.size())] if _ranks.size() > 1 else [])
         loss = self.evaluated_at[1] if self.evaluated_at and self.evaluated_at[0] == step else None
         finished = self.trainer.control.should_training_stop
-        return _checkpoints.seal(made, step=step, loss=loss, finished=finished, progress=self._progress())
+        _checkpoints.seal(made, step=step, loss=loss, finished=finished, progress=progress)
 
     def _progress(self) -> dict[str, Any]:
         """What the next attempt needs and the trainer does not save: counters, and the losses not yet logged."""
         trainer = self.trainer
-        logged = {"loss": trainer._tr_loss.item(), "step": trainer._globalstep_last_logged}
+        trainer.count()
+        logged = {"losses": _ranks.gathered(trainer._tr_loss.item()), "step": trainer._globalstep_last_logged}
         counts = {name: getattr(trainer, name, 0) for name in COUNTED}
         metrics = dict(getattr(trainer, "_metrics", {}).get("train", {}))
         return {**counts, "logged": logged, "metrics": metrics, "lowest": self.lowest, "worse": self.worse}
@@ -158,5 +191,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         if hasattr(self.trainer, "_metrics"):
             self.trainer._metrics["train"] = defaultdict(list, progress["metrics"])
         if hasattr(self.trainer, "_tr_loss"):  # not where training had ended
-            self.trainer._tr_loss += progress["logged"]["loss"]
+            losses = progress["logged"]["losses"]
+            same = len(losses) == _ranks.size()  # else only their mean is the same
+            self.trainer._tr_loss += losses[_ranks.number()] if same else sum(losses) / len(losses)
             self.trainer._globalstep_last_logged = progress["logged"]["step"]

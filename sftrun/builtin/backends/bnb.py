@@ -44,6 +44,8 @@ def register_backends(register: sftrun.Register) -> None:
 class Bnb:
     """QLoRA, and LoRA on an 8-bit base: all that the backend hf does, with a base that bitsandbytes holds."""
 
+    launches = True
+
     def __init__(self, options: BnbOptions) -> None:
         self.options = options
 

@@ -17,6 +17,8 @@ def register_backends(register: sftrun.Register) -> None:
 class Hf:
     """Full or LoRA tuning with transformers, trl and peft."""
 
+    launches = True
+
     def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield from limits(recipe)
         if recipe.tuning.mode == "qlora":

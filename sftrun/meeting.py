@@ -1,0 +1,155 @@
+"""Where the nodes of a training meet: a store on the first one, in which they find each other and what has failed."""
+
+import contextlib
+import hashlib
+import json
+import socket
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+
+from sftrun.errors import UserError
+from sftrun.launch import Ranks
+from sftrun.world import address
+
+PATIENCE = timedelta(minutes=30)  # for all nodes to come
+LAST = timedelta(seconds=10)  # for them to read what has failed
+EVERY = 0.5  # seconds between two looks at what other nodes say
+HOME = "127.0.0.1"
+
+
+class Meeting(RendezvousHandler):  # type: ignore[misc]
+    """A rendezvous of nodes with fixed numbers; each attempt has a store of its own, as ranks leave keys in theirs."""
+
+    def __init__(self, ranks: Ranks, run: Path) -> None:
+        self.nodes, self.number = ranks.nodes, ranks.node.rank
+        self.place = ranks.node.rendezvous
+        self.about: dict[str, Any] = {"nodes": ranks.nodes, "processes": ranks.processes}
+        self.recipe, self.file = ranks.recipe, run / "resolved.yaml"
+        self.attempt = -1
+        self.looked = 0.0
+        self.store: Store | None = None
+        self.kept: list[Any] = []  # stores live as long as this process
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Called by the agent before each attempt."""
+        self.attempt += 1
+        host, port = (address(self.place) if self.place else None) or (HOME, 0)
+        if self.store is None:
+            self.store = self._meet(host, port)
+        key = f"port/{self.attempt}"
+        if self.number == 0:
+            own = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+            self.kept.append(own)
+            self.store.set(key, str(own.port))
+        found = RendezvousStoreInfo(host, int(self.store.get(key)))
+        agents = PrefixStore(f"agents/{self.attempt}", self.store)
+        return RendezvousInfo(agents, self.number, self.nodes, found)
+
+    def _meet(self, host: str, port: int) -> Store:
+        """The store of all nodes, when all are there and see the same run directory."""
+        try:
+            store = TCPStore(host, port, is_master=self.number == 0, wait_for_workers=False, timeout=PATIENCE)
+        except RuntimeError as error:
+            place = f"{host}:{port}"
+            what = f"node 0 cannot listen at {place}" if self.number == 0 else f"node 0 was not found at {place}"
+            hint = "--rendezvous names a free port of node 0, by a name that every node knows"
+            raise UserError(f"{what}: {str(error).splitlines()[0]}", hint=hint) from error
+        # read only now: node 0 has written it by the time that it listens
+        self.about["run"] = hashlib.sha256(self.file.read_bytes()).hexdigest() if self.file.is_file() else None
+        own = json.dumps({**self.about, "host": socket.gethostname()})
+        if store.add(f"count/{self.number}", 1) > 1:
+            raise UserError(f"another command has come with --node-rank {self.number}")
+        store.set(f"node/{self.number}", own)
+        self._wait_for_all(store)
+        self._compare(json.loads(store.get("node/0")))
+        return store
+
+    def _wait_for_all(self, store: Store) -> None:
+        keys = [f"node/{number}" for number in range(self.nodes)]
+        try:
+            store.wait(keys, PATIENCE)
+        except RuntimeError as error:
+            absent = ", ".join(str(number) for number, key in enumerate(keys) if not store.check([key]))
+            message = f"after {PATIENCE.seconds // 60} minutes, these nodes have not come: {absent}"
+            raise UserError(message, hint="each node runs the same command, with its own --node-rank") from error
+
+    def _compare(self, there: dict[str, Any]) -> None:
+        for key, what in {"nodes": "launch.nodes", "processes": "launch.processes"}.items():
+            if there[key] != self.about[key]:
+                message = f"{what} is {self.about[key]} on node {self.number} and {there[key]} on node 0"
+                raise UserError(message, hint="every node trains with as many processes as the others")
+        if there["run"] != self.about["run"]:
+            message = f"node {self.number} sees another run directory than node 0, on {there['host']}"
+            raise UserError(message, hint="--out must be on a file system that all nodes share")
+        if self.recipe is not None and self.recipe != self.file.read_text("utf-8"):
+            message = f"the recipe of node {self.number} is not that of node 0, in {self.file}"
+            raise UserError(message, hint="every node runs the same recipe, with the same --set")
+
+    def agree(self, failure: dict[str, Any], settle: float) -> dict[str, Any]:
+        """The failure that all nodes speak of: the first one that is a cause, not a lost connection."""
+        if self.nodes == 1:
+            return failure
+        assert self.store is not None
+        key = f"failed/{self.attempt}"
+        end = time.monotonic() + (settle if failure["kind"] == "lost" else 0)
+        try:
+            while time.monotonic() < end and not self.store.check([key]):
+                time.sleep(EVERY)
+            found: dict[str, Any] = json.loads(self.store.compare_set(key, "", json.dumps(failure)))
+            return found
+        except RuntimeError:  # the store is gone, and node 0 with it
+            return failure
+
+    def failure(self) -> dict[str, Any] | None:
+        """What has failed on another node."""
+        if self.nodes == 1 or time.monotonic() - self.looked < EVERY:
+            return None
+        assert self.store is not None
+        self.looked, key = time.monotonic(), f"failed/{self.attempt}"
+        try:
+            return json.loads(self.store.get(key)) if self.store.check([key]) else None
+        except RuntimeError as error:
+            message = str(error).splitlines()[0]
+            return {"event": "failure", "kind": "lost", "message": message, "rank": 0, "time": self.looked}
+
+    def leave(self) -> None:
+        """Gives other nodes time to read what has failed, before the store is gone."""
+        if self.nodes == 1 or self.store is None:
+            return
+        with contextlib.suppress(RuntimeError):
+            self.store.set(f"left/{self.number}", "")
+            if self.number == 0:
+                self.store.wait([f"left/{number}" for number in range(self.nodes)], LAST)
+
+    @property
+    def use_agent_store(self) -> bool:
+        """Ranks meet in a store of this process, so that no port can be taken before they use it."""
+        return True
+
+    def get_backend(self) -> str:
+        """A name for torch's logs."""
+        return "sftrun"
+
+    def get_run_id(self) -> str:
+        """A name for torch's logs."""
+        return str(self.file.parent)
+
+    def is_closed(self) -> bool:
+        """Never: there is one meeting a run."""
+        return False
+
+    def set_closed(self) -> None:
+        """Nothing to do."""
+
+    def num_nodes_waiting(self) -> int:
+        """None can join later."""
+        return 0
+
+    def shutdown(self) -> bool:
+        """The store goes with this process."""
+        return True
