@@ -68,17 +68,21 @@ class Fsdp:
         dcp.load(_trained(self.model), checkpoint_id=_folder(folder, WEIGHTS))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        dcp.save(get_optimizer_state_dict(self.model, self.optimizer), checkpoint_id=_folder(output_dir, OPTIMIZER))
+        dcp.save(get_optimizer_state_dict(self.model, self._inner()), checkpoint_id=_folder(output_dir, OPTIMIZER))
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        state = get_optimizer_state_dict(self.model, self.optimizer)
+        state = get_optimizer_state_dict(self.model, self._inner())
         dcp.load(state, checkpoint_id=_folder(checkpoint, OPTIMIZER))
-        set_optimizer_state_dict(self.model, self.optimizer, optim_state_dict=state)
+        set_optimizer_state_dict(self.model, self._inner(), optim_state_dict=state)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+
+    def _inner(self) -> torch.optim.Optimizer:
+        """The optimizer without accelerate's wrapper."""
+        return self.optimizer.optimizer  # type: ignore[no-any-return]
 
 
 def shard(model: Any, device: torch.device, half: torch.dtype | None) -> None:
@@ -90,7 +94,8 @@ def shard(model: Any, device: torch.device, half: torch.dtype | None) -> None:
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
     for block in blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # torch would leave the rest whole after a forward pass, and after an evaluation there is no backward pass
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for module in model.modules():  # buffers are in all processes
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))

@@ -87,9 +87,7 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     if _ranks.first():
         with _checkpoints.room_for("the model", run.checkpoints):
             _save(trainer.model, weights, recipe, run, adapter, quantisation)
-        count = {"trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)}
-        count["all"] = sum(p.numel() for p in trainer.model.parameters())
-        run.merge_json("lock.json", {"parameters": count})
+        run.merge_json("lock.json", {"parameters": _sharding.count(trainer.model)})
     _ranks.leave()
 
 

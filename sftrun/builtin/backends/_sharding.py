@@ -42,6 +42,22 @@ def whole_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
     return trainer.whole_weights() if hasattr(trainer, "whole_weights") else None
 
 
+def count(model: Any) -> dict[str, int]:
+    """Parameters of a model, all and those that are trained, however they are shared."""
+    sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in model.parameters()]
+    return {"trained": sum(size for size, trained in sizes if trained), "all": sum(size for size, _ in sizes)}
+
+
+def trained_here(model: Any) -> list[torch.Tensor]:
+    """Of each trained weight, what this process holds."""
+    found = []
+    for weight in model.parameters():
+        if weight.requires_grad:
+            part = getattr(weight, "ds_tensor", weight)  # of DeepSpeed's stage 3
+            found.append(part.to_local() if hasattr(part, "to_local") else part)
+    return found
+
+
 class Checks(transformers.TrainerCallback):  # type: ignore[misc]
     """Before the first step: that the model is sharded as was asked, and what else is to be shown on it."""
 
