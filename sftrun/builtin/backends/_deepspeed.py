@@ -42,7 +42,9 @@ class DeepSpeed:
         weights = self.whole_weights()
         if self.args.should_save:
             given = weights or {name: each for name, each in self.model.named_parameters() if each.requires_grad}
-            torch.save(given, _file(output_dir))
+            file = _file(output_dir)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(given, file)
 
     def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
         if self.model_wrapped is self.model:  # there is no engine where training had ended

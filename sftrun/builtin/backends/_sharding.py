@@ -1,6 +1,5 @@
 """Strategies that share a model among processes: which one a recipe asks for, and that it is what was had."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -8,11 +7,21 @@ import torch
 import transformers
 
 import sftrun
+from sftrun.builtin.backends import _ranks, _strategies
 
 
 def strategy(recipe: sftrun.Recipe) -> str | None:
-    """`fsdp` or `deepspeed`; None where each process has the whole model."""
-    return recipe.launch.strategy if recipe.launch.strategy in ("fsdp", "deepspeed") else None
+    """`fsdp` or `deepspeed`; None where each process has the whole model.
+
+    Raises UserError where there is one process only.
+    """
+    wanted = recipe.launch.strategy
+    if wanted not in _strategies.SHARING:
+        return None
+    if _ranks.size() == 1:
+        message, hint = _strategies.alone(wanted), "use auto, or more processes"
+        raise sftrun.UserError(sftrun.Problem(message, path=_strategies.STRATEGY, hint=hint))
+    return wanted
 
 
 def trainer(strategy: str | None, kind: type) -> Any:
@@ -34,7 +43,7 @@ def deepspeed_config(recipe: sftrun.Recipe, precision: str) -> dict[str, Any] | 
         return None
     from sftrun.builtin.backends import _deepspeed
 
-    return _deepspeed.config(recipe, int(os.environ.get("WORLD_SIZE", "1")), precision)
+    return _deepspeed.config(recipe, _ranks.size(), precision)
 
 
 def whole_weights(trainer: Any) -> dict[str, torch.Tensor] | None:

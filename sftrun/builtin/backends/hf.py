@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import sftrun
+from sftrun.builtin.backends import _strategies
 
 MODULES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tensorboard")
 
@@ -34,6 +35,7 @@ class Hf:
         name = recipe.train.optimizer
         if name.startswith("paged_") or name.endswith("_8bit"):
             yield from sftrun.missing("bitsandbytes", extra="bnb", path=("train", "optimizer"), why=f"optimizer {name}")
+        yield from _strategies.ready(recipe)
 
     def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterable[sftrun.Problem]:
         return unscored(recipe, run)
@@ -61,6 +63,7 @@ def limits(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     if recipe.train.dataloader_prefetch and not recipe.train.dataloader_workers:
         message = "dataloader_prefetch needs processes that load: set train.dataloader_workers too"
         yield sftrun.Problem(message, path=("train", "dataloader_prefetch"))
+    yield from _strategies.limits(recipe)
     if recipe.tuning.mode != "full":
         yield from _adapter(recipe)
 

@@ -1,0 +1,55 @@
+"""What strategies that share a model among processes cannot do, as far as a recipe alone shows it."""
+
+from collections.abc import Iterator
+
+import sftrun
+
+SHARING = ("fsdp", "deepspeed")
+STRATEGY, STAGE = ("launch", "strategy"), ("launch", "zero_stage")
+FSDP_OPTIMIZERS = ("adamw", "sgd")  # those of torch; bitsandbytes and transformers' adafactor know no DTensor
+WHOLE_STAGE = 2  # of ZeRO: each process has all weights
+
+
+def limits(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    """Combinations with the rest of the recipe that do not work, or would be without effect."""
+    launch = recipe.launch
+    if launch.strategy != "deepspeed" and launch.zero_stage == WHOLE_STAGE:
+        message = "zero_stage is an option of DeepSpeed, without effect on other strategies"
+        yield sftrun.Problem(message, path=STAGE, hint="write strategy: deepspeed, or leave it out")
+    if launch.strategy not in SHARING:
+        return
+    if launch.processes == 1 and launch.nodes == 1:
+        yield sftrun.Problem(alone(launch.strategy), path=STRATEGY, hint="use auto, or more processes")
+    if recipe.train.precision == "fp16":
+        message = f"fp16 does not go with {launch.strategy} here: its loss is not scaled"
+        yield sftrun.Problem(message, path=("train", "precision"), hint="use bf16, or auto")
+    yield from _optimizer(recipe)
+
+
+def alone(strategy: str) -> str:
+    """The problem of one process that shares with none."""
+    return f"{strategy} shares a model among processes, and there is only one"
+
+
+def _optimizer(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    name, strategy = recipe.train.optimizer, recipe.launch.strategy
+    reason = None
+    if strategy == "fsdp" and name not in FSDP_OPTIMIZERS:
+        reason = f"{name} cannot compute with weights that fsdp has sharded"
+    elif name == "adafactor":
+        reason = "adafactor keeps means over rows and columns of a weight, and DeepSpeed lays all weights end to end"
+    elif name.startswith("paged_"):
+        reason = f"{name} moves to the CPU a state that DeepSpeed keeps and shares itself"
+    if reason:
+        hint = "use adamw, whose state is shared among the processes"
+        yield sftrun.Problem(reason, path=("train", "optimizer"), hint=hint)
+
+
+def quantised(recipe: sftrun.Recipe, bits: int, storage: str) -> Iterator[sftrun.Problem]:
+    """What they cannot do with a base that bitsandbytes holds."""
+
+
+def ready(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    """What is missing on this machine."""
+    if recipe.launch.strategy == "deepspeed":
+        yield from sftrun.missing("deepspeed", extra="deepspeed", path=STRATEGY, why="strategy deepspeed")
