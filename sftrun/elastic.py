@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from torch.distributed.elastic.agent.server import (
+from torch.distributed import DistError
+from torch.distributed.elastic.agent.server.api import (
     RunResult,
     SimpleElasticAgent,
     Worker,
@@ -28,13 +29,14 @@ from torch.distributed.elastic.agent.server import (
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from sftrun import launch
-from sftrun.errors import Interrupted
+from sftrun.errors import Interrupted, UserError
 from sftrun.launch import INTERRUPTED, Ranks
 from sftrun.meeting import Meeting
 from sftrun.types import Emit
 
 EVERY = 0.05  # seconds between two looks at the ranks
 SETTLE = 15.0  # seconds to wait for the cause of a lost connection to be told by the process that has it
+DRAIN = 10.0  # seconds to hear the last words of one that was killed: what loads its data holds the pipe for a while
 AGAIN = ("bug", "ended", "lost")  # kinds of failures that another attempt may not have
 
 Failure = dict[str, Any]
@@ -45,7 +47,7 @@ class Rank:
 
     def __init__(self, worker: Worker, command: list[str], locks: list[int], env: dict[str, str], emit: Emit) -> None:
         self.number, self.emit = worker.global_rank, emit
-        self.failure: Failure | None = None
+        self.failure: Failure | None = None  # as it said, or as it ended
         reading, writing = os.pipe()
         lifeline, self.held = os.pipe()
         command = [*command, str(writing), str(lifeline)]
@@ -73,14 +75,14 @@ class Rank:
         """The exit code, when all has been heard; None while it is at work."""
         code = self.process.poll()
         if code is not None:
-            self.listening.join()
+            self.listening.join(DRAIN)
         return code
 
     def end(self) -> None:
         """Kills it, where it is still at work."""
         self.process.kill()
         self.process.wait()
-        self.listening.join()
+        self.listening.join(DRAIN)
         os.close(self.held)
 
     def cause(self) -> Failure | None:
@@ -88,11 +90,12 @@ class Rank:
         code = self.code()
         if code in (None, 0, INTERRUPTED):
             return None
-        ended = {"event": "failure", "kind": "ended", "code": code, "rank": self.number, "time": time.monotonic()}
-        return self.failure or ended
+        if self.failure is None:
+            self._hear({"event": "failure", "kind": "ended", "code": code})
+        return self.failure
 
 
-class Agent(SimpleElasticAgent):  # type: ignore[misc]
+class Agent(SimpleElasticAgent):
     """torch's agent: it numbers the ranks of all nodes, and starts them again where any of them fails."""
 
     def __init__(self, spec: WorkerSpec, meeting: Meeting, command: list[str], locks: list[int], emit: Emit) -> None:
@@ -113,7 +116,7 @@ class Agent(SimpleElasticAgent):  # type: ignore[misc]
     def _environment(self, group: WorkerGroup, worker: Worker) -> dict[str, str]:
         """torchrun's variables; a process that trains alone has none of them, and must not look for others."""
         processes = group.spec.local_world_size
-        env = {"TORCHELASTIC_RESTART_COUNT": group.spec.max_restarts - self._remaining_restarts}
+        env: dict[str, Any] = {"TORCHELASTIC_RESTART_COUNT": group.spec.max_restarts - self._remaining_restarts}
         if worker.world_size == 1:
             return {name: str(value) for name, value in env.items()}
         env |= {"RANK": worker.global_rank, "LOCAL_RANK": worker.local_rank, "WORLD_SIZE": worker.world_size}
@@ -154,7 +157,9 @@ class Agent(SimpleElasticAgent):  # type: ignore[misc]
         found = [cause for rank in self.ranks if (cause := rank.cause())]
         if not found:
             return self.meeting.failure() if None in codes else None
-        if self.asked and all(each["kind"] == "ended" for each in found):
+        if None in codes and all(each["kind"] == "lost" for each in found) and _age(found) < SETTLE:
+            return None
+        if self.asked and all(each["kind"] in ("ended", "lost") for each in found):
             raise Interrupted  # stopped before it could listen
         return self.meeting.agree(first(found), SETTLE)
 
@@ -180,6 +185,10 @@ def first(found: list[Failure]) -> Failure:
     killed = [each for each in found if each["kind"] == "ended" and each["code"] < 0]
     own = [each for each in found if each["kind"] in order]
     return min(killed or own or found, key=lambda each: float(each["time"]))
+
+
+def _age(found: list[Failure]) -> float:
+    return time.monotonic() - min(float(each["time"]) for each in found)
 
 
 def said(failure: Failure) -> str:
@@ -211,7 +220,11 @@ def run(target: str, path: Path, ranks: Ranks, locks: list[int], emit: Emit) -> 
         monitor_interval=EVERY,
     )
     agent = Agent(spec, meeting, command, locks, emit)
-    result = agent.run()
+    try:
+        result = agent.run()
+    except DistError as error:  # what their store says
+        message = f"the nodes lost each other: {str(error).splitlines()[0]}"
+        raise UserError(message, hint="resume the run on all nodes; the log of each may say why") from error
     if result.is_failed() and agent.failure:
         emit(agent.failure)
         meeting.leave()

@@ -26,7 +26,7 @@ DATA_LINE = ("source", "transform", "formatter", "masker")
 PACKAGES = ("jinja2", "numpy", "pyarrow", "tokenizers")  # of the data line; what else is needed, components say
 
 
-def run(
+def run(  # noqa: PLR0913, PLR0917  (as many as the command has options)
     path: str | Path,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
@@ -181,7 +181,9 @@ def fit(recipe: Recipe, folder: RunDir, emit: Emit) -> None:
     made = [current().create(kind, use) for kind, use in components(recipe)]
     problems = [found for item in made if hasattr(item, "prepared") for found in item.prepared(recipe, folder.path)]
     if any(problem.severity == "error" for problem in problems):
-        raise UserError(problems)
+        error = UserError(problems)
+        folder.stage("train", "failed", reason=str(error))  # other nodes wait for it
+        raise error
     for warning in problems:
         emit({"event": "warning", "message": str(warning)})
 

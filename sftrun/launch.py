@@ -107,7 +107,13 @@ def work(target: str, run: RunDir, emit: Emit, ranks: Ranks | None = None) -> No
     alone = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     with SIGNALS.heard(), run.log.open("ab") as log, os.fdopen(reading, encoding="utf-8") as events:
         process = subprocess.Popen(
-            command, pass_fds=passed, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=alone, start_new_session=True
+            command,
+            pass_fds=passed,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=alone,
+            start_new_session=True,
         )
         os.close(writing)
         os.close(lifeline)
@@ -146,23 +152,32 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _explained(failure: dict[str, Any] | None, code: int, run: RunDir) -> BaseException:
+    if failure and failure["kind"] != "ended":
+        return _said(failure, run)
     if failure is None and (SIGNALS.asked or code == INTERRUPTED):
         return Interrupted()
-    if failure and failure["kind"] == "user":
-        return UserError([_problem(each) for each in failure["problems"]])
-    if failure and failure["kind"] == "memory":
-        return UserError(f"out of memory: {failure['message']}", hint=MEMORY_ADVICE)
-    if failure and failure["kind"] == "lost":
-        hint = f"look at run*.log in {shown(run.path)}; sftrun resume {shown(run.path)} goes on where it was whole"
-        return UserError(f"the training processes lost each other: {failure['message']}", hint=hint)
-    if failure and failure["kind"] == "bug":
-        return WorkerError(failure["traceback"])
     if failure:
         code = failure["code"]  # of the one among many that ended first
     if code == -signal.SIGKILL:
-        hint = f"{MEMORY_ADVICE}; sftrun resume {shown(run.path)} goes on where it was whole"
+        hint = f"{MEMORY_ADVICE}; {_going_on(run)}"
         return UserError("the worker was killed, most often because memory ran out", hint=hint)
     return WorkerError(f"the worker ended with code {code}; the end of {run.log}:\n{_tail(run.log)}")
+
+
+def _said(failure: dict[str, Any], run: RunDir) -> BaseException:
+    """What a worker has said of its own failure."""
+    if failure["kind"] == "user":
+        return UserError([_problem(each) for each in failure["problems"]])
+    if failure["kind"] == "memory":
+        return UserError(f"out of memory: {failure['message']}", hint=MEMORY_ADVICE)
+    if failure["kind"] == "lost":
+        hint = f"run.log of each node may say why; {_going_on(run)}"
+        return UserError(f"the training processes lost each other: {failure['message']}", hint=hint)
+    return WorkerError(failure["traceback"])
+
+
+def _going_on(run: RunDir) -> str:
+    return f"sftrun resume {shown(run.path)} goes on where it was whole"
 
 
 MEMORY_ADVICE = (

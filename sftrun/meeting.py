@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from sftrun.errors import UserError
@@ -17,19 +17,21 @@ from sftrun.launch import Ranks
 from sftrun.world import address
 
 PATIENCE = timedelta(minutes=30)  # for all nodes to come
+MOMENT = timedelta(minutes=5)  # for a node that is there to answer
 LAST = timedelta(seconds=10)  # for them to read what has failed
 EVERY = 0.5  # seconds between two looks at what other nodes say
 HOME = "127.0.0.1"
 
 
-class Meeting(RendezvousHandler):  # type: ignore[misc]
+class Meeting(RendezvousHandler):
     """A rendezvous of nodes with fixed numbers; each attempt has a store of its own, as ranks leave keys in theirs."""
 
     def __init__(self, ranks: Ranks, run: Path) -> None:
         self.nodes, self.number = ranks.nodes, ranks.node.rank
         self.place = ranks.node.rendezvous
-        self.about: dict[str, Any] = {"nodes": ranks.nodes, "processes": ranks.processes}
-        self.recipe, self.file = ranks.recipe, run / "resolved.yaml"
+        recipe = None if ranks.recipe is None else _hash(ranks.recipe)
+        self.about = {"nodes": ranks.nodes, "processes": ranks.processes, "recipe": recipe}
+        self.file = run / "resolved.yaml"
         self.attempt = -1
         self.looked = 0.0
         self.store: Store | None = None
@@ -60,13 +62,20 @@ class Meeting(RendezvousHandler):  # type: ignore[misc]
             hint = "--rendezvous names a free port of node 0, by a name that every node knows"
             raise UserError(f"{what}: {str(error).splitlines()[0]}", hint=hint) from error
         # read only now: node 0 has written it by the time that it listens
-        self.about["run"] = hashlib.sha256(self.file.read_bytes()).hexdigest() if self.file.is_file() else None
-        own = json.dumps({**self.about, "host": socket.gethostname()})
+        run = _hash(self.file.read_text("utf-8")) if self.file.is_file() else None
+        own = {**self.about, "run": run, "host": socket.gethostname()}
         if store.add(f"count/{self.number}", 1) > 1:
             raise UserError(f"another command has come with --node-rank {self.number}")
-        store.set(f"node/{self.number}", own)
+        store.set(f"node/{self.number}", json.dumps(own))
         self._wait_for_all(store)
-        self._compare(json.loads(store.get("node/0")))
+        nodes = [json.loads(store.get(f"node/{number}")) for number in range(self.nodes)]
+        store.set_timeout(MOMENT)
+        try:
+            for number, node in enumerate(nodes):
+                _compare(number, node, nodes[0])
+        except UserError:
+            self._leave(store)
+            raise
         return store
 
     def _wait_for_all(self, store: Store) -> None:
@@ -77,18 +86,6 @@ class Meeting(RendezvousHandler):  # type: ignore[misc]
             absent = ", ".join(str(number) for number, key in enumerate(keys) if not store.check([key]))
             message = f"after {PATIENCE.seconds // 60} minutes, these nodes have not come: {absent}"
             raise UserError(message, hint="each node runs the same command, with its own --node-rank") from error
-
-    def _compare(self, there: dict[str, Any]) -> None:
-        for key, what in {"nodes": "launch.nodes", "processes": "launch.processes"}.items():
-            if there[key] != self.about[key]:
-                message = f"{what} is {self.about[key]} on node {self.number} and {there[key]} on node 0"
-                raise UserError(message, hint="every node trains with as many processes as the others")
-        if there["run"] != self.about["run"]:
-            message = f"node {self.number} sees another run directory than node 0, on {there['host']}"
-            raise UserError(message, hint="--out must be on a file system that all nodes share")
-        if self.recipe is not None and self.recipe != self.file.read_text("utf-8"):
-            message = f"the recipe of node {self.number} is not that of node 0, in {self.file}"
-            raise UserError(message, hint="every node runs the same recipe, with the same --set")
 
     def agree(self, failure: dict[str, Any], settle: float) -> dict[str, Any]:
         """The failure that all nodes speak of: the first one that is a cause, not a lost connection."""
@@ -119,12 +116,14 @@ class Meeting(RendezvousHandler):  # type: ignore[misc]
 
     def leave(self) -> None:
         """Gives other nodes time to read what has failed, before the store is gone."""
-        if self.nodes == 1 or self.store is None:
-            return
+        if self.nodes > 1 and self.store is not None:
+            self._leave(self.store)
+
+    def _leave(self, store: Store) -> None:
         with contextlib.suppress(RuntimeError):
-            self.store.set(f"left/{self.number}", "")
+            store.set(f"left/{self.number}", "")
             if self.number == 0:
-                self.store.wait([f"left/{number}" for number in range(self.nodes)], LAST)
+                store.wait([f"left/{number}" for number in range(self.nodes)], LAST)
 
     @property
     def use_agent_store(self) -> bool:
@@ -153,3 +152,21 @@ class Meeting(RendezvousHandler):  # type: ignore[misc]
     def shutdown(self) -> bool:
         """The store goes with this process."""
         return True
+
+
+def _compare(number: int, node: dict[str, Any], first: dict[str, Any]) -> None:
+    """Raises UserError, on all nodes, where one cannot train with the first."""
+    for key, what in {"nodes": "launch.nodes", "processes": "launch.processes"}.items():
+        if node[key] != first[key]:
+            message = f"{what} is {node[key]} on node {number} and {first[key]} on node 0"
+            raise UserError(message, hint="every node trains with as many processes as the others")
+    if node["run"] != first["run"]:
+        message = f"node {number}, {node['host']}, sees another run directory than node 0, {first['host']}"
+        raise UserError(message, hint="--out must be on a file system that all nodes share")
+    if node["recipe"] not in (None, first["run"]):
+        message = f"the recipe of node {number} is not that of node 0"
+        raise UserError(message, hint="every node runs the same recipe, with the same --set")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

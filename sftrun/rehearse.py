@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 
-from sftrun import flow, launch, rundir, tiny
+from sftrun import flow, launch, rundir, tiny, world
 from sftrun.data.store import cache_folder
 from sftrun.errors import UserError
 from sftrun.options import as_use
-from sftrun.recipe.model import Recipe
+from sftrun.recipe.model import LaunchOptions, Recipe
 from sftrun.recipe.validate import read, resolved_yaml
 from sftrun.registry import current
 from sftrun.rundir import RunDir
@@ -136,6 +136,7 @@ def _sets(recipe: Recipe, rows: Path, model: str) -> Iterator[str]:
     if model != tiny.NAME:
         yield f"model.name={model}"
         yield "model.revision=null"
+    yield f"launch={json.dumps(msgspec.to_builtins(LaunchOptions(processes=1)))}"
     yield "data.max_lost=1"  # of a few rows, any share may be too long
     yield "expect_mask=null"
     yield f"train.max_steps={STEPS}"
@@ -188,6 +189,8 @@ def _left_out(recipe: Recipe, counts: Counter[str]) -> Iterator[str]:
         yield f"the weights of {recipe.model.name}: a tiny random model of its architecture stood in"
     yield "all other rows: sftrun prepare looks at every one"
     yield "memory and time of the real model: sftrun plan --probe measures them"
+    if world.size(recipe) > 1:
+        yield f"training in {world.size(recipe)} processes: one stood in"
     if not counts["eval"]:
         reason = "the recipe wants none" if recipe.train.eval_strategy == "no" else "there are no validation rows"
         yield f"validation while training: {reason}"

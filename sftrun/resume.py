@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sftrun import launch, rundir
+from sftrun import launch, rundir, world
 from sftrun.errors import Problem, UserError
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.resolved import from_resolved, normal
@@ -15,11 +15,13 @@ from sftrun.rundir import RunDir
 # What may be another now: it decides nothing about the trained weights.
 FREE = {
     "description",
+    "launch.restarts",
     *(f"train.save_{name}" for name in ("strategy", "steps", "total_limit")),
     *(f"train.{name}" for name in ("logging_steps", "eval_batch_size", "dataloader_workers", "dataloader_prefetch")),
 }
 # The same sums, added up in another order: what helps where memory ran out.
-ROUNDING = {"train.batch_size", "train.grad_accum", "train.gradient_checkpointing"}
+COUNTS = {"launch.processes", "launch.nodes"}
+ROUNDING = {"train.batch_size", "train.grad_accum", "train.gradient_checkpointing", *COUNTS}
 LATER = {"evaluators": "evaluate", "exporters": "export"}  # keys whose stage is done again
 
 
@@ -41,7 +43,9 @@ def fit(recipe: Recipe, run: RunDir) -> list[str]:
     before = from_resolved((run.path / "resolved.yaml").read_text("utf-8"))
     changed = dict(_differences(before, recipe))
     changed.pop("extends", None)
-    if _rows(before) != _rows(recipe):
+    sizes = _trained_by(run, before), world.size(recipe)
+    changed |= {} if sizes[0] == sizes[1] or COUNTS & changed.keys() else {"launch.processes": sizes}
+    if _rows(before) * sizes[0] != _rows(recipe) * sizes[1]:
         wrong = {key: each for key, each in changed.items() if key not in FREE | LATER.keys()}
     else:
         wrong = {key: each for key, each in changed.items() if key not in FREE | ROUNDING | LATER.keys()}
@@ -54,8 +58,13 @@ def fit(recipe: Recipe, run: RunDir) -> list[str]:
         run.forget(*again)
     if not all(run.done(stage) for stage in _stages(recipe)):
         run.forget("report")
-    rounded = sorted(changed.keys() & ROUNDING)
-    return [f"{', '.join(rounded)} changed: the weights will differ by rounding from now on"] if rounded else []
+    return list(_warnings(changed.keys() & ROUNDING))
+
+
+def _warnings(rounded: set[str]) -> Iterator[str]:
+    if rounded:
+        draws = ", and dropout draws other numbers" if rounded & COUNTS else ""
+        yield f"{', '.join(sorted(rounded))} changed: the weights will differ by rounding from now on{draws}"
 
 
 def versions(run: RunDir, now: dict[str, Any]) -> Iterator[str]:
@@ -78,7 +87,14 @@ def _stages(recipe: Recipe) -> list[str]:
     return ["prepare", "train", *later]
 
 
+def _trained_by(run: RunDir, recipe: Recipe) -> int:
+    """How many processes have trained so far; `auto` may be another number now, on another machine."""
+    found = run.read_json(rundir.BEGUN).get("launch")
+    return int(found["processes"] * found["nodes"]) if found else world.size(recipe)
+
+
 def _rows(recipe: Recipe) -> int:
+    """Rows of an optimizer step in each process."""
     return recipe.train.batch_size * recipe.train.grad_accum
 
 

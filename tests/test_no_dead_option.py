@@ -103,6 +103,10 @@ ELSEWHERE = {
     "train.early_stopping": "test_resume.py: training stops when the validation loss no longer falls",
     "train.keep_best": "test_resume.py: the model is the best checkpoint, or the last",
     "train.group_by_length": "test_packing.py: rows of a batch are of similar lengths",
+    **{
+        f"launch.{name}": "test_elastic.py: so many train, and start again so often"
+        for name in ("processes", "nodes", "restarts")
+    },
     "backend": "test_registry.py: an unknown backend is an error",
     "evaluators": "test_training.py: each of them scores",
     "exporters": "test_training.py: each of them writes",

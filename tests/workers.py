@@ -49,3 +49,83 @@ def stubborn(recipe, run, emit):
 def crashed(recipe, run, emit):
     os.write(2, b"a library's last words\n")
     os._exit(7)
+
+
+# What one of many processes may do, for tests/test_elastic.py.
+
+
+def is_second():
+    return os.environ["RANK"] == "1"
+
+
+def attempt():
+    return int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+
+
+def ranked(recipe, run, emit):
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "OMP_NUM_THREADS")
+    emit({"event": "step", **{name: int(os.environ[name]) for name in names}})
+
+
+def alone(recipe, run, emit):
+    emit({"event": "step", "variables": sorted(name for name in os.environ if name.endswith(("RANK", "WORLD_SIZE")))})
+
+
+def second_fails(recipe, run, emit):
+    """The second process ends as the recipe's description says; the others would go on for long."""
+    if is_second():
+        globals()[recipe.description](recipe, run, emit)
+    time.sleep(60)
+
+
+def fails_once(recipe, run, emit):
+    """The second process fails in the first attempt; the others would go on for long."""
+    emit({"event": "began", "attempt": attempt()})
+    if attempt() == 0:
+        second_fails(recipe, run, emit)
+
+
+def lost(recipe, run, emit):
+    """The first process loses its connection because the second one has failed, and says so first."""
+    if is_second():
+        time.sleep(1)
+        user_error(recipe, run, emit)
+    raise RuntimeError("[../third_party/gloo/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
+
+
+def until_asked(recipe, run, emit):
+    """Waits for a signal, as training does for one that asks for a checkpoint."""
+
+    def stop(number, frame):
+        (run.path / f"stopped-{os.environ['RANK']}").touch()
+        raise sftrun.Interrupted
+
+    signal.signal(signal.SIGTERM, stop)
+    present(run, emit)
+
+
+def present(run, emit):
+    (run.path / f"pid-{os.environ['RANK']}").write_text(f"{os.getpid()} {os.getppid()}")
+    while len(list(run.path.glob("pid-*"))) < int(os.environ["WORLD_SIZE"]):
+        time.sleep(0.01)
+    emit({"event": "ready"})
+    time.sleep(60)
+
+
+def stays(recipe, run, emit):
+    present(run, emit)
+
+
+def unwrapped(recipe, run, emit):
+    """A trainer that knows of all processes, and has not wrapped the model for them."""
+    from types import SimpleNamespace
+
+    import torch
+
+    from sftrun.builtin.backends import _ranks
+
+    _ranks.join(recipe)
+    arguments = SimpleNamespace(world_size=2, device=torch.device("cpu"))
+    accelerator = SimpleNamespace(num_processes=int(recipe.description))
+    model = torch.nn.Linear(1, 1)
+    _ranks.check(SimpleNamespace(args=arguments, accelerator=accelerator, model_wrapped=model), recipe)

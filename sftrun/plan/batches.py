@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from sftrun import world
 from sftrun.data import pack, store
 from sftrun.recipe.model import Recipe
 from sftrun.types import Shape
@@ -43,8 +44,8 @@ def read(prepared: Path, split: str, packed: bool = False) -> Rows | None:
 
 
 def steps(recipe: Recipe, rows: int) -> int:
-    """Optimizer steps of a run: the epochs' worth, or max_steps where that is fewer."""
-    an_epoch = math.ceil(math.ceil(rows / recipe.train.batch_size) / recipe.train.grad_accum)
+    """Optimizer steps of a run: the epochs' worth, or max_steps where that is fewer; all processes share a step."""
+    an_epoch = math.ceil(math.ceil(rows / (recipe.train.batch_size * world.size(recipe))) / recipe.train.grad_accum)
     return min(math.ceil(recipe.train.epochs * an_epoch), recipe.train.max_steps or an_epoch * 10**9)
 
 

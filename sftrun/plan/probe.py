@@ -11,7 +11,7 @@ from sftrun import launch
 from sftrun.data import pack, store
 from sftrun.errors import UserError
 from sftrun.plan import batches
-from sftrun.recipe.model import Recipe
+from sftrun.recipe.model import LaunchOptions, Recipe
 from sftrun.recipe.resolved import resolved_yaml
 from sftrun.rundir import RunDir
 
@@ -64,8 +64,9 @@ def _short(recipe: Recipe, evaluates: bool) -> Recipe:
     evaluation: dict[str, Any] = {"eval_strategy": "steps" if evaluates else "no", "eval_steps": last}
     save: dict[str, Any] = {"save_strategy": "steps", "save_steps": last, "save_total_limit": 1}
     best: dict[str, Any] = {"keep_best": False, "early_stopping": None}
+    alone = LaunchOptions(processes=1)
     return msgspec.structs.replace(
-        recipe, train=msgspec.structs.replace(recipe.train, **steps, **evaluation, **save, **best)
+        recipe, launch=alone, train=msgspec.structs.replace(recipe.train, **steps, **evaluation, **save, **best)
     )
 
 
@@ -103,10 +104,11 @@ def _times(recipe: Recipe, train: batches.Rows, events: list[dict[str, Any]]) ->
     seconds = [count / event["tokens_per_s"] for count, event in zip(counts, events, strict=True)]
     slowest = max(seconds[1:] or seconds)
     steps = batches.steps(recipe, len(train))
-    usual = float(train.lengths.sum()) / len(train) * min(recipe.train.batch_size * recipe.train.grad_accum, len(train))
+    a_step = recipe.train.batch_size * recipe.train.grad_accum  # of one process; others work at the same time
+    usual = float(train.lengths.sum()) / len(train) * min(a_step, len(train))
     fixed, each = _line(counts[1:] or counts, seconds[1:] or seconds)
-    a_step = fixed + each * usual
-    return {"seconds_per_step": a_step, "slowest_step": slowest, "seconds": a_step * steps}
+    took = fixed + each * usual
+    return {"seconds_per_step": took, "slowest_step": slowest, "seconds": took * steps}
 
 
 def _line(counts: list[int], seconds: list[float]) -> tuple[float, float]:

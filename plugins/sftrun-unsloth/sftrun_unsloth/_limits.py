@@ -29,6 +29,11 @@ def mistakes(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
 
 def of_recipe(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     """Limits seen from the recipe alone."""
+    for name in ("processes", "nodes"):
+        count = getattr(recipe.launch, name)
+        if count not in (1, "auto"):
+            message = f"the backend unsloth trains on one GPU, in one process; launch.{name} is {count}"
+            yield sftrun.Problem(message, path=("launch", name), hint=f"leave it out, or {HINT}")
     if recipe.packing.strategy != "none":
         message = "the backend unsloth pads rows: it would not keep the rows of a pack apart"
         yield sftrun.Problem(message, path=("packing", "strategy"), hint=f"use packing.strategy none, or {HINT}")

@@ -1,5 +1,6 @@
 """Backend `unsloth`: unsloth's FastLanguageModel on the prepared samples, in a process that imports it first."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +32,8 @@ def register_backends(register: sftrun.Register) -> None:
 
 class Unsloth:
     """Full, LoRA or 4-bit LoRA tuning with unsloth; an explicit fallback where it cannot."""
+
+    launches = True  # for a fallback that can; unsloth itself refuses many processes
 
     def __init__(self, options: UnslothOptions) -> None:
         self.options = options
@@ -78,7 +81,9 @@ class Unsloth:
             raise sftrun.UserError(limits)
         used = self.options.fallback if limits else "unsloth"
         reasons = [problem.message for problem in limits]
-        sftrun.RunDir(run).merge_json("lock.json", {"backend": {"asked": "unsloth", "used": used, "reasons": reasons}})
+        about = {"asked": "unsloth", "used": used, "reasons": reasons}
+        if os.environ.get("RANK", "0") == "0":  # of many processes, only the first one writes
+            sftrun.RunDir(run).merge_json("lock.json", {"backend": about})
         if limits:
             emit({"event": "warning", "message": f"trained with {used} instead of unsloth: {'; '.join(reasons)}"})
             self._other().train(recipe, run, emit)

@@ -48,6 +48,13 @@ def test_packed_rows_are_refused(problems):
     assert problems(PACKED) == [f"error: {REFUSED}"]
 
 
+@pytest.mark.parametrize("setting", ["launch.processes=2", "launch.nodes=2"])
+def test_several_processes_are_refused_or_left_to_a_fallback(problems, setting):
+    said = f"the backend unsloth trains on one GPU, in one process; {setting.replace('=', ' is ')}"
+    assert problems(setting) == [f"error: {said}"]
+    assert problems(setting, FALLBACK) == [f"warning: {said}"]
+
+
 def test_a_fallback_is_said_and_asked_in_turn(problems):
     assert problems(PACKED, FALLBACK) == [f"warning: {REFUSED}"]
     said = problems(PACKED, FALLBACK, "tuning.mode=qlora")

@@ -20,8 +20,8 @@ class Shuffled(torch.utils.data.Sampler[int]):
     `size`, where it is more than there are rows, counts the empty ones of `Even`, which come last.
     """
 
-    def __init__(self, rows: int, size: int, seed: int) -> None:
-        self.rows, self.size, self.seed, self.epoch = rows, size, seed, 0
+    def __init__(self, rows: int, seed: int, size: int | None = None) -> None:
+        self.rows, self.size, self.seed, self.epoch = rows, size or rows, seed, 0
 
     def __len__(self) -> int:
         return self.size
@@ -46,8 +46,8 @@ class ByLength(Shuffled):
     windows are then shuffled. A batch that is not full comes last.
     """
 
-    def __init__(self, lengths: Any, size: int, batch: int, seed: int) -> None:
-        super().__init__(len(lengths), size, seed)
+    def __init__(self, lengths: Any, batch: int, seed: int, size: int | None = None) -> None:
+        super().__init__(len(lengths), seed, size)
         self.lengths, self.batch = lengths, batch
 
     def order(self, random: Any) -> list[int]:

@@ -63,7 +63,7 @@ def expect(made: Path, names: list[str]) -> None:
     end = time.monotonic() + SEEN
     while absent := [name for name in names if not (made / name).is_file()]:
         if time.monotonic() > end:
-            message = f"{', '.join(absent)} of other processes cannot be seen in {made}"
+            message = f"{', '.join(absent)}, of another process, cannot be seen in {made}"
             raise sftrun.UserError(message, hint="the run directory must be on a file system that all nodes share")
         time.sleep(0.1)
 

@@ -105,7 +105,8 @@ def whole(model: Any) -> dict[str, torch.Tensor] | None:
     if not _has(model, SHARED, HELD):
         return None
     gathered = {}
-    for name, weight in model.named_parameters():
+    twice = hasattr(model, "peft_config")  # peft asks for a tied weight under both names, transformers under one
+    for name, weight in model.named_parameters(remove_duplicate=not twice):
         if weight.requires_grad:
             full = safe_get_full_fp32_param(weight)
             if torch.distributed.get_rank() == 0:

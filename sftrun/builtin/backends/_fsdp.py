@@ -139,8 +139,10 @@ def whole(model: Any) -> dict[str, torch.Tensor] | None:
         return None
     frozen = not all(weight.requires_grad for weight in model.parameters())
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=frozen)
-    names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}  # a tied weight has one
-    weights = get_model_state_dict(model, options=options)
+    twice = hasattr(model, "peft_config")  # peft asks for a tied weight under both names, transformers under one
+    names = {name for name, _ in model.named_parameters(remove_duplicate=not twice)}
+    names |= {name for name, _ in model.named_buffers()}
+    weights: dict[str, Any] = get_model_state_dict(model, options=options)
     return {name: weight for name, weight in weights.items() if name in names} or None
 
 

@@ -71,7 +71,7 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
         sort=recipe.train.group_by_length,
         callbacks=keeper.callbacks(),
         model=adapter.model if adapter else model,
-        args=arguments(recipe, run, len(rows)),
+        args=_ranks.one_gpu(arguments(recipe, run, len(rows))),
         data_collator=_batches.collator(rows, _pad_id(tokens)),
         train_dataset=samples["train"],
         eval_dataset=samples.get("val"),
@@ -133,6 +133,8 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         deepspeed=_sharding.deepspeed_config(recipe, precision),
         packing=False,
         max_length=None,
+        # for experts that no token has chosen; and gradients are added in the same order after a resume
+        ddp_find_unused_parameters=True,
         average_tokens_across_devices=True,  # else a step would depend on which process has which rows
         dataset_kwargs={"skip_prepare_dataset": True},
     )
@@ -168,9 +170,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Batches of similar lengths, if wanted; what one optimizer step sees does not depend on how it is split."""
         if not self.sort or isinstance(self.rows, _rows.PackedRows):
-            return _batches.Shuffled(len(self.rows), len(self.train_dataset), self.args.seed)
+            return _batches.Shuffled(len(self.rows), self.args.seed, len(self.train_dataset))
         step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        return _batches.ByLength(self.rows.lengths, len(self.train_dataset), step, self.args.seed)
+        return _batches.ByLength(self.rows.lengths, step, self.args.seed, len(self.train_dataset))
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         given = inputs.get("attention_mask")  # packed rows have neither mask nor padding

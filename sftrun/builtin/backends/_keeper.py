@@ -48,6 +48,8 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             found = _checkpoints.last(self.folder, self.emit)
             step = found.step if found else None
         step = _ranks.told(step)
+        if step is not None:
+            _checkpoints.expect(self.folder / f"checkpoint-{step}", [_checkpoints.MARKER])
         return next((each for each in _checkpoints.whole(self.folder) if each.step == step), None)
 
     def callbacks(self) -> list[Any]:

@@ -67,6 +67,12 @@ def _take_gpu() -> None:
     torch.cuda.set_device(own)
 
 
+def one_gpu(settings: Any) -> Any:
+    """Settings of a trainer that leaves other GPUs alone: in one process it would split batches among all it sees."""
+    settings._n_gpu = min(settings.n_gpu, 1)
+    return settings
+
+
 def leave() -> None:
     """Waits for the others, so that none ends well while another fails."""
     if size() > 1:
@@ -124,7 +130,9 @@ def check(trainer: Any, recipe: sftrun.Recipe) -> None:
         return
     found = (trainer.args.world_size, distributed.get_world_size(), trainer.accelerator.num_processes)
     if set(found) != {size()}:
-        message = "{3} processes train, but transformers knows of {0}, torch of {1}, accelerate of {2}".format(*found, size())
+        message = "{3} processes train, but transformers knows of {0}, torch of {1}, accelerate of {2}".format(
+            *found, size()
+        )
         raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes")))
     if recipe.launch.strategy in ("auto", "ddp") and not isinstance(trainer.model_wrapped, DistributedDataParallel):
         message = f"the trainer has not wrapped the model for ddp, but as {type(trainer.model_wrapped).__name__}"

@@ -45,8 +45,15 @@ def _optimizer(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield sftrun.Problem(reason, path=("train", "optimizer"), hint=hint)
 
 
-def quantised(recipe: sftrun.Recipe, bits: int, storage: str) -> Iterator[sftrun.Problem]:
+def quantised(recipe: sftrun.Recipe, bits: int) -> Iterator[sftrun.Problem]:
     """What they cannot do with a base that bitsandbytes holds."""
+    launch = recipe.launch
+    if launch.strategy == "fsdp" and bits == 8:
+        message = "a base in 8 bits loses its scales when fsdp shards it"
+        yield sftrun.Problem(message, path=STRATEGY, hint="use tuning.mode qlora, whose base is in 4 bits, or ddp")
+    elif launch.strategy == "deepspeed":
+        message = f"DeepSpeed cannot share a base in {bits} bits"
+        yield sftrun.Problem(message, path=STRATEGY, hint="use backend: hf, or fsdp with tuning.mode qlora")
 
 
 def ready(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:

@@ -1,0 +1,267 @@
+"""The launcher of many processes: who reports, what a failure of any comes to, and where nodes meet."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import talk
+
+from sftrun import Interrupted, UserError
+from sftrun.launch import Ranks, WorkerError, work
+from sftrun.options import parse
+from sftrun.recipe.model import Recipe
+from sftrun.recipe.resolved import normal, resolved_yaml
+from sftrun.rundir import RunDir
+from sftrun.world import Node
+
+TESTS = Path(__file__).parent
+TWO = Ranks(processes=2)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+    return described(RunDir(tmp_path), "")
+
+
+def described(run, description, **launch):
+    keys = {"model": {"name": "sftrun/tiny"}, "source": "jsonl", "description": description, "launch": launch}
+    run.write("resolved.yaml", resolved_yaml(normal(parse(keys, Recipe))))
+    return run
+
+
+def wait_for(what, seconds=120):
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.01)
+    return found
+
+
+def test_each_process_knows_which_it_is_and_the_first_one_reports(run, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    seen = []
+    work("workers:ranked", run, seen.append, TWO)
+    (event,) = seen
+    cores = len(os.sched_getaffinity(0))
+    assert event.pop("OMP_NUM_THREADS") == max(cores // 2, 1)
+    ranks = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
+    assert event == {"event": "step", **ranks}
+
+
+def test_a_worker_that_works_alone_knows_of_no_others(run, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    seen = []
+    work("workers:alone", run, seen.append)
+    assert seen == [{"event": "step", "variables": []}]
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "words"),
+    [
+        ("user_error", UserError, "too hot; cool it"),
+        pytest.param("memory", UserError, r"CUDA out of memory.*train\.batch_size", marks=pytest.mark.slow),
+        pytest.param("killed", UserError, r"the worker was killed.*sftrun resume", marks=pytest.mark.slow),
+        pytest.param("bug", WorkerError, "ZeroDivisionError: a bug of ours", marks=pytest.mark.slow),
+        pytest.param("crashed", WorkerError, "ended with code 7(.|\n)*a library's last words", marks=pytest.mark.slow),
+    ],
+)
+def test_a_failure_of_any_process_ends_all_and_is_explained(run, how, error, words):
+    with pytest.raises(error, match=words):
+        work("workers:second_fails", described(run, how), print, TWO)
+
+
+@pytest.mark.slow
+def test_who_lost_a_connection_is_not_the_cause(run):
+    with pytest.raises(UserError, match="too hot"):
+        work("workers:lost", run, print, TWO)
+
+
+def test_all_start_again_where_one_was_killed_as_often_as_the_recipe_allows(run):
+    seen = []
+    work("workers:fails_once", described(run, "killed"), seen.append, Ranks(processes=2, restarts=1))
+    assert [event.get("attempt") for event in seen] == [0, None, 1]
+    assert seen[1] == {"event": "restarted", "restart": 1, "of": 1, "reason": "process 1 ended with SIGKILL"}
+
+
+@pytest.mark.slow
+def test_what_the_user_has_to_fix_is_not_tried_again(run):
+    seen = []
+    with pytest.raises(UserError, match="too hot"):
+        work("workers:fails_once", described(run, "user_error"), seen.append, Ranks(processes=2, restarts=3))
+    assert seen == [{"event": "began", "attempt": 0}]
+
+
+def test_a_signal_asks_all_processes_and_a_second_one_ends_them(run):
+    def watch(event):
+        if event["event"] == "ready":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        work("workers:until_asked", run, watch, TWO)
+    assert sorted(path.name for path in run.path.glob("stopped-*")) == ["stopped-0", "stopped-1"]
+
+
+def alive(pid):
+    status = Path(f"/proc/{pid}/status")
+    try:
+        return "State:\tZ" not in status.read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("whom", ["parent", pytest.param("launcher", marks=pytest.mark.slow)])
+def test_no_process_outlives_the_one_that_started_it(run, whom):
+    code = "import sys, pathlib; from sftrun import launch, rundir\n"
+    code += "launch.work('workers:stays', rundir.RunDir(pathlib.Path(sys.argv[1])), print, launch.Ranks(processes=2))"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stderr=subprocess.DEVNULL)
+    files = [run.path / f"pid-{number}" for number in range(2)]
+    wait_for(lambda: all(file.is_file() and " " in file.read_text() for file in files))
+    pids = {int(pid) for file in files for pid in file.read_text().split()}
+    assert len(pids) == 3
+    launcher = int(files[0].read_text().split()[1])
+    os.kill(parent.pid if whom == "parent" else launcher, signal.SIGKILL)
+    wait_for(lambda: not any(map(alive, pids)), 20)
+    parent.wait(20)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def on_two_nodes(target, run, first=None, second=None, **more):
+    """Calls `work` as two nodes would, of one process each; returns what they have seen, and how they ended."""
+    rendezvous = f"localhost:{free_port()}"
+    seen, ended = ([], []), [None, None]
+
+    def node(number, given):
+        own = RunDir(run.path)
+        own.log = run.path / f"run-node{number}.log"
+        ranks = Ranks(**{"processes": 1, "nodes": 2, "node": Node(number, rendezvous), **more, **(given or {})})
+        try:
+            work(target, own, seen[number].append, ranks)
+        except Exception as error:
+            ended[number] = error
+
+    threads = [threading.Thread(target=node, args=each) for each in enumerate((first, second))]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    return seen, ended
+
+
+def test_nodes_keep_their_numbers_and_start_again_together(run):
+    seen, ended = on_two_nodes("workers:fails_once", described(run, "killed"), restarts=1)
+    assert ended == [None, None]
+    restarted = {"event": "restarted", "restart": 1, "of": 1, "reason": "process 1 ended with SIGKILL"}
+    assert seen == ([{"event": "began", "attempt": 0}, restarted, {"event": "began", "attempt": 1}], [restarted])
+
+
+@pytest.mark.slow
+def test_a_failure_on_one_node_is_told_on_all(run):
+    _, ended = on_two_nodes("workers:lost", run)
+    assert [str(error) for error in ended] == ["error: too hot; cool it"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        ({"processes": 2}, "launch.processes is 2 on node 1 and 1 on node 0"),
+        ({"recipe": "model: {}"}, "the recipe of node 1 is not that of node 0"),
+    ],
+)
+def test_nodes_that_do_not_fit_are_refused(run, second, words):
+    _, ended = on_two_nodes("workers:ranked", run, second=second)
+    assert all(words in str(error) for error in ended)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nodes", "2"], "launch.nodes is 2, and this command does not say where they meet; on each node, run"),
+        (["--nodes", "2", "--node-rank", "2", "--rendezvous", "a:1"], "--node-rank is 2; of 2 nodes they go from 0"),
+        (["--nodes", "2", "--node-rank", "1", "--rendezvous", "a:1"], "name it: --out DIR, the same on every node"),
+        (["--nodes", "2", "--node-rank", "0", "--rendezvous", "a"], "--rendezvous is 'a', which is no HOST:PORT"),
+        (["--node-rank", "1", "--rendezvous", "a:1"], "launch.nodes is 1; say how many they are: --nodes 2"),
+    ],
+)
+def test_a_node_that_does_not_fit_the_recipe_is_refused_before_anything_runs(write, sftrun, words, said):
+    result = sftrun(write([talk("hi", "ho")]), *words)
+    assert result.code == 1
+    assert said in result.err
+
+
+def test_the_rank_of_a_node_needs_a_place_to_meet(write, sftrun):
+    result = sftrun(write([talk("hi", "ho")]), "--nodes", "2", "--node-rank", "1")
+    assert result.code == 2
+    assert "--node-rank and --rendezvous go together" in result.err
+
+
+@pytest.fixture
+def gpus(tmp_path, monkeypatch):
+    """A driver that lists so many GPUs."""
+
+    def listed(count):
+        lines = "".join(f"GPU {number}: H100\\n" for number in range(count))
+        driver = tmp_path / "bin" / "nvidia-smi"
+        driver.parent.mkdir()
+        driver.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+        driver.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{driver.parent}{os.pathsep}{os.environ['PATH']}")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    return listed
+
+
+def test_more_processes_than_gpus_are_refused(write, sftrun, gpus):
+    gpus(2)
+    result = sftrun(write([talk("hi", "ho")], launch={"processes": 4}))
+    assert result.code == 1
+    assert "launch.processes is 4, and this machine has 2 GPUs to train on; use 2, or auto" in result.err
+
+
+def test_a_step_of_all_processes_sees_their_rows_together(write, gpus, monkeypatch):
+    from sftrun import load
+    from sftrun.plan import batches
+
+    recipe = write([talk("hi", "ho")], train={"epochs": 1, "batch_size": 4, "grad_accum": 2})
+    counts = {"launch.processes=1": 13, "launch={processes: 4, nodes: 2}": 2}
+    assert {sets: batches.steps(load(recipe, [sets]), 100) for sets in counts} == counts
+    gpus(3)
+    assert batches.steps(load(recipe), 100) == 5
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert batches.steps(load(recipe), 100) == 13
+
+
+def test_a_backend_that_does_not_know_of_others_trains_alone(write, sftrun):
+    from sftrun.registry import Registered, current
+
+    class Lonely:
+        pass
+
+    item = Registered("backend", "lonely", Lonely, None, "", __name__, "tests", "0")
+    current().components["backend"]["lonely"] = item
+    try:
+        result = sftrun(write([talk("hi", "ho")], backend="lonely", launch={"processes": 2}))
+    finally:
+        del current().components["backend"]["lonely"]
+    assert result.code == 1
+    assert "the backend lonely trains in one process, and these would be 2" in result.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("known", "words"), [(2, "has not wrapped the model for ddp, but as Linear"), (1, "of 1")])
+def test_a_trainer_that_is_not_set_up_for_all_is_refused(run, known, words):
+    with pytest.raises(UserError, match=words):
+        work("workers:unwrapped", described(run, str(known), processes=2), print, TWO)
