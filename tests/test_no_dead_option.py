@@ -107,6 +107,8 @@ ELSEWHERE = {
         f"launch.{name}": "test_elastic.py: so many train, and start again so often"
         for name in ("processes", "nodes", "restarts")
     },
+    "launch.strategy": "test_sharding.py: processes share the model as it says",
+    "launch.zero_stage": "test_sharding.py: the engine of DeepSpeed is at this stage",
     "backend": "test_registry.py: an unknown backend is an error",
     "evaluators": "test_training.py: each of them scores",
     "exporters": "test_training.py: each of them writes",

@@ -4,18 +4,18 @@ The trainer's own `fsdp=` is plain DDP on a CPU, without a word. So the model is
 alike, and accelerate is kept from wrapping it once more.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -62,13 +62,13 @@ class Fsdp:
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Into a checkpoint; each process writes its part."""
-        dcp.save(_trained(self.model), checkpoint_id=_folder(output_dir, WEIGHTS))
+        save(_trained(self.model), checkpoint_id=_folder(output_dir, WEIGHTS))
 
     def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
-        dcp.load(_trained(self.model), checkpoint_id=_folder(folder, WEIGHTS))
+        load(_trained(self.model), checkpoint_id=_folder(folder, WEIGHTS))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        dcp.save(get_optimizer_state_dict(self.model, self._inner()), checkpoint_id=_folder(output_dir, OPTIMIZER))
+        save(get_optimizer_state_dict(self.model, self._inner()), checkpoint_id=_folder(output_dir, OPTIMIZER))
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
@@ -76,7 +76,7 @@ class Fsdp:
         if checkpoint is None:
             return
         state = get_optimizer_state_dict(self.model, self._inner())
-        dcp.load(state, checkpoint_id=_folder(checkpoint, OPTIMIZER))
+        load(state, checkpoint_id=_folder(checkpoint, OPTIMIZER))
         set_optimizer_state_dict(self.model, self._inner(), optim_state_dict=state)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
 
@@ -152,8 +152,3 @@ def _trained(model: Any) -> dict[str, Any]:
 
 def _folder(checkpoint: str | None, name: str) -> str:
     return str(Path(checkpoint or ".") / name)
-
-
-def parts(weights: Iterable[Any]) -> list[torch.Tensor]:
-    """What this process holds of weights."""
-    return [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]

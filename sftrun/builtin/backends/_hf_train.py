@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,8 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     weights = _sharding.whole_weights(trainer)
     if _ranks.first():
         with _checkpoints.room_for("the model", run.checkpoints):
-            _save(trainer.model, weights, recipe, run, adapter, quantisation)
+            write = functools.partial(adapter.save if adapter else trainer.model.save_pretrained, state_dict=weights)
+            _save(trainer.model, write, recipe, run, quantisation)
         run.merge_json("lock.json", {"parameters": _sharding.count(trainer.model)})
     _ranks.leave()
 
@@ -304,20 +305,16 @@ def _check_tokenizer(tokens: Any, run: sftrun.RunDir, emit: sftrun.Emit) -> None
 
 def _save(
     model: Any,
-    weights: dict[str, torch.Tensor] | None,
+    write: Callable[[Path], None],
     recipe: sftrun.Recipe,
     run: sftrun.RunDir,
-    adapter: _adapter.Adapter | None,
     quantisation: dict[str, Any] | None,
 ) -> None:
-    """Writes `model/`: weights or adapter, tokenizer and template; whole or not at all.
-
-    `weights` are those of a model that is sharded.
-    """
+    """Writes `model/`: weights or adapter, tokenizer and template; whole or not at all."""
     making = run.path / ".model"
     shutil.rmtree(making, ignore_errors=True)
     model.generation_config.eos_token_id = _hf_model.stop_ids(run, model) or None
-    (adapter.save if adapter else model.save_pretrained)(making, state_dict=weights)
+    write(making)
     sftrun.load_tokenizer(recipe.model).save(making)
     if (making / "adapter_config.json").is_file():
         location = _hf_model.base_location(recipe)
