@@ -52,9 +52,12 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     samples = {split: _dataset(run, split) for split in ("train", "val") if _file(run, split).is_file()}
     rows = _rows.of(recipe, run)
     transformers.set_seed(recipe.seed)
-    model = _hf_model.load_base(recipe, quantisation)
-    packed = isinstance(rows, _rows.PackedRows)
     strategy = _sharding.strategy(recipe)
+    _sharding.check_start(strategy, keeper.start)
+    # a model that is to be shared may not fit where its parts do
+    where = torch.device("cpu") if strategy and not quantisation else None
+    model = _hf_model.load_base(recipe, quantisation, where)
+    packed = isinstance(rows, _rows.PackedRows)
     if packed:
         _isolate(model, emit)
     if packed and not strategy:

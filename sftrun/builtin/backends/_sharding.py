@@ -24,6 +24,17 @@ def strategy(recipe: sftrun.Recipe) -> str | None:
     return wanted
 
 
+def check_start(strategy: str | None, start: Any) -> None:
+    """Raises UserError for a checkpoint that these processes cannot go on from."""
+    if strategy != "deepspeed" or start is None or start.finished:
+        return
+    before = sum(name.startswith("rng_state_") for name in start.files)
+    if before != _ranks.size():
+        message = f"the parts of {start.folder} are of {before} processes, and there are {_ranks.size()}"
+        hint = f"DeepSpeed goes on with as many as before: launch.processes × launch.nodes = {before}"
+        raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes"), hint=hint))
+
+
 def trainer(strategy: str | None, kind: type) -> Any:
     """A kind of trainer, for this strategy."""
     if strategy == "fsdp":

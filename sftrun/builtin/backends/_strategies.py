@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import msgspec
+
 import sftrun
 
 SHARING = ("fsdp", "deepspeed")
@@ -52,8 +54,18 @@ def quantised(recipe: sftrun.Recipe, bits: int) -> Iterator[sftrun.Problem]:
         message = "a base in 8 bits loses its scales when fsdp shards it"
         yield sftrun.Problem(message, path=STRATEGY, hint="use tuning.mode qlora, whose base is in 4 bits, or ddp")
     elif launch.strategy == "deepspeed":
-        message = f"DeepSpeed cannot share a base in {bits} bits"
+        message = f"DeepSpeed casts all weights to the precision of the computation, which {bits} bits do not survive"
         yield sftrun.Problem(message, path=STRATEGY, hint="use backend: hf, or fsdp with tuning.mode qlora")
+
+
+def noted(recipe: sftrun.Recipe, footprint: sftrun.Footprint) -> sftrun.Footprint:
+    """What a recipe takes, with what strategies change about it."""
+    if recipe.launch.strategy not in SHARING:
+        return footprint
+    note = (
+        f"memory is that of a process with the whole model; where {recipe.launch.strategy} shares it, each takes less"
+    )
+    return msgspec.structs.replace(footprint, notes=[*footprint.notes, note])
 
 
 def ready(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:

@@ -55,7 +55,7 @@ class Hf:
     ) -> sftrun.Footprint:
         from sftrun.builtin.backends import _estimate
 
-        return _estimate.estimate(recipe, training, evaluation)
+        return _strategies.noted(recipe, _estimate.estimate(recipe, training, evaluation))
 
 
 def limits(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
