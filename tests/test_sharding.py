@@ -135,17 +135,13 @@ def test_each_process_writes_its_part_of_a_checkpoint(shared):
         assert max(sizes) < 1.5 * min(sizes)
 
 
-@pytest.mark.slow
-@needs_deepspeed
-def test_deepspeed_does_not_go_on_with_another_number_of_processes(shared, tmp_path):
-    shutil.copytree(shared("zero-2").path, tmp_path / "stopped")
-    stopped = api.RunDir(tmp_path / "stopped")
-    shutil.rmtree(stopped.checkpoints / "checkpoint-4")
-    stopped.stage("train", "interrupted")
-    from sftrun.flow import go_on
+def test_deepspeed_does_not_go_on_with_another_number_of_processes(shared):
+    from sftrun.builtin.backends import _checkpoints, _sharding
 
-    with pytest.raises(api.UserError, match="are of 2 processes, and there are 4"):
-        go_on(stopped.path, ["launch.processes=4", "train.batch_size=1"])
+    start = _checkpoints.whole(shared("fsdp").checkpoints)[0]
+    _sharding.check_start("fsdp", start)
+    with pytest.raises(api.UserError, match="are of 2 processes, and there are 1"):
+        _sharding.check_start("deepspeed", start)
 
 
 @pytest.fixture
@@ -204,6 +200,11 @@ REFUSED = {
     "adamw_8bit cannot compute with weights that fsdp has sharded": {**FSDP, "train.optimizer": "adamw_8bit"},
     "adafactor keeps means over rows and columns": {**ZERO, "train.optimizer": "adafactor"},
     "a base in 8 bits loses its scales": {**FSDP, "backend": "bnb"},
+    "lie in memory as fp32 are lost": {
+        **FSDP,
+        "backend": {"use": "bnb", "with": {"storage_dtype": "fp32"}},
+        "tuning.mode": "qlora",
+    },
     "which 4 bits do not survive": {**ZERO, "backend": "bnb", "tuning.mode": "qlora"},
     "paged_adamw_32bit moves to the CPU": {**ZERO, "train.optimizer": "paged_adamw_32bit"},
 }

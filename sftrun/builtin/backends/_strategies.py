@@ -47,12 +47,16 @@ def _optimizer(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield sftrun.Problem(reason, path=("train", "optimizer"), hint=hint)
 
 
-def quantised(recipe: sftrun.Recipe, bits: int) -> Iterator[sftrun.Problem]:
+def quantised(recipe: sftrun.Recipe, bits: int, storage: str) -> Iterator[sftrun.Problem]:
     """What they cannot do with a base that bitsandbytes holds."""
     launch = recipe.launch
     if launch.strategy == "fsdp" and bits == 8:
         message = "a base in 8 bits loses its scales when fsdp shards it"
         yield sftrun.Problem(message, path=STRATEGY, hint="use tuning.mode qlora, whose base is in 4 bits, or ddp")
+    elif launch.strategy == "fsdp" and storage in ("fp16", "fp32") and recipe.train.precision != "fp32":
+        message = f"4-bit weights that lie in memory as {storage} are lost where fsdp casts weights to bf16"
+        path = ("backend", "with", "storage_dtype")
+        yield sftrun.Problem(message, path=path, hint="use uint8 or bf16, or train.precision: fp32")
     elif launch.strategy == "deepspeed":
         message = f"DeepSpeed casts all weights to the precision of the computation, which {bits} bits do not survive"
         yield sftrun.Problem(message, path=STRATEGY, hint="use backend: hf, or fsdp with tuning.mode qlora")

@@ -51,7 +51,7 @@ class Bnb:
 
     def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield from hf.limits(recipe)
-        yield from _strategies.quantised(recipe, self.bits(recipe))
+        yield from _strategies.quantised(recipe, self.bits(recipe), self.options.storage_dtype)
         yield from self._mode(recipe)
         yield from self._without_effect(recipe)
         if recipe.tuning.lora.init in ("pissa", "olora"):
