@@ -155,7 +155,7 @@ def command(folder, *words):
 
 
 def said(process):
-    error = process.communicate(timeout=200)[1]
+    error = process.communicate(timeout=400)[1]
     return process.returncode, error
 
 
@@ -172,7 +172,7 @@ def reached(run, step):
     return lambda: any(event["event"] == "step" and event["step"] >= step for event in run.events())
 
 
-def wait_for(what, seconds=120):
+def wait_for(what, seconds=300):
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end, "it did not come"
