@@ -31,7 +31,19 @@ LAYERS = [
     {"answer", "look", "planning", "rehearse", "testing"},
     {"cli"},
 ]
-HEAVY = {"torch", "transformers", "datasets", "numpy", "trl", "peft", "pyarrow", "tokenizers", "pandas", "accelerate"}
+HEAVY = {
+    "torch",
+    "deepspeed",
+    "transformers",
+    "datasets",
+    "numpy",
+    "trl",
+    "peft",
+    "pyarrow",
+    "tokenizers",
+    "pandas",
+    "accelerate",
+}
 CODE = "import json, sys; from sftrun.cli.main import run; run(sys.argv[1:]); print(json.dumps(sorted(sys.modules)))"
 
 

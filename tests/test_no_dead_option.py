@@ -114,6 +114,8 @@ ELSEWHERE = {
     "train.cross_entropy": "test_switches.py: a kernel that is not there, or not for this machine, is refused",
     "train.compile": "test_switches.py: layers are compiled",
     "train.tf32": "test_switches.py: refused without a GPU that has it",
+    "launch.strategy": "test_sharding.py: processes share the model as it says",
+    "launch.zero_stage": "test_sharding.py: the engine of DeepSpeed is at this stage",
     "backend": "test_registry.py: an unknown backend is an error",
     "evaluators": "test_training.py: each of them scores",
     "exporters": "test_training.py: each of them writes",

@@ -77,17 +77,17 @@ class Adapter:
         for name, weight in _trained(self.model):
             weight.data = self.start[name].clone()
 
-    def save(self, folder: Path) -> None:
-        """Writes the adapter for the base as it was before training.
+    def save(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Writes the adapter for the base as it was before training; `state_dict` has its weights, if it is sharded.
 
         PiSSA and OLoRA take their start, B₀A₀, out of the base's weights. What is saved is BA − B₀A₀, as an adapter of
         twice the rank, [B, −B₀] [A; A₀], so that it fits the base that everybody has.
         """
-        self.model.save_pretrained(folder, save_embedding_layers=False)
+        self.model.save_pretrained(folder, save_embedding_layers=False, state_dict=state_dict)
         settings = self.model.peft_config[NAME]
         if settings.init_lora_weights not in CHANGES_BASE:
             return
-        weights = peft.get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        weights = peft.get_peft_model_state_dict(self.model, state_dict, save_embedding_layers=False)
         doubled = {name: self._doubled(name, weight).detach().cpu().clone() for name, weight in weights.items()}
         save_file(doubled, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         settings = copy.deepcopy(settings)

@@ -53,6 +53,11 @@ def begin(folder: Path) -> Path:
     return making
 
 
+def files(made: Path) -> list[str]:
+    """The files of a checkpoint that is being made, as this process sees them."""
+    return sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
+
+
 def expect(made: Path, names: list[str]) -> None:
     """Waits until what other processes have written is seen here; raises UserError where it never is."""
     end = time.monotonic() + SEEN
@@ -65,11 +70,11 @@ def expect(made: Path, names: list[str]) -> None:
 
 def seal(made: Path, **facts: Any) -> Path:
     """Makes what stands in `.saving/<name>` the whole checkpoint `<name>`; a kill leaves all of it or nothing."""
-    files = {}
-    for file in sorted(path for path in made.rglob("*") if path.is_file()):
-        _sync(file)
-        files[str(file.relative_to(made))] = (file.stat().st_size, _hash(file))
-    (made / MARKER).write_text(json.dumps({**facts, "files": files}), "utf-8")
+    found = {}
+    for name in files(made):
+        _sync(made / name)
+        found[name] = ((made / name).stat().st_size, _hash(made / name))
+    (made / MARKER).write_text(json.dumps({**facts, "files": found}), "utf-8")
     _sync(made / MARKER)
     for folder in (made, *(path for path in made.rglob("*") if path.is_dir())):
         _sync(folder)

@@ -24,22 +24,24 @@ Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From hidden states and the tokens wanted ([positions]) to the sum of their negative log-likelihoods."""
 
 
-def add(model: Any, kernel: Kernel | None = None) -> None:
+def add(model: Any, kernel: Kernel | None = None, parts: bool = True) -> None:
     """Lets a causal language model be called with `scored=labels` ([rows, tokens]), for sums over trained tokens.
 
     It returns {"loss": …, "correct": …, "aux_loss": …}: their negative log-likelihood; without gradients how many were
     argmax; and what the model itself adds to a loss (of a router of experts), where it is asked to. Called without
     `scored` it is as it was. All happens within the model's forward, so that wrappers of it work as ever. A `kernel`
-    takes the place of the head where gradients are wanted.
+    takes the place of the head where gradients are wanted. Without `parts` the logits of all trained positions are
+    there together, and their gradient comes with all others, as processes that share the head need it.
     """
     inner = _inner(model)
+    summed = (lambda rows, tokens, *_: kernel(rows, tokens)) if kernel else in_parts if parts else whole
     original = getattr(inner.forward, "original", inner.forward)
 
     @functools.wraps(type(inner).forward)
     def forward(*args: Any, scored: torch.Tensor | None = None, **given: Any) -> Any:
         if scored is None:
             return original(*args, **given)
-        return _scored(inner, original, kernel, scored, (args, given))
+        return _scored(inner, original, summed, scored, (args, given))
 
     forward.original = original  # type: ignore[attr-defined]
     inner.forward = forward
@@ -49,26 +51,39 @@ def _inner(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, peft.PeftModel) else model
 
 
-def _scored(inner: Any, original: Any, kernel: Kernel | None, labels: torch.Tensor, call: Any) -> dict[str, Any]:
+def _scored(inner: Any, original: Any, summed: Any, labels: torch.Tensor, call: Any) -> dict[str, Any]:
     trained, wanted = labels[:, 1:] != sftrun.IGNORED, labels[:, 1:]
     rest, hidden, tail = _apart(inner, original, *call)
-    rows, tokens, size = hidden[:, :-1][trained], wanted[trained], at_once(rest.logits.shape[-1])
+    rows, tokens = hidden[:, :-1][trained], wanted[trained]
     found: dict[str, Any] = {}
     if not torch.is_grad_enabled():
-        found["loss"], found["correct"] = counted(rows, tokens, tail, size)
-    elif kernel:
-        found["loss"] = kernel(rows, tokens)
+        found["loss"], found["correct"] = counted(rows, tokens, tail, at_once(rest.logits.shape[-1]))
     else:
-        weights = [] if hidden is rest.logits else leaves(rest.logits)
-        found["loss"] = Summed.apply(rows, tokens, tail, size, *weights)  # type: ignore[no-untyped-call]
+        found["loss"] = summed(rows, tokens, tail, rest.logits)
     if getattr(rest, "aux_loss", None) is not None:
         found["aux_loss"] = rest.aux_loss
     return found
 
 
+def in_parts(rows: torch.Tensor, tokens: torch.Tensor, tail: Tail, logits: torch.Tensor) -> torch.Tensor:
+    """The sum, with the gradient of each part computed beside it; `logits` are of no position."""
+    weights = [] if tail is _same else leaves(logits)
+    made: torch.Tensor = Summed.apply(rows, tokens, tail, at_once(logits.shape[-1]), *weights)  # type: ignore[no-untyped-call]
+    return made
+
+
+def whole(rows: torch.Tensor, tokens: torch.Tensor, tail: Tail, logits: torch.Tensor) -> torch.Tensor:
+    """The sum, with a gradient as torch computes it."""
+    return torch.nn.functional.cross_entropy(tail(rows).float(), tokens, reduction="sum")
+
+
 def at_once(vocabulary: int) -> int:
     """Positions whose logits are there together."""
     return max(AT_ONCE // (4 * vocabulary), 1)
+
+
+def _same(logits: torch.Tensor) -> torch.Tensor:
+    return logits
 
 
 def _apart(inner: Any, original: Any, args: Any, given: dict[str, Any]) -> tuple[Any, torch.Tensor, Tail]:
@@ -81,7 +96,7 @@ def _apart(inner: Any, original: Any, args: Any, given: dict[str, Any]) -> tuple
     backbone = getattr(inner, name, None)
     if not isinstance(backbone, torch.nn.Module):
         rest = original(*args, **given)  # a model whose head cannot be called apart: the logits of all positions
-        return rest, rest.logits, lambda logits: logits
+        return rest, rest.logits, _same
     made: list[Any] = []
 
     def run(*args: Any, **given: Any) -> Any:

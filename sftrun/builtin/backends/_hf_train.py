@@ -1,10 +1,11 @@
 """Trains with trl's SFTTrainer on prepared samples, whose ids and labels it must not touch."""
 
+import functools
 import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sftrun.builtin.backends import (
     _isolation,
     _ranks,
     _rows,
+    _sharding,
     _switches,
 )
 from sftrun.builtin.backends._keeper import Keeper
@@ -49,16 +51,21 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     samples = {split: _dataset(run, split) for split in ("train", "val") if _file(run, split).is_file()}
     rows = _rows.of(recipe, run)
     transformers.set_seed(recipe.seed)
-    model = _hf_model.load_base(recipe, quantisation)
+    strategy = _sharding.strategy(recipe)
+    _sharding.check_start(strategy, keeper.start)
+    # a model that is to be shared may not fit where its parts do
+    where = torch.device("cpu") if strategy and not quantisation else None
+    model = _hf_model.load_base(recipe, quantisation, where)
     used = _switches.give(model, recipe, emit)
-    if isinstance(rows, _rows.PackedRows):
+    packed = isinstance(rows, _rows.PackedRows)
+    if packed and not strategy:
         _isolation.check(model, _hf_model.precision(recipe))
     tokens = transformers.AutoTokenizer.from_pretrained(sftrun.load_tokenizer(recipe.model).folder)
     _check_tokenizer(tokens, run, emit)
     for message in _without_effect(recipe, "val" in samples):
         emit({"event": "warning", "message": message})
     adapter = None if recipe.tuning.mode == "full" else _adapter.attach(model, recipe, run, emit)
-    trainer = Trainer(
+    trainer = _sharding.trainer(strategy, Trainer)(
         emit,
         rows,
         keeper,
@@ -73,15 +80,17 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     )
     if adapter:
         adapter.restore()
-    _head.add(trainer.model, _fused.kernel(trainer.model, recipe))
-    run.merge_json("lock.json", {"used": used})
+    _head.add(trainer.model, _fused.kernel(trainer.model, recipe), parts=strategy is None)
+    if strategy:
+        check = functools.partial(_isolation.check, precision=_hf_model.precision(recipe)) if packed else None
+        trainer.add_callback(_sharding.Checks(trainer, check))
     keeper.train(trainer)
+    weights = _sharding.whole_weights(trainer)
     if _ranks.first():
         with _checkpoints.room_for("the model", run.checkpoints):
-            _save(trainer, recipe, run, adapter, quantisation)
-        count = {"trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)}
-        count["all"] = sum(p.numel() for p in trainer.model.parameters())
-        run.merge_json("lock.json", {"parameters": count})
+            write = functools.partial(adapter.save if adapter else trainer.model.save_pretrained, state_dict=weights)
+            _save(trainer.model, write, recipe, run, quantisation)
+        run.merge_json("lock.json", {"used": used, "parameters": _sharding.count(trainer.model)})
     _ranks.leave()
 
 
@@ -126,6 +135,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         report_to=[],  # TensorBoard's callback comes from the keeper
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
+        deepspeed=_sharding.deepspeed_config(recipe, precision),
         packing=False,
         max_length=None,
         # for experts that no token has chosen; and gradients are added in the same order after a resume
@@ -299,18 +309,17 @@ def _check_tokenizer(tokens: Any, run: sftrun.RunDir, emit: sftrun.Emit) -> None
 
 
 def _save(
-    trainer: Trainer,
+    model: Any,
+    write: Callable[[Path], None],
     recipe: sftrun.Recipe,
     run: sftrun.RunDir,
-    adapter: _adapter.Adapter | None,
     quantisation: dict[str, Any] | None,
 ) -> None:
     """Writes `model/`: weights or adapter, tokenizer and template; whole or not at all."""
     making = run.path / ".model"
     shutil.rmtree(making, ignore_errors=True)
-    model = trainer.model
     model.generation_config.eos_token_id = _hf_model.stop_ids(run, model) or None
-    (adapter.save if adapter else model.save_pretrained)(making)
+    write(making)
     sftrun.load_tokenizer(recipe.model).save(making)
     if (making / "adapter_config.json").is_file():
         location = _hf_model.base_location(recipe)

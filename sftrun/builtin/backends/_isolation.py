@@ -21,7 +21,7 @@ def check(model: Any, precision: str) -> None:
     Neither the model's mode, nor its gradients, nor the random state is changed.
     """
     generator = torch.Generator().manual_seed(0)
-    words = model.get_input_embeddings().weight.shape[0]
+    words = model.config.get_text_config().vocab_size  # of a sharded model, the weight itself may be elsewhere
     sequences = [torch.randint(words, (length,), generator=generator) for length in LENGTHS]
     with _quiet(model), _computing_in(precision, model.device):
         with torch.no_grad():

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers.integrations import TensorBoardCallback
 
 import sftrun
-from sftrun.builtin.backends import _checkpoints, _ranks
+from sftrun.builtin.backends import _checkpoints, _ranks, _sharding
 
 COUNTED = ("tokens", "trained", "seen", "seen_trained", "_total_train_tokens")  # of the trainer, from its start
 
@@ -136,8 +136,8 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         """Writes a whole checkpoint of the trainer; raises Interrupted where a signal has asked for it."""
         step = self.trainer.state.global_step
         if step != self.saved:
-            weights = [p for p in self.trainer.model.parameters() if p.requires_grad]
-            if _ranks.agreed(not all(bool(p.isfinite().all()) for p in weights)):
+            weights = _sharding.trained_here(self.trainer.model)
+            if _ranks.agreed(not all(bool(part.isfinite().all()) for part in weights)):
                 raise self.diverged("there are weights that are not finite")  # no checkpoint to go on from
             with _checkpoints.room_for(f"the checkpoint of step {step}", self.folder):
                 self._write(write, f"checkpoint-{step}")
@@ -155,8 +155,9 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             _ranks.wait()
             write()
             progress = self._progress()
-            _ranks.wait()
+            written = {each for some in _ranks.gathered(_checkpoints.files(self.making / name)) for each in some}
             if _ranks.first():
+                _checkpoints.expect(self.making / name, sorted(written))
                 self._seal(self.making / name, progress)
                 _checkpoints.thin_out(self.folder, self.limit)
             _ranks.wait()
@@ -171,9 +172,6 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
 
     def _seal(self, made: Path, progress: dict[str, Any]) -> None:
         step = self.trainer.state.global_step
-        _checkpoints.expect(
-            made, [f"rng_state_{each}.pth" for each in range(_ranks.size())] if _ranks.size() > 1 else []
-        )
         loss = self.evaluated_at[1] if self.evaluated_at and self.evaluated_at[0] == step else None
         finished = self.trainer.control.should_training_stop
         _checkpoints.seal(made, step=step, loss=loss, finished=finished, progress=progress)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import sftrun
-from sftrun.builtin.backends import hf
+from sftrun.builtin.backends import _strategies, hf
 
 PATH = ("backend", "with")
 
@@ -51,6 +51,7 @@ class Bnb:
 
     def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield from hf.limits(recipe)
+        yield from _strategies.quantised(recipe, self.bits(recipe), self.options.storage_dtype)
         yield from self._mode(recipe)
         yield from self._without_effect(recipe)
         if recipe.tuning.lora.init in ("pissa", "olora"):
@@ -83,6 +84,7 @@ class Bnb:
         yield from sftrun.missing(*hf.MODULES, extra="train", path=("backend",), why="the backend bnb")
         yield from sftrun.missing("bitsandbytes", extra="bnb", path=("backend",), why="the backend bnb")
         yield from hf.kernels(recipe)
+        yield from _strategies.ready(recipe)
 
     def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterable[sftrun.Problem]:
         return hf.unscored(recipe, run)
@@ -102,7 +104,7 @@ class Bnb:
     ) -> sftrun.Footprint:
         from sftrun.builtin.backends import _estimate
 
-        return _estimate.estimate(recipe, training, evaluation, self.quantisation(recipe))
+        return _strategies.noted(recipe, _estimate.estimate(recipe, training, evaluation, self.quantisation(recipe)))
 
     def bits(self, recipe: sftrun.Recipe) -> int:
         """Bits of a weight of the base."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import sftrun
+from sftrun.builtin.backends import _strategies
 
 KERNELS = {"liger": "liger_kernel", "cut-cross-entropy": "cut_cross_entropy", "flash-attn": "flash_attn"}
 MODULES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tensorboard")
@@ -37,6 +38,7 @@ class Hf:
         if name.startswith("paged_") or name.endswith("_8bit"):
             yield from sftrun.missing("bitsandbytes", extra="bnb", path=("train", "optimizer"), why=f"optimizer {name}")
         yield from kernels(recipe)
+        yield from _strategies.ready(recipe)
 
     def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterable[sftrun.Problem]:
         return unscored(recipe, run)
@@ -56,7 +58,7 @@ class Hf:
     ) -> sftrun.Footprint:
         from sftrun.builtin.backends import _estimate
 
-        return _estimate.estimate(recipe, training, evaluation)
+        return _strategies.noted(recipe, _estimate.estimate(recipe, training, evaluation))
 
 
 def limits(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
@@ -64,6 +66,7 @@ def limits(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     if recipe.train.dataloader_prefetch and not recipe.train.dataloader_workers:
         message = "dataloader_prefetch needs processes that load: set train.dataloader_workers too"
         yield sftrun.Problem(message, path=("train", "dataloader_prefetch"))
+    yield from _strategies.limits(recipe)
     if recipe.tuning.mode != "full":
         yield from _adapter(recipe)
 

@@ -1,0 +1,90 @@
+"""Strategies that share a model among processes: which one a recipe asks for, and that it is what was had."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+import sftrun
+from sftrun.builtin.backends import _ranks, _strategies
+
+
+def strategy(recipe: sftrun.Recipe) -> str | None:
+    """`fsdp` or `deepspeed`; None where each process has the whole model.
+
+    Raises UserError where there is one process only.
+    """
+    wanted = recipe.launch.strategy
+    if wanted not in _strategies.SHARING:
+        return None
+    if _ranks.size() == 1:
+        message, hint = _strategies.alone(wanted), "use auto, or more processes"
+        raise sftrun.UserError(sftrun.Problem(message, path=_strategies.STRATEGY, hint=hint))
+    return wanted
+
+
+def check_start(strategy: str | None, start: Any) -> None:
+    """Raises UserError for a checkpoint that these processes cannot go on from."""
+    if strategy != "deepspeed" or start is None or start.finished:
+        return
+    before = sum(name.startswith("rng_state_") for name in start.files)
+    if before != _ranks.size():
+        message = f"the parts of {start.folder} are of {before} processes, and there are {_ranks.size()}"
+        hint = f"DeepSpeed goes on with as many as before: launch.processes × launch.nodes = {before}"
+        raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes"), hint=hint))
+
+
+def trainer(strategy: str | None, kind: type) -> Any:
+    """A kind of trainer, for this strategy."""
+    if strategy == "fsdp":
+        from sftrun.builtin.backends._fsdp import Fsdp
+
+        return type("FsdpTrainer", (Fsdp, kind), {})
+    if strategy == "deepspeed":
+        from sftrun.builtin.backends._deepspeed import DeepSpeed
+
+        return type("DeepSpeedTrainer", (DeepSpeed, kind), {})
+    return kind
+
+
+def deepspeed_config(recipe: sftrun.Recipe, precision: str) -> dict[str, Any] | None:
+    """DeepSpeed's settings; None for other strategies."""
+    if recipe.launch.strategy != "deepspeed":
+        return None
+    from sftrun.builtin.backends import _deepspeed
+
+    return _deepspeed.config(recipe, _ranks.size(), precision)
+
+
+def whole_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
+    """The trained weights, gathered in the first process; None where they are whole as they are."""
+    return trainer.whole_weights() if hasattr(trainer, "whole_weights") else None
+
+
+def count(model: Any) -> dict[str, int]:
+    """Parameters of a model, all and those that are trained, however they are shared."""
+    sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in model.parameters()]
+    return {"trained": sum(size for size, trained in sizes if trained), "all": sum(size for size, _ in sizes)}
+
+
+def trained_here(model: Any) -> list[torch.Tensor]:
+    """Of each trained weight, what this process holds."""
+    found = []
+    for weight in model.parameters():
+        if weight.requires_grad:
+            part = getattr(weight, "ds_tensor", weight)  # of DeepSpeed's stage 3
+            found.append(part.to_local() if hasattr(part, "to_local") else part)
+    return found
+
+
+class Checks(transformers.TrainerCallback):  # type: ignore[misc]
+    """Before the first step: that the model is sharded as was asked, and what else is to be shown on it."""
+
+    def __init__(self, trainer: Any, check: Callable[[Any], None] | None) -> None:
+        self.trainer, self.check = trainer, check
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        self.trainer.check_shards()
+        if self.check:
+            self.check(self.trainer.model)
