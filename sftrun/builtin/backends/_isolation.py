@@ -23,7 +23,7 @@ def check(model: Any, precision: str) -> None:
     generator = torch.Generator().manual_seed(0)
     words = model.config.get_text_config().vocab_size  # of a sharded model, the weight itself may be elsewhere
     sequences = [torch.randint(words, (length,), generator=generator) for length in LENGTHS]
-    with _quiet(model), _computing_in(precision, model.device):
+    with quiet(model), _computing_in(precision, model.device):
         with torch.no_grad():
             apart = torch.cat([_logits(model, each) for each in sequences])
         try:
@@ -72,7 +72,7 @@ def _logits(model: Any, *sequences: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _quiet(model: Any) -> Iterator[None]:
+def quiet(model: Any) -> Iterator[None]:
     """Without dropout, and with the random state put back."""
     training = model.training
     with torch.random.fork_rng():
