@@ -139,6 +139,7 @@ def test_positions_that_do_not_start_again_are_refused():
         """A model that counts positions from the start of the row."""
 
         device, forward_of = torch.device("cpu"), model("llama")
+        config = forward_of.config
 
         def get_input_embeddings(self):
             return self.forward_of.get_input_embeddings()
