@@ -60,9 +60,9 @@ def config(recipe: sftrun.Recipe, processes: int, precision: str) -> dict[str, A
     """
     t = recipe.train
     return {
-        "train_micro_batch_size_per_gpu": t.batch_size,
+        "train_micro_batch_size_per_gpu": t.micro_batch,
         "gradient_accumulation_steps": t.grad_accum,
-        "train_batch_size": t.batch_size * t.grad_accum * processes,
+        "train_batch_size": t.micro_batch * t.grad_accum * processes,
         "gradient_clipping": t.max_grad_norm,
         "bf16": {"enabled": precision == "bf16"},
         "fp16": {"enabled": False},
