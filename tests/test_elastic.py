@@ -96,7 +96,8 @@ def test_what_the_user_has_to_fix_is_not_tried_again(run):
     seen = []
     with pytest.raises(UserError, match="too hot"):
         work("workers:fails_once", described(run, "user_error"), seen.append, Ranks(processes=2, restarts=3))
-    assert seen == [{"event": "began", "attempt": 0}]
+    assert {event["event"] for event in seen} <= {"began"}  # which the first one may not have come to say
+    assert not any(event["attempt"] for event in seen)
 
 
 def test_a_signal_asks_all_processes_and_a_second_one_ends_them(run):

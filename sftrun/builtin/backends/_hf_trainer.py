@@ -27,6 +27,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self.since = time.monotonic()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        self.order = self._ordered()
+        return self.order
+
+    def _ordered(self) -> _batches.Shuffled:
         """Batches of similar lengths, if wanted; what one optimizer step sees does not depend on how it is split."""
         if not self.sort or isinstance(self.rows, _rows.PackedRows):
             return _batches.Shuffled(len(self.rows), self.args.seed, len(self.train_dataset))

@@ -15,6 +15,7 @@ import sftrun
 from sftrun.builtin.backends import _checkpoints, _ranks, _sharding
 
 COUNTED = ("tokens", "trained", "seen", "seen_trained", "_total_train_tokens")  # of the trainer, from its start
+EXACT = 1e-9  # of an epoch: what a sum of steps may be short of a whole one
 
 
 class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
@@ -105,6 +106,10 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             self.emit({"event": "launched", **_ranks.facts(self.recipe)})
         if self.start:
             self._take(self.start.progress)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        # accelerate does not reach the order of rows in an epoch that goes on in several processes
+        self.trainer.order.set_epoch(int(state.epoch + EXACT))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.stopping_now = _ranks.agreed(self.asked)
