@@ -55,6 +55,15 @@ def test_several_processes_are_refused_or_left_to_a_fallback(problems, setting):
     assert problems(setting, FALLBACK) == [f"warning: {said}"]
 
 
+@pytest.mark.parametrize(
+    "setting", ["attention=eager", "cross_entropy=liger", "compile=true", "activation_offload=true", "tf32=true"]
+)
+def test_switches_that_unsloth_decides_itself_are_refused(problems, setting):
+    (said,) = problems(f"train.{setting}")
+    key = setting.partition("=")[0]
+    assert said == f"error: unsloth has kernels of its own, and chooses itself what train.{key} would"
+
+
 def test_a_fallback_is_said_and_asked_in_turn(problems):
     assert problems(PACKED, FALLBACK) == [f"warning: {REFUSED}"]
     said = problems(PACKED, FALLBACK, "tuning.mode=qlora")

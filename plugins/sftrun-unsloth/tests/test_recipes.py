@@ -1,15 +1,13 @@
 """The recipe for Llama 3 runs in small: a tiny model of its architecture and template, rows with FineTome's columns."""
 
+import importlib
 import json
 from pathlib import Path
 
-import datasets
 import pytest
-import tokenizers
-import trl
 
 import sftrun
-from sftrun import miniature, tiny
+from sftrun import tiny
 
 pytestmark = pytest.mark.unsloth
 
@@ -22,6 +20,12 @@ MARKS = ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     """A model folder with the architecture, the template and the control tokens of Llama 3, and tiny random weights."""
+    importlib.import_module("sftrun_unsloth._first")  # before transformers, for what comes after this test
+    import tokenizers
+    import trl
+
+    from sftrun import miniature
+
     whole, small = tmp_path / "config", tmp_path / "llama"
     for folder in (whole, small):
         folder.mkdir()
@@ -41,6 +45,8 @@ def llama(tmp_path: Path) -> Path:
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     """A dataset with the columns of FineTome, as `save_to_disk` leaves it."""
+    import datasets
+
     talks = [
         {
             "conversations": [

@@ -385,10 +385,15 @@ NEEDED = {
 
 
 def test_every_setting_of_the_recipe_has_a_case():
+    from sftrun_unsloth._limits import SWITCHES
+
     from sftrun.recipe.model import TrainOptions
 
-    elsewhere = {"train.precision", "train.early_stopping", "train.keep_best"}  # above, in tests of their own
-    assert {f"train.{name}" for name in TrainOptions.__struct_fields__} - set(SETTINGS) == elsewhere
+    above = {"precision", "early_stopping", "keep_best"}  # in tests of their own
+    refused = {*SWITCHES, "effective_batch_size"}  # in test_limits.py
+    of_the_core = {"on_oom"}
+    covered = {f"train.{name}" for name in above | refused | of_the_core}
+    assert {f"train.{name}" for name in TrainOptions.__struct_fields__} - set(SETTINGS) == covered
 
 
 @pytest.mark.parametrize("leaf", SETTINGS)
