@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sftrun.recipe.validate import load, validate
     from sftrun.registry import create
     from sftrun.rundir import RunDir
+    from sftrun.world import gpus
 
 _LATE = {
     "Recipe": "sftrun.recipe.model",
@@ -53,6 +54,7 @@ _LATE = {
     "run": "sftrun.flow",
     "create": "sftrun.registry",
     "RunDir": "sftrun.rundir",
+    "gpus": "sftrun.world",
     "load_tokenizer": "sftrun.data.tokenizer",
     "read_packs": "sftrun.data.pack",
     "read_samples": "sftrun.data.store",
@@ -118,6 +120,7 @@ __all__ = [
     "check_dataset",
     "component",
     "create",
+    "gpus",
     "hookimpl",
     "load",
     "load_tokenizer",

@@ -23,6 +23,7 @@ from sftrun.types import Emit
 from sftrun.world import Node
 
 DATA_LINE = ("source", "transform", "formatter", "masker")
+Asked = tuple[str | Path, Sequence[str], str | Path | None]  # a recipe's file, overrides, and the folder of the run
 PACKAGES = ("jinja2", "numpy", "pyarrow", "tokenizers")  # of the data line; what else is needed, components say
 
 
@@ -48,7 +49,7 @@ def run(  # noqa: PLR0913, PLR0917  (as many as the command has options)
     if resume and (found := resuming.find(Path(path), Path(out) if out else None)):
         settled = resuming.settled(loaded.recipe, found)
         return _go_on(found, msgspec.structs.replace(loaded, recipe=settled), watch, node)
-    with started(path, overrides, out, watch) as (recipe, folder, emit):
+    with _started(loaded, (path, overrides, out), watch, KINDS) as (recipe, folder, emit):
         _stages(recipe, folder, emit, node)
     return folder
 
@@ -140,10 +141,15 @@ def started(
     kinds: Sequence[str] = KINDS,
 ) -> Iterator[tuple[Recipe, RunDir, Emit]]:
     """A validated recipe and its new run directory; what fails meanwhile is given its place in the recipe."""
-    loaded = read(path, overrides)
+    with _started(read(path, overrides), (path, overrides, out), watch, kinds) as begun:
+        yield begun
+
+
+@contextlib.contextmanager
+def _started(loaded: Loaded, asked: Asked, watch: Emit, kinds: Sequence[str]) -> Iterator[tuple[Recipe, RunDir, Emit]]:
     with explained(loaded.document):
         warnings = [*loaded.warnings, *ready(loaded.recipe, kinds)]
-        folder = begin(loaded, path, overrides, out)
+        folder = begin(loaded, *asked)
         with held(folder, watch) as emit:
             for warning in warnings:
                 emit({"event": "warning", "message": str(warning)})

@@ -2,13 +2,9 @@
 
 import ast
 import json
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +58,7 @@ def _of_adapter(lora: Any) -> Iterator[tuple[str, str]]:
 
 def of_machine(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     """Limits of this machine."""
-    count = gpus()
+    count = sftrun.gpus()
     if count > 1:
         message = f"the backend unsloth trains on one GPU, in one process; {count} are visible here"
         yield sftrun.Problem(message, path=("backend",), hint=f"export CUDA_VISIBLE_DEVICES=0, or {HINT}")
@@ -117,19 +113,6 @@ def used(run: Path) -> str:
 def name_of(use: "str | sftrun.Use") -> str:
     """The name of a component that a recipe names."""
     return use if isinstance(use, str) else use.use
-
-
-def gpus() -> int:
-    """GPUs that a process would see; asked of the driver, because importing torch here would take seconds."""
-    if not shutil.which("nvidia-smi"):
-        return 0
-    said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False).stdout
-    there = sum(line.startswith("GPU ") for line in said.splitlines())
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is None:
-        return there
-    # CUDA reads the list up to the first name that it does not know
-    return min(there, len(list(takewhile(lambda name: name.strip() not in ("", "-1"), chosen.split(",")))))
 
 
 @cache

@@ -43,7 +43,7 @@ class UnslothMerged:
             yield sftrun.Problem(message, path=("exporters",), hint="put unsloth-merged before the others")
 
     def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-        if recipe.tuning.mode == "qlora" and not _limits.gpus():
+        if recipe.tuning.mode == "qlora" and not sftrun.gpus():
             message = "unsloth merges into a 4-bit base on a GPU only, and there is none"
             yield sftrun.Problem(message, path=("exporters",), hint="use the exporter merged")
 
