@@ -51,12 +51,13 @@ def bare(folder: Path) -> dict[str, Any]:
     import torch
     import transformers
 
-    from sftrun.builtin.backends import _batches, _rows
+    from sftrun.training import batches
+    from sftrun.training.rows import Rows
 
     recipe = loaded(folder)
     size = recipe.train.batch_size
-    rows = _rows.Rows(folder / "prepared-run" / "prepared" / "train.arrow")
-    order, collate = _batches.ByLength(rows.lengths, size, SEED), _batches.collator(rows, 0)
+    rows = Rows(folder / "prepared-run" / "prepared" / "train.arrow")
+    order, collate = batches.ByLength(rows.lengths, size, SEED), batches.collator(rows, 0)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     taken, spent, tokens = [], [], 0
@@ -66,7 +67,7 @@ def bare(folder: Path) -> dict[str, Any]:
         for start in range(0, len(drawn), size):
             began, before = time.perf_counter(), time.process_time()
             batch = collate([rows[row] for row in drawn[start : start + size]])
-            trained = batch["labels"][:, 1:] != _batches.IGNORED
+            trained = batch["labels"][:, 1:] != batches.IGNORED
             hidden = model.model(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
             ).last_hidden_state

@@ -181,9 +181,9 @@ def flops(folder: Path, name: str) -> dict[str, float]:
     """What a pass over the rows needs, with its tokens and trained tokens."""
     import torch
 
-    from sftrun.builtin.backends import _rows
+    from sftrun.training.rows import Rows
 
-    rows = _rows.Rows(folder / "prepared-run" / "prepared" / "train.arrow")
+    rows = Rows(folder / "prepared-run" / "prepared" / "train.arrow")
     trained = sum(int((rows.read(row)[1][1:] != -100).sum()) for row in range(len(rows)))
     tokens, shape = int(rows.lengths.sum()), config(folder)
     with torch.device("meta"):

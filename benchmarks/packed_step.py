@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from sftrun.builtin.backends import _attention, _isolation
-from sftrun.builtin.backends._batches import Padded, flattened
+from sftrun.training.batches import Padded, flattened
 
 BATCH = 8  # rows that are padded together
 WORDS = 8192

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from sftrun import UserError
-from sftrun.builtin.backends import _checkpoints as checkpoints
+from sftrun.training import checkpoints
 
 
 def written(folder, step, loss=None, finished=False):

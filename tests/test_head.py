@@ -8,7 +8,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from sftrun.builtin.backends import _attention, _batches, _head
+from sftrun.builtin.backends import _attention, _head
+from sftrun.training import batches
 
 pytestmark = pytest.mark.older
 
@@ -67,11 +68,11 @@ def rows():
 
 def batch(packed):
     if not packed:
-        return _batches.Padded(pad_token_id=0)(rows())
+        return batches.Padded(pad_token_id=0)(rows())
     row = {
         name: torch.cat([torch.from_numpy(each[name]) for each in rows()]).numpy() for name in ("input_ids", "labels")
     }
-    return _batches.flattened([{**row, "seq_lengths": [20, 9, 15]}])
+    return batches.flattened([{**row, "seq_lengths": [20, 9, 15]}])
 
 
 def gradients(model, loss):

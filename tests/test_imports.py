@@ -19,6 +19,7 @@ LAYERS = [
     {"errors", "types", "tiny", "miniature", "need"},
     {"hookspecs", "options"},
     {"sftrun"},  # the public face; what is heavy in it is loaded on first use
+    {"training"},  # for backends alone: see below
     {"registry"},
     {"recipe"},
     {"data", "rundir", "lock", "report", "world"},
@@ -103,7 +104,20 @@ def test_imports_go_one_way(path):
 @pytest.mark.parametrize("path", sorted((PACKAGE / "builtin").rglob("*.py")), ids=_name)
 def test_builtins_use_the_public_api_alone(path):
     for module in imported(path) - {"sftrun", "sftrun.tiny"}:  # tiny is data: the files of the embedded model
-        assert module.startswith("sftrun.builtin"), f"{_name(path)} imports {module}"
+        assert module.startswith(("sftrun.builtin", "sftrun.training")), f"{_name(path)} imports {module}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "training").glob("*.py")), ids=_name)
+def test_what_backends_are_built_from_uses_the_public_api_alone(path):
+    for module in imported(path) - {"sftrun", "sftrun.tiny"}:
+        assert module.startswith("sftrun.training"), f"{_name(path)} imports {module}"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if {"builtin", "training"}.isdisjoint(path.parts)], ids=_name
+)
+def test_only_backends_know_what_they_are_built_from(path):
+    assert [module for module in imported(path) if module.startswith("sftrun.training")] == []
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "stages").glob("*.py")), ids=_name)

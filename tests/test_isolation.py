@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from sftrun import UserError
 from sftrun.builtin.backends import _attention, _isolation
-from sftrun.builtin.backends._batches import flattened
+from sftrun.training.batches import flattened
 
 pytestmark = pytest.mark.older
 

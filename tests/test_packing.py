@@ -108,7 +108,7 @@ def prepared(recipe):
 
 
 def test_packs_hold_the_prepared_rows_end_to_end(prepared):
-    from sftrun.builtin.backends._rows import PackedRows, Rows
+    from sftrun.training.rows import PackedRows, Rows
 
     rows = Rows(prepared.prepared / "train.arrow")
     packs = PackedRows(prepared.prepared / "train.arrow", prepared.prepared / "train.packs.arrow")
@@ -122,7 +122,7 @@ def test_packs_hold_the_prepared_rows_end_to_end(prepared):
 
 def test_rows_are_those_that_were_prepared_in_every_process_that_loads_them(prepared):
     from sftrun import read_samples
-    from sftrun.builtin.backends._rows import Rows
+    from sftrun.training.rows import Rows
 
     file = prepared.prepared / "train.arrow"
     rows = pickle.loads(pickle.dumps(Rows(file)))
@@ -132,14 +132,14 @@ def test_rows_are_those_that_were_prepared_in_every_process_that_loads_them(prep
 
 
 def test_packs_of_other_rows_are_an_error(prepared):
-    from sftrun.builtin.backends._rows import PackedRows
+    from sftrun.training.rows import PackedRows
 
     with pytest.raises(RuntimeError, match="packs 40 samples, but"):
         PackedRows(prepared.prepared / "val.arrow", prepared.prepared / "train.packs.arrow")
 
 
 def test_a_batch_of_packs_is_one_row_whose_positions_start_again():
-    from sftrun.builtin.backends._batches import flattened
+    from sftrun.training.batches import flattened
 
     packs = [
         {"input_ids": np.array([1, 2, 3]), "labels": np.array([1, -100, 3]), "seq_lengths": [2, 1]},
@@ -179,7 +179,7 @@ def padding(lengths, batch, sampler):
 
 
 def test_rows_of_a_batch_are_of_similar_lengths_and_the_seed_decides_which():
-    from sftrun.builtin.backends._batches import ByLength
+    from sftrun.training.batches import ByLength
 
     random = np.random.default_rng(0)
     lengths = random.integers(10, 500, 1003)

@@ -136,9 +136,10 @@ def test_each_process_writes_its_part_of_a_checkpoint(shared):
 
 
 def test_deepspeed_does_not_go_on_with_another_number_of_processes(shared):
-    from sftrun.builtin.backends import _checkpoints, _sharding
+    from sftrun.builtin.backends import _sharding
+    from sftrun.training import checkpoints
 
-    start = _checkpoints.whole(shared("fsdp").checkpoints)[0]
+    start = checkpoints.whole(shared("fsdp").checkpoints)[0]
     _sharding.check_start("fsdp", start)
     with pytest.raises(api.UserError, match="are of 2 processes, and there are 1"):
         _sharding.check_start("deepspeed", start)

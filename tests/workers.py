@@ -128,10 +128,10 @@ def unwrapped(recipe, run, emit):
 
     import torch
 
-    from sftrun.builtin.backends import _ranks
+    from sftrun.training import ranks
 
-    _ranks.join(recipe)
+    ranks.join(recipe)
     arguments = SimpleNamespace(world_size=2, device=torch.device("cpu"))
     accelerator = SimpleNamespace(num_processes=int(recipe.description))
     model = torch.nn.Linear(1, 1)
-    _ranks.check(SimpleNamespace(args=arguments, accelerator=accelerator, model_wrapped=model), recipe)
+    ranks.check(SimpleNamespace(args=arguments, accelerator=accelerator, model_wrapped=model), recipe)

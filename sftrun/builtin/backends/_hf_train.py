@@ -14,21 +14,11 @@ import transformers
 from trl import SFTConfig
 
 import sftrun
-from sftrun.builtin.backends import (
-    _adapter,
-    _batches,
-    _checkpoints,
-    _fused,
-    _head,
-    _hf_model,
-    _isolation,
-    _ranks,
-    _rows,
-    _sharding,
-    _switches,
-)
+from sftrun.builtin.backends import _adapter, _fused, _head, _hf_model, _isolation, _sharding, _switches
 from sftrun.builtin.backends._hf_trainer import Trainer
-from sftrun.builtin.backends._keeper import Keeper
+from sftrun.training import batches, checkpoints, ranks
+from sftrun.training.keeper import Keeper
+from sftrun.training.rows import PackedRows, rows_of
 
 transformers.logging.set_verbosity_warning()
 datasets.disable_progress_bars()
@@ -46,10 +36,10 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     """
     run = sftrun.RunDir(path)
     _switches.check(recipe)
-    _ranks.join(recipe)
+    ranks.join(recipe)
     keeper = Keeper(recipe, run, emit)
     samples = {split: _dataset(run, split) for split in ("train", "val") if _file(run, split).is_file()}
-    rows = _rows.of(recipe, run)
+    rows = rows_of(recipe, run)
     transformers.set_seed(recipe.seed)
     strategy = _sharding.strategy(recipe)
     _sharding.check_start(strategy, keeper.start)
@@ -57,7 +47,7 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     where = torch.device("cpu") if strategy and not quantisation else None
     model = _hf_model.load_base(recipe, quantisation, where)
     used = _switches.give(model, recipe, emit)
-    packed = isinstance(rows, _rows.PackedRows)
+    packed = isinstance(rows, PackedRows)
     if packed and not strategy:
         _isolation.check(model, _hf_model.precision(recipe))
     tokens = transformers.AutoTokenizer.from_pretrained(sftrun.load_tokenizer(recipe.model).folder)
@@ -72,8 +62,8 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
         sort=recipe.train.group_by_length,
         callbacks=keeper.callbacks(),
         model=adapter.model if adapter else model,
-        args=_ranks.one_gpu(arguments(recipe, run, len(rows))),
-        data_collator=_batches.collator(rows, _pad_id(tokens)),
+        args=ranks.one_gpu(arguments(recipe, run, len(rows))),
+        data_collator=batches.collator(rows, _pad_id(tokens)),
         train_dataset=samples["train"],
         eval_dataset=samples.get("val"),
         processing_class=tokens,
@@ -86,12 +76,12 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
         trainer.add_callback(_sharding.Checks(trainer, check))
     keeper.train(trainer)
     weights = _sharding.whole_weights(trainer)
-    if _ranks.first():
-        with _checkpoints.room_for("the model", run.checkpoints):
+    if ranks.first():
+        with checkpoints.room_for("the model", run.checkpoints):
             write = functools.partial(adapter.save if adapter else trainer.model.save_pretrained, state_dict=weights)
             _save(trainer.model, write, recipe, run, quantisation)
         run.merge_json("lock.json", {"used": used, "parameters": _sharding.count(trainer.model)})
-    _ranks.leave()
+    ranks.leave()
 
 
 def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig:
@@ -148,7 +138,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
 def total_steps(recipe: sftrun.Recipe, rows: int) -> int:
     """Optimizer steps of a run: the epochs' worth, or max_steps where that is fewer."""
     t = recipe.train
-    an_epoch = math.ceil(math.ceil(rows / (t.micro_batch * _ranks.size())) / t.grad_accum)
+    an_epoch = math.ceil(math.ceil(rows / (t.micro_batch * ranks.size())) / t.grad_accum)
     return min(math.ceil(t.epochs * an_epoch), t.max_steps or math.inf)  # type: ignore[return-value]
 
 

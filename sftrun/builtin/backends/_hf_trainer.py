@@ -9,8 +9,10 @@ import torch
 from trl import SFTTrainer
 
 import sftrun
-from sftrun.builtin.backends import _batches, _hf_model, _ranks, _rows
-from sftrun.builtin.backends._keeper import Keeper
+from sftrun.builtin.backends import _hf_model
+from sftrun.training import batches, ranks
+from sftrun.training.keeper import Keeper
+from sftrun.training.rows import PackedRows
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]
@@ -20,7 +22,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         super().__init__(**settings)
         self.emit, self.keeper, self.sort = emit, keeper, sort
         # trl looks at a row of a dataset of its own kind, and trains on these
-        self.rows, self.train_dataset = rows, _batches.Even(rows, self.args.train_batch_size, _ranks.size())
+        self.rows, self.train_dataset = rows, batches.Even(rows, self.args.train_batch_size, ranks.size())
         self.tokens = self.trained = self.seen = self.seen_trained = 0  # of all processes, when last counted
         self.uncounted: list[Any] = []  # tokens of this process since then, and those of them that are trained
         self.model_accepts_loss_kwargs = True  # whatever the model's forward takes: compute_loss is ours
@@ -30,24 +32,24 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self.order = self._ordered()
         return self.order
 
-    def _ordered(self) -> _batches.Shuffled:
+    def _ordered(self) -> batches.Shuffled:
         """Batches of similar lengths, if wanted; what one optimizer step sees does not depend on how it is split."""
-        if not self.sort or isinstance(self.rows, _rows.PackedRows):
-            return _batches.Shuffled(len(self.rows), self.args.seed, len(self.train_dataset))
+        if not self.sort or isinstance(self.rows, PackedRows):
+            return batches.Shuffled(len(self.rows), self.args.seed, len(self.train_dataset))
         step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        return _batches.ByLength(self.rows.lengths, step, self.args.seed, len(self.train_dataset))
+        return batches.ByLength(self.rows.lengths, step, self.args.seed, len(self.train_dataset))
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         given = inputs.get("attention_mask")  # packed rows have neither mask nor padding
         tokens = inputs["input_ids"].numel() if given is None else given.sum()
-        trained = (inputs["labels"][:, 1:] != _batches.IGNORED).sum()  # nothing predicts the first
+        trained = (inputs["labels"][:, 1:] != batches.IGNORED).sum()  # nothing predicts the first
         self.uncounted.append((tokens * (trained > 0), trained))  # nothing is trained in rows that fill up a step
         return super().training_step(model, inputs, *args, **kwargs)
 
     def count(self) -> None:
         """Adds up the tokens of all processes; not at every step, for a GPU would have to end its work first."""
         own = [sum(int(each[index]) for each in self.uncounted) for index in (0, 1)]
-        tokens, trained = _ranks.summed(own)
+        tokens, trained = ranks.summed(own)
         self.tokens, self.trained = self.tokens + int(tokens), self.trained + int(trained)
         self.uncounted.clear()
 
@@ -116,13 +118,13 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
         All of them compute as many, as a model that is sharded needs them all for each; what one has not, it repeats.
         """
-        size, parts = self.args.per_device_eval_batch_size, _ranks.size()
+        size, parts = self.args.per_device_eval_batch_size, ranks.size()
         starts = list(range(0, len(self.eval_dataset), size))
-        own = starts[_ranks.number() :: parts]
+        own = starts[ranks.number() :: parts]
         sums = _hf_model.loss_sums(self.model, self._samples(own, size), size)
         if len(own) < -(-len(starts) // parts):
             _hf_model.loss_sums(self.model, self._samples(starts[:1], size), size)
-        return _ranks.summed([sums.tokens, sums.loss, sums.correct])
+        return ranks.summed([sums.tokens, sums.loss, sums.correct])
 
     def _samples(self, starts: list[int], size: int) -> Iterator[Any]:
         for start in starts:

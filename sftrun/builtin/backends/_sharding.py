@@ -7,7 +7,8 @@ import torch
 import transformers
 
 import sftrun
-from sftrun.builtin.backends import _ranks, _strategies
+from sftrun.builtin.backends import _strategies
+from sftrun.training import ranks
 
 
 def strategy(recipe: sftrun.Recipe) -> str | None:
@@ -18,7 +19,7 @@ def strategy(recipe: sftrun.Recipe) -> str | None:
     wanted = recipe.launch.strategy
     if wanted not in _strategies.SHARING:
         return None
-    if _ranks.size() == 1:
+    if ranks.size() == 1:
         message, hint = _strategies.alone(wanted), "use auto, or more processes"
         raise sftrun.UserError(sftrun.Problem(message, path=_strategies.STRATEGY, hint=hint))
     return wanted
@@ -29,8 +30,8 @@ def check_start(strategy: str | None, start: Any) -> None:
     if strategy != "deepspeed" or start is None or start.finished:
         return
     before = sum(name.startswith("rng_state_") for name in start.files)
-    if before != _ranks.size():
-        message = f"the parts of {start.folder} are of {before} processes, and there are {_ranks.size()}"
+    if before != ranks.size():
+        message = f"the parts of {start.folder} are of {before} processes, and there are {ranks.size()}"
         hint = f"DeepSpeed goes on with as many as before: launch.processes × launch.nodes = {before}"
         raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes"), hint=hint))
 
@@ -54,7 +55,7 @@ def deepspeed_config(recipe: sftrun.Recipe, precision: str) -> dict[str, Any] | 
         return None
     from sftrun.builtin.backends import _deepspeed
 
-    return _deepspeed.config(recipe, _ranks.size(), precision)
+    return _deepspeed.config(recipe, ranks.size(), precision)
 
 
 def whole_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
@@ -66,16 +67,6 @@ def count(model: Any) -> dict[str, int]:
     """Parameters of a model, all and those that are trained, however they are shared."""
     sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in model.parameters()]
     return {"trained": sum(size for size, trained in sizes if trained), "all": sum(size for size, _ in sizes)}
-
-
-def trained_here(model: Any) -> list[torch.Tensor]:
-    """Of each trained weight, what this process holds."""
-    found = []
-    for weight in model.parameters():
-        if weight.requires_grad:
-            part = getattr(weight, "ds_tensor", weight)  # of DeepSpeed's stage 3
-            found.append(part.to_local() if hasattr(part, "to_local") else part)
-    return found
 
 
 class Checks(transformers.TrainerCallback):  # type: ignore[misc]

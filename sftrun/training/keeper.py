@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch.utils.tensorboard import SummaryWriter
 from transformers.integrations import TensorBoardCallback
 
 import sftrun
-from sftrun.builtin.backends import _checkpoints, _ranks, _sharding
+from sftrun.training import checkpoints, ranks
 
 COUNTED = ("tokens", "trained", "seen", "seen_trained", "_total_train_tokens")  # of the trainer, from its start
 EXACT = 1e-9  # of an epoch: what a sum of steps may be short of a whole one
@@ -32,8 +33,8 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         self.limit, self.saves = options.save_total_limit, options.save_strategy != "no"
         self.stopping, self.keep_best = options.early_stopping, options.keeps_best
         self.start = self._found()
-        begun = self.start is not None or _ranks.again() or any(event["event"] == "step" for event in run.events())
-        self.again = bool(_ranks.told(begun))
+        begun = self.start is not None or ranks.again() or any(event["event"] == "step" for event in run.events())
+        self.again = bool(ranks.told(begun))
         self.making: Path | None = None
         self.asked = self.stopping_now = self.postponed = False
         self.saved = -1
@@ -42,20 +43,20 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         self.worse = 0  # evaluations since then
         self.trainer: Any = None
 
-    def _found(self) -> _checkpoints.Checkpoint | None:
+    def _found(self) -> checkpoints.Checkpoint | None:
         """The checkpoint to go on from: the first process reads and cleans, and all take what it has found."""
         step = None
-        if _ranks.first():
-            found = _checkpoints.last(self.folder, self.emit)
+        if ranks.first():
+            found = checkpoints.last(self.folder, self.emit)
             step = found.step if found else None
-        step = _ranks.told(step)
+        step = ranks.told(step)
         if step is not None:
-            _checkpoints.expect(self.folder / f"checkpoint-{step}", [_checkpoints.MARKER])
-        return next((each for each in _checkpoints.whole(self.folder) if each.step == step), None)
+            checkpoints.expect(self.folder / f"checkpoint-{step}", [checkpoints.MARKER])
+        return next((each for each in checkpoints.whole(self.folder) if each.step == step), None)
 
     def callbacks(self) -> list[Any]:
         """For the trainer: this one, and TensorBoard's, in which points of a step that is done again are hidden."""
-        if not _ranks.first():
+        if not ranks.first():
             return [self]
         purge = self._step() + 1 if self.again else None
         return [self, TensorBoardCallback(SummaryWriter(str(self.tensorboard), purge_step=purge))]
@@ -101,9 +102,9 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             signal.signal(signal.SIGTERM, before)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        _ranks.check(self.trainer, self.recipe)
-        if _ranks.size() > 1:
-            self.emit({"event": "launched", **_ranks.facts(self.recipe)})
+        ranks.check(self.trainer, self.recipe)
+        if ranks.size() > 1:
+            self.emit({"event": "launched", **ranks.facts(self.recipe)})
         if self.start:
             self._take(self.start.progress)
 
@@ -112,13 +113,13 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         self.trainer.order.set_epoch(int(state.epoch + EXACT))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.stopping_now = _ranks.agreed(self.asked)
+        self.stopping_now = ranks.agreed(self.asked)
         control.should_save |= self.stopping_now
         if control.should_training_stop or state.epoch == int(state.epoch):
             self.postponed, control.should_save = control.should_save, False
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.stopping_now = _ranks.agreed(self.asked)
+        self.stopping_now = ranks.agreed(self.asked)
         control.should_save |= self.postponed or self.stopping_now
         self.postponed = False
 
@@ -141,10 +142,10 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         """Writes a whole checkpoint of the trainer; raises Interrupted where a signal has asked for it."""
         step = self.trainer.state.global_step
         if step != self.saved:
-            weights = _sharding.trained_here(self.trainer.model)
-            if _ranks.agreed(not all(bool(part.isfinite().all()) for part in weights)):
+            weights = trained_here(self.trainer.model)
+            if ranks.agreed(not all(bool(part.isfinite().all()) for part in weights)):
                 raise self.diverged("there are weights that are not finite")  # no checkpoint to go on from
-            with _checkpoints.room_for(f"the checkpoint of step {step}", self.folder):
+            with checkpoints.room_for(f"the checkpoint of step {step}", self.folder):
                 self._write(write, f"checkpoint-{step}")
             self.saved = step
             self.emit({"event": "checkpoint", "step": step, "path": f"{self.folder.name}/checkpoint-{step}"})
@@ -153,25 +154,25 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
 
     def _write(self, write: Callable[[], None], name: str) -> None:
         """All processes write into one folder, which the first of them makes, and seals when all have."""
-        self.making = self.folder / _checkpoints.SAVING
+        self.making = self.folder / checkpoints.SAVING
         try:
-            if _ranks.first():
-                _checkpoints.begin(self.folder)
-            _ranks.wait()
+            if ranks.first():
+                checkpoints.begin(self.folder)
+            ranks.wait()
             write()
             progress = self._progress()
-            written = {each for some in _ranks.gathered(_checkpoints.files(self.making / name)) for each in some}
-            if _ranks.first():
-                _checkpoints.expect(self.making / name, sorted(written))
+            written = {each for some in ranks.gathered(checkpoints.files(self.making / name)) for each in some}
+            if ranks.first():
+                checkpoints.expect(self.making / name, sorted(written))
                 self._seal(self.making / name, progress)
-                _checkpoints.thin_out(self.folder, self.limit)
-            _ranks.wait()
+                checkpoints.thin_out(self.folder, self.limit)
+            ranks.wait()
         finally:
             self.making = None
 
     def diverged(self, what: str) -> sftrun.UserError:
         """The error for a training that has left the numbers."""
-        message = f"{what} at step {self.trainer.state.global_step}; {_checkpoints.standing(self.folder)}"
+        message = f"{what} at step {self.trainer.state.global_step}; {checkpoints.standing(self.folder)}"
         hint = "lower train.learning_rate, raise train.warmup, or use precision bf16 or fp32"
         return sftrun.UserError(message, hint=hint)
 
@@ -179,13 +180,13 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         step = self.trainer.state.global_step
         loss = self.evaluated_at[1] if self.evaluated_at and self.evaluated_at[0] == step else None
         finished = self.trainer.control.should_training_stop
-        _checkpoints.seal(made, step=step, loss=loss, finished=finished, progress=progress)
+        checkpoints.seal(made, step=step, loss=loss, finished=finished, progress=progress)
 
     def _progress(self) -> dict[str, Any]:
         """What the next attempt needs and the trainer does not save: counters, and the losses not yet logged."""
         trainer = self.trainer
         trainer.count()
-        logged = {"losses": _ranks.gathered(trainer._tr_loss.item()), "step": trainer._globalstep_last_logged}
+        logged = {"losses": ranks.gathered(trainer._tr_loss.item()), "step": trainer._globalstep_last_logged}
         counts = {name: getattr(trainer, name, 0) for name in COUNTED}
         metrics = dict(getattr(trainer, "_metrics", {}).get("train", {}))
         return {**counts, "logged": logged, "metrics": metrics, "lowest": self.lowest, "worse": self.worse}
@@ -199,6 +200,16 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             self.trainer._metrics["train"] = defaultdict(list, progress["metrics"])
         if hasattr(self.trainer, "_tr_loss"):  # not where training had ended
             losses = progress["logged"]["losses"]
-            same = len(losses) == _ranks.size()  # else only their mean is the same
-            self.trainer._tr_loss += losses[_ranks.number()] if same else sum(losses) / len(losses)
+            same = len(losses) == ranks.size()  # else only their mean is the same
+            self.trainer._tr_loss += losses[ranks.number()] if same else sum(losses) / len(losses)
             self.trainer._globalstep_last_logged = progress["logged"]["step"]
+
+
+def trained_here(model: Any) -> list[torch.Tensor]:
+    """Of each trained weight, what this process holds."""
+    found = []
+    for weight in model.parameters():
+        if weight.requires_grad:
+            part = getattr(weight, "ds_tensor", weight)  # of DeepSpeed's stage 3
+            found.append(part.to_local() if hasattr(part, "to_local") else part)
+    return found

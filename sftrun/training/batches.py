@@ -8,7 +8,7 @@ import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 import sftrun
-from sftrun.builtin.backends._rows import PackedRows
+from sftrun.training.rows import PackedRows
 
 IGNORED = sftrun.IGNORED
 WINDOW = 50  # batches whose rows are sorted by length together: more save no more padding, and mix less

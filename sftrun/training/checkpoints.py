@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import sftrun
-from sftrun.builtin.backends import _ranks
+from sftrun.training import ranks
 
 MARKER = "whole.json"
 SAVING = ".saving"
@@ -134,7 +134,7 @@ def room_for(what: str, folder: Path) -> Iterator[None]:
     except Exception as error:  # safetensors and torch have kinds of their own
         if not _refused(error):
             raise
-        if _ranks.first():
+        if ranks.first():
             shutil.rmtree(folder / SAVING, ignore_errors=True)
         message = f"{what} could not be written, the disk is full or files may not be so large"
         hint = f"make room, then resume the run ({str(error).splitlines()[0]})"

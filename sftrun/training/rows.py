@@ -10,7 +10,7 @@ import torch
 import sftrun
 
 
-def of(recipe: sftrun.Recipe, run: sftrun.RunDir) -> "Rows | PackedRows":
+def rows_of(recipe: sftrun.Recipe, run: sftrun.RunDir) -> "Rows | PackedRows":
     """What a recipe trains on: the samples of the training split, or packs of them."""
     file = run.prepared / "train.arrow"
     return Rows(file) if recipe.packing.strategy == "none" else PackedRows(file, run.prepared / "train.packs.arrow")
