@@ -60,7 +60,7 @@ def packed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def padded(rows: list[dict[str, Any]], batch: int) -> list[dict[str, Any]]:
     """Batches of rows of similar lengths."""
-    collate = Padded(pad_token_id=0)
+    collate = Padded(0)
     rows = sorted(rows, key=lambda row: len(row["input_ids"]))
     return [collate(rows[start : start + batch]) for start in range(0, len(rows), batch)]
 

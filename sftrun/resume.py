@@ -50,7 +50,7 @@ def fit(recipe: Recipe, run: RunDir) -> list[str]:
     changed.pop("extends", None)
     sizes = _trained_by(run, before), world.size(recipe)
     changed |= {} if sizes[0] == sizes[1] or COUNTS & changed.keys() else {"launch.processes": sizes}
-    if _rows(before, sizes[0]) != _rows(recipe, sizes[1]):
+    if before.train.step_rows(sizes[0]) != recipe.train.step_rows(sizes[1]):
         wrong = {key: each for key, each in changed.items() if key not in FREE | LATER.keys()}
     else:
         wrong = {key: each for key, each in changed.items() if key not in FREE | ROUNDING | SAME | LATER.keys()}
@@ -107,11 +107,6 @@ def _trained_by(run: RunDir, recipe: Recipe) -> int:
     """How many processes have trained so far; `auto` may be another number now, on another machine."""
     found = run.read_json(rundir.BEGUN).get("launch")
     return int(found["processes"] * found["nodes"]) if found else world.size(recipe)
-
-
-def _rows(recipe: Recipe, processes: int) -> int:
-    """Rows of an optimizer step, of so many processes together."""
-    return recipe.train.effective_batch_size or recipe.train.micro_batch * recipe.train.grad_accum * processes
 
 
 def _differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -10,6 +10,7 @@ import msgspec
 
 from sftrun.errors import Problem, UserError
 from sftrun.options import as_use
+from sftrun.recipe.batch import disagreement
 from sftrun.recipe.model import Recipe
 
 # Who a process is among others that train together, as torch and its launchers have it.
@@ -53,8 +54,7 @@ def size(recipe: Recipe) -> int:
 
 def rows(recipe: Recipe) -> int:
     """Rows of an optimizer step, of all processes together."""
-    train = recipe.train
-    return train.effective_batch_size or train.micro_batch * train.grad_accum * size(recipe)
+    return recipe.train.step_rows(size(recipe))
 
 
 def strategy(recipe: Recipe) -> str | None:
@@ -90,10 +90,10 @@ def _rows(recipe: Recipe) -> Iterator[Problem]:
     if wanted and train.batch_size == "auto" and wanted % count:
         message = f"train.effective_batch_size is {wanted}, which {count} processes cannot share evenly"
         yield Problem(message, path=path, hint=f"write {-(-wanted // count) * count}")
-    elif wanted and train.batch_size != "auto" and train.batch_size * train.grad_accum * count != wanted:
-        product = f"{train.batch_size} × {train.grad_accum} × {count} = {train.batch_size * train.grad_accum * count}"
-        message = f"train.effective_batch_size is {wanted}, but batch_size × grad_accum × processes is {product}"
-        yield Problem(message, path=path, hint="write batch_size: auto, which chooses both, or other numbers")
+    elif wanted and train.batch_size != "auto":
+        wrong = disagreement(train.batch_size, train.grad_accum, count, wanted)
+        if wrong:
+            yield Problem(wrong[0], path=path, hint=wrong[1])
 
 
 def _here(recipe: Recipe, backend: Any) -> Iterator[Problem]:

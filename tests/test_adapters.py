@@ -145,6 +145,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_on_the_same_adapter(form, pre
 def test_logits_before_saving_and_after_loading_are_equal(form, prepared, bases):
     """The adapter is moved as training would, and saved; the base that it meets again is the untouched one."""
     from sftrun.builtin.backends import _hf_model
+    from sftrun.training import base_model
 
     base = bases["tied"]
     run = prepared(base, **FORMS[form])
@@ -154,7 +155,7 @@ def test_logits_before_saving_and_after_loading_are_equal(form, prepared, bases)
             weight.data += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     before = logits(adapter.model)
     adapter.save(run.model)
-    run.write_json("model/base.json", {"weights": _hf_model.weights_hash(str(base))})
+    run.write_json("model/base.json", {"weights": base_model.weights_hash(str(base))})
     after = logits(_hf_model.load_tuned(recipe_of(run), run))
     assert (before - logits(_hf_model.load_base(recipe_of(run)))).abs().max() > 0.01
     assert (before - after).abs().max() < 1e-5

@@ -68,7 +68,7 @@ def rows():
 
 def batch(packed):
     if not packed:
-        return batches.Padded(pad_token_id=0)(rows())
+        return batches.Padded(0)(rows())
     row = {
         name: torch.cat([torch.from_numpy(each[name]) for each in rows()]).numpy() for name in ("input_ids", "labels")
     }

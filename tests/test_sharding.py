@@ -157,12 +157,12 @@ def process(tmp_path):
 def model():
     from transformers import AutoModelForCausalLM
 
-    from sftrun.builtin.backends._hf_model import base_location
     from sftrun.options import parse
     from sftrun.recipe.model import Recipe
+    from sftrun.training.base_model import location
 
     recipe = parse({"model": {"name": "sftrun/tiny"}, "source": "jsonl"}, Recipe)
-    return AutoModelForCausalLM.from_pretrained(base_location(recipe))
+    return AutoModelForCausalLM.from_pretrained(location(recipe))
 
 
 def test_a_model_that_is_not_sharded_is_refused(process, model):

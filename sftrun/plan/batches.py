@@ -1,6 +1,5 @@
 """The batches that a recipe makes of its prepared data: how many, and the largest."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +43,8 @@ def read(prepared: Path, split: str, packed: bool = False) -> Rows | None:
 
 
 def steps(recipe: Recipe, rows: int) -> int:
-    """Optimizer steps of a run: the epochs' worth, or max_steps where that is fewer; all processes share a step."""
-    an_epoch = math.ceil(math.ceil(rows / (recipe.train.micro_batch * world.size(recipe))) / recipe.train.grad_accum)
-    return min(math.ceil(recipe.train.epochs * an_epoch), recipe.train.max_steps or an_epoch * 10**9)
+    """Optimizer steps of a run, with as many processes as it would have here."""
+    return recipe.train.steps(rows, world.size(recipe))
 
 
 def largest(recipe: Recipe, rows: Rows) -> list[int]:

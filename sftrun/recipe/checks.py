@@ -6,6 +6,7 @@ from typing import Any
 
 from sftrun.errors import Problem, UserError
 from sftrun.options import ENV, Use, as_use
+from sftrun.recipe.batch import disagreement
 from sftrun.recipe.model import Recipe, TrainOptions
 from sftrun.recipe.nodes import Document
 from sftrun.registry import Registered, Registry
@@ -57,18 +58,12 @@ def _strategy(document: Document, word: str) -> Any:
 def _batch(document: Document) -> Iterator[Problem]:
     """The rows of a step are said once; where they are said twice, both have to agree."""
     size, accum, rows = (_train(document, name) for name in ("batch_size", "grad_accum", "effective_batch_size"))
-    path, count = ("train", "effective_batch_size"), _processes(document)
     if size == "auto":
         yield from _chosen(document, rows)
     elif all(isinstance(each, int) and each > 0 for each in (size, accum, rows)):
-        each = size * accum
-        if rows % each if count is None else each * count != rows:
-            names, values = "batch_size × grad_accum", f"{size} × {accum}"
-            if count and count > 1:
-                names, values, each = f"{names} × processes", f"{values} × {count}", each * count
-            message = f"train.effective_batch_size is {rows}, but {names} is {values} = {each}"
-            hint = f"write batch_size: auto, which chooses both, or {_split(rows // (count or 1), size)}"
-            yield Problem(message, document.place(path), path, hint)
+        path, wrong = ("train", "effective_batch_size"), disagreement(size, accum, _processes(document), rows)
+        if wrong:
+            yield Problem(wrong[0], document.place(path), path, wrong[1])
 
 
 def _processes(document: Document) -> int | None:
@@ -89,12 +84,6 @@ def _chosen(document: Document, rows: Any) -> Iterator[Problem]:
     if size and accum and (accum.origin.is_override or accum.origin.shown == size.origin.shown):
         message = "train.grad_accum has no effect with train.batch_size auto, which chooses it"
         yield Problem(message, document.key_place(other), other, "leave it out, or write batch_size as a number")
-
-
-def _split(rows: int, size: int) -> str:
-    """The nearest batch that gives so many rows."""
-    fitting = max(each for each in range(1, max(min(size, rows), 1) + 1) if rows % each == 0)
-    return f"batch_size: {fitting} and grad_accum: {rows // fitting}"
 
 
 def _train(document: Document, name: str) -> Any:

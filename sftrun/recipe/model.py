@@ -1,5 +1,6 @@
 """The typed recipe: every key, its type, its default and its description, once."""
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -237,6 +238,19 @@ class TrainOptions(Options):
         if self.batch_size == "auto":
             raise UserError("train.batch_size auto is not chosen yet", hint="sftrun RECIPE chooses it before it trains")
         return self.batch_size
+
+    def step_rows(self, processes: int) -> int:
+        """Rows of an optimizer step, of so many processes together."""
+        return self.effective_batch_size or self.micro_batch * self.grad_accum * processes
+
+    def steps(self, rows: int, processes: int) -> int:
+        """Optimizer steps of a run: the epochs' worth, or max_steps where that is fewer; all processes share a step.
+
+        Of packed rows, `rows` counts the packs.
+        """
+        an_epoch = math.ceil(math.ceil(rows / (self.micro_batch * processes)) / self.grad_accum)
+        every = math.ceil(self.epochs * an_epoch)
+        return every if self.max_steps is None else min(every, self.max_steps)
 
 
 class LaunchOptions(Options):

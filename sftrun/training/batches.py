@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 import sftrun
 from sftrun.training.rows import PackedRows
@@ -93,24 +92,26 @@ def _without_empty(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def collator(rows: Any, pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
     """What makes a batch of these rows: packs are laid end to end, others padded."""
-    return flattened if isinstance(rows, PackedRows) else Padded(pad_token_id=pad_id)
+    return flattened if isinstance(rows, PackedRows) else Padded(pad_id)
 
 
-class Padded(DataCollatorForLanguageModeling):  # type: ignore[misc]
-    """trl's collator, with the proof that padding is all it adds."""
+class Padded:
+    """Makes a batch of rows: ids, labels and mask ([rows, longest]), padded on the right."""
 
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        examples = _without_empty(examples)
-        batch: dict[str, Any] = super().torch_call(examples)
-        for row, example in enumerate(examples):
-            size = len(example["input_ids"])
-            same = batch["input_ids"][row, :size].tolist() == list(example["input_ids"])
-            same &= batch["labels"][row, :size].tolist() == list(example["labels"])
-            same &= bool((batch["labels"][row, size:] == IGNORED).all())
-            same &= int(batch["attention_mask"][row].sum()) == size
-            if not same:
-                raise RuntimeError("trl changed the prepared ids or labels of a row")
-        return batch
+    def __init__(self, pad_id: int) -> None:
+        self.fill = {"input_ids": pad_id, "labels": IGNORED, "attention_mask": 0}
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        rows = [{**row, "attention_mask": np.ones(len(row["input_ids"]), np.int64)} for row in _without_empty(examples)]
+        width = max(len(row["input_ids"]) for row in rows)
+        return {
+            name: torch.from_numpy(np.stack([_padded(row[name], width, fill) for row in rows]))
+            for name, fill in self.fill.items()
+        }
+
+
+def _padded(values: Any, width: int, fill: int) -> Any:
+    return np.pad(np.asarray(values), (0, width - len(values)), constant_values=fill)
 
 
 def flattened(packs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from torch.utils.tensorboard import SummaryWriter
 from transformers.integrations import TensorBoardCallback
 
 import sftrun
-from sftrun.training import checkpoints, ranks
+from sftrun.training import checkpoints, ranks, trained
 
 COUNTED = ("tokens", "trained", "seen", "seen_trained", "_total_train_tokens")  # of the trainer, from its start
 EXACT = 1e-9  # of an epoch: what a sum of steps may be short of a whole one
@@ -142,7 +141,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         """Writes a whole checkpoint of the trainer; raises Interrupted where a signal has asked for it."""
         step = self.trainer.state.global_step
         if step != self.saved:
-            weights = trained_here(self.trainer.model)
+            weights = trained.here(self.trainer.model)
             if ranks.agreed(not all(bool(part.isfinite().all()) for part in weights)):
                 raise self.diverged("there are weights that are not finite")  # no checkpoint to go on from
             with checkpoints.room_for(f"the checkpoint of step {step}", self.folder):
@@ -203,13 +202,3 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             same = len(losses) == ranks.size()  # else only their mean is the same
             self.trainer._tr_loss += losses[ranks.number()] if same else sum(losses) / len(losses)
             self.trainer._globalstep_last_logged = progress["logged"]["step"]
-
-
-def trained_here(model: Any) -> list[torch.Tensor]:
-    """Of each trained weight, what this process holds."""
-    found = []
-    for weight in model.parameters():
-        if weight.requires_grad:
-            part = getattr(weight, "ds_tensor", weight)  # of DeepSpeed's stage 3
-            found.append(part.to_local() if hasattr(part, "to_local") else part)
-    return found

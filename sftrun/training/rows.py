@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import torch
@@ -14,6 +15,12 @@ def rows_of(recipe: sftrun.Recipe, run: sftrun.RunDir) -> "Rows | PackedRows":
     """What a recipe trains on: the samples of the training split, or packs of them."""
     file = run.prepared / "train.arrow"
     return Rows(file) if recipe.packing.strategy == "none" else PackedRows(file, run.prepared / "train.packs.arrow")
+
+
+def dataset(run: sftrun.RunDir, split: str) -> datasets.Dataset | None:
+    """The samples of a split as a dataset of the kind that trl looks at; None where there is no such split."""
+    file = run.prepared / f"{split}.arrow"
+    return datasets.Dataset.from_file(str(file)).remove_columns("origin") if file.is_file() else None
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Any]]):

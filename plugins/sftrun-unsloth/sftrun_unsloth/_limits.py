@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sftrun
+from sftrun.training import limits
 
 HINT = "use the backend hf, or set backend.with.fallback: hf"
 SWITCHES = ("attention", "cross_entropy", "compile", "activation_offload", "tf32")
@@ -16,9 +17,7 @@ SWITCHES = ("attention", "cross_entropy", "compile", "activation_offload", "tf32
 
 def mistakes(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     """What no backend could do."""
-    if recipe.train.dataloader_prefetch and not recipe.train.dataloader_workers:
-        message = "dataloader_prefetch needs processes that load: set train.dataloader_workers too"
-        yield sftrun.Problem(message, path=("train", "dataloader_prefetch"))
+    yield from limits.of_recipe(recipe)
     if recipe.tuning.mode != "full" and recipe.tuning.lora.target_modules == []:
         path = ("tuning", "lora", "target_modules")
         yield sftrun.Problem("target_modules must name at least one module", path=path)
@@ -87,14 +86,6 @@ def all_of(recipe: sftrun.Recipe) -> list[sftrun.Problem]:
     return [*of_recipe(recipe), *of_machine(recipe), *of_model(recipe)]
 
 
-def unscored(recipe: sftrun.Recipe, run: Path) -> Iterator[sftrun.Problem]:
-    """Options that go by the validation loss, where the prepared data have no validation rows."""
-    for key in ("early_stopping", "keep_best"):
-        if getattr(recipe.train, key) and not (sftrun.RunDir(run).prepared / "val.arrow").is_file():
-            message = f"train.{key} goes by the validation loss, and the data have no validation rows"
-            yield sftrun.Problem(message, path=("train", key), hint="give the source a val split, or a val_share")
-
-
 def not_installed(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     """Says how unsloth is installed, where it is not."""
     wanted = ("unsloth", "unsloth_zoo", *(["bitsandbytes"] if recipe.tuning.mode == "qlora" else []))
@@ -108,6 +99,14 @@ def not_installed(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
 def used(run: Path) -> str:
     """The backend that has trained a run."""
     return str(sftrun.RunDir(run).read_json("lock.json").get("backend", {}).get("used", "unsloth"))
+
+
+def check_same(run: sftrun.RunDir, now: str | None) -> None:
+    """Raises UserError where another backend has trained a run so far: its checkpoints are of other sums."""
+    before = run.read_json("lock.json").get("backend", {}).get("used", now)
+    if before != now and any(event["event"] == "step" for event in run.events()):
+        message = f"{run.path} was trained with {before} so far, and here it would go on with {now}"
+        raise sftrun.UserError(message, hint=f"resume it where {before} trained it, or start a new run")
 
 
 def name_of(use: "str | sftrun.Use") -> str:

@@ -10,6 +10,7 @@ from sftrun_unsloth import _model  # isort: skip # imports unsloth before anythi
 import torch
 
 import sftrun
+from sftrun.training import saved
 
 ROWS = 8
 
@@ -41,7 +42,7 @@ def merge(recipe: sftrun.Recipe, path: Path, max_difference: float) -> dict[str,
 
 
 def _write(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, folder: Path) -> None:
-    model.generation_config.eos_token_id = _model.stop_ids(run, model) or None
+    model.generation_config.eos_token_id = saved.stop_ids(run, model) or None
     try:
         model.save_pretrained_merged(str(folder), None, save_method="merged_16bit")
     except NotImplementedError as error:

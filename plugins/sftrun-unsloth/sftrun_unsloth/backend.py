@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 import sftrun
+from sftrun.training import limits
 from sftrun_unsloth import _limits
 
 SFTRUN_API = 1
-MODULES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tensorboard")
 
 
 class UnslothOptions(sftrun.Options):
@@ -47,16 +47,16 @@ class Unsloth:
             path = ("backend", "with", "fallback")
             yield from (msgspec.structs.replace(problem, path=path) for problem in error.problems)
             return
-        limits = list(_limits.of_recipe(recipe))
-        yield from self._said(limits)
-        if limits:
+        found = list(_limits.of_recipe(recipe))
+        yield from self._said(found)
+        if found:
             yield from self._asked("check", recipe)
 
     def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         earlier, new = list(_limits.of_recipe(recipe)), list(_limits.of_machine(recipe))
         yield from self._said(new)
         if not (self.options.fallback and earlier + new):
-            yield from sftrun.missing(*MODULES, extra="train", path=("backend",), why="the backend unsloth")
+            yield from sftrun.missing(*limits.MODULES, extra="train", path=("backend",), why="the backend unsloth")
             yield from _limits.not_installed(recipe)
             return
         if not earlier:
@@ -66,7 +66,7 @@ class Unsloth:
     def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterator[sftrun.Problem]:
         earlier = [*_limits.of_recipe(recipe), *_limits.of_machine(recipe)]
         new = list(_limits.of_model(recipe))
-        yield from _limits.unscored(recipe, run)
+        yield from limits.of_data(recipe, run)
         if not self.options.fallback:
             yield from new
         elif earlier or new:
@@ -77,15 +77,16 @@ class Unsloth:
             yield from (found for each in questions for found in each if found.severity == "error")
 
     def train(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> None:
-        limits = _limits.all_of(recipe)
-        if limits and not self.options.fallback:
-            raise sftrun.UserError(limits)
-        used = self.options.fallback if limits else "unsloth"
-        reasons = [problem.message for problem in limits]
+        found = _limits.all_of(recipe)
+        if found and not self.options.fallback:
+            raise sftrun.UserError(found)
+        used = self.options.fallback if found else "unsloth"
+        _limits.check_same(sftrun.RunDir(run), used)
+        reasons = [problem.message for problem in found]
         about = {"asked": "unsloth", "used": used, "reasons": reasons}
         if os.environ.get("RANK", "0") == "0":  # of many processes, only the first one writes
             sftrun.RunDir(run).merge_json("lock.json", {"backend": about})
-        if limits:
+        if found:
             emit({"event": "warning", "message": f"trained with {used} instead of unsloth: {'; '.join(reasons)}"})
             self._other().train(recipe, run, emit)
             return
@@ -97,20 +98,20 @@ class Unsloth:
         """With what has trained: a run that fell back is evaluated with its fallback too."""
         if _limits.used(run) != "unsloth":
             return self._other().load(recipe, run, which)
-        limits = _limits.all_of(recipe)
-        if limits:
-            raise sftrun.UserError(limits)
+        found = _limits.all_of(recipe)
+        if found:
+            raise sftrun.UserError(found)
         from sftrun_unsloth import _model
 
-        return _model.UnslothModel(recipe, run, which)
+        return _model.loaded(recipe, run, which)
 
     def _other(self) -> Any:
         return sftrun.create("backend", self.options.fallback or "hf")
 
-    def _said(self, limits: list[sftrun.Problem]) -> Iterator[sftrun.Problem]:
+    def _said(self, found: list[sftrun.Problem]) -> Iterator[sftrun.Problem]:
         """The limits as errors; with a fallback as warnings."""
         fallback = self.options.fallback
-        for problem in limits:
+        for problem in found:
             hint = f"{fallback} trains instead (fallback)"
             yield msgspec.structs.replace(problem, severity="warning", hint=hint) if fallback else problem
 

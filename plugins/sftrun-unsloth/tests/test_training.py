@@ -95,7 +95,7 @@ def test_a_loss_of_other_tokens_stops_the_run(recipe, full, tmp_path):
     honest = trainer.compute_loss
     trainer.compute_loss = lambda model, inputs, **more: honest(model, inputs | {"labels": inputs["input_ids"]}, **more)
     with pytest.raises(sftrun.UserError, match="it would not train on this mask"):
-        trainer.train()
+        trainer.keeper.train(trainer)
 
 
 def test_prepared_ids_and_labels_reach_the_model_untouched(recipe, full, tmp_path):
@@ -118,7 +118,7 @@ def test_prepared_ids_and_labels_reach_the_model_untouched(recipe, full, tmp_pat
             assert all(label in (-100, number) for label, number in zip(labels.tolist(), ids.tolist(), strict=True))
 
     model.register_forward_pre_hook(catch, with_kwargs=True)
-    trainer.train()
+    trainer.keeper.train(trainer)
     file = sftrun.read_samples(run.prepared / "train.arrow")
     assert seen == Counter((tuple(sample.ids), tuple(sample.trained)) for sample in file)
 
@@ -171,13 +171,15 @@ def test_logits_are_the_same_after_saving_and_loading(recipe, base, tmp_path):
     import torch
     from sftrun_unsloth import _model, _train
 
+    from sftrun.training import saved
+
     settings = [base, *LORA, "train.max_steps=3"]
     run = prepared(recipe, tmp_path / "run", *settings)
     described = sftrun.load(recipe, settings)
     model = _train.adapted(_model.load_base(described), described)
     trainer = _train.make_trainer(model, described, run, lambda event: None)
-    trainer.train()
-    _train._save(trainer.model, described, run)
+    trainer.keeper.train(trainer)
+    saved.save(trainer.model, trainer.model.save_pretrained, described, run)
     ids = torch.tensor([next(sftrun.read_samples(run.prepared / "train.arrow")).ids])
     with torch.no_grad():
         said = [one(input_ids=ids).logits for one in (trainer.model.eval(), loaded(recipe, run, *settings).model)]
@@ -227,18 +229,6 @@ def test_the_best_weights_are_kept_where_the_recipe_says(recipe, tmp_path):
     assert best["loss"] == min(event["loss"] for event in events if event["event"] == "eval")
     sums = loaded(recipe, run).losses("val")
     assert sums.loss / sums.tokens == pytest.approx(best["loss"], rel=1e-6)
-
-
-def test_training_again_starts_from_the_start_and_says_so(recipe, tmp_path):
-    described = sftrun.load(recipe, ["train.max_steps=2"])
-    run, events = trained(recipe, tmp_path / "run", "train.max_steps=2")
-    for event in events:
-        run.event(event)
-    again = []
-    sftrun.create("backend", "unsloth").train(described, run.path, again.append)
-    assert again[0] == {"event": "resumed", "step": 0, "tokens": 0, "trained_tokens": 0}
-    assert "does not go on from checkpoints" in again[1]["message"]
-    assert losses(again) == losses(events)
 
 
 def test_an_adapter_of_modules_that_are_not_there_is_refused(recipe, tmp_path):
@@ -360,7 +350,6 @@ SETTINGS = {
     "train.batch_size": 2,
     "train.eval_batch_size": 3,
     "train.grad_accum": 2,
-    "train.group_by_length": False,
     "train.max_grad_norm": 0.5,
     "train.gradient_checkpointing": True,
     "train.optimizer": "adafactor",
@@ -389,7 +378,7 @@ def test_every_setting_of_the_recipe_has_a_case():
 
     from sftrun.recipe.model import TrainOptions
 
-    above = {"precision", "early_stopping", "keep_best"}  # in tests of their own
+    above = {"precision", "early_stopping", "keep_best", "group_by_length"}  # in tests of their own
     refused = {*SWITCHES, "effective_batch_size"}  # in test_limits.py
     of_the_core = {"on_oom"}
     covered = {f"train.{name}" for name in above | refused | of_the_core}
@@ -405,6 +394,18 @@ def test_every_setting_reaches_the_trainer(leaf, recipe, full):
     before, after = (sftrun.load(recipe, [*settings, *more]) for more in ([], [f"{leaf}={value}"]))
     one, two = (_train.arguments(each, full[0], 40).to_dict() for each in (before, after))
     assert one != two
+
+
+def test_rows_of_similar_lengths_share_a_batch_where_the_recipe_says(recipe, full):
+    from sftrun_unsloth import _model, _train
+
+    orders = []
+    for setting in ("true", "false"):
+        described = sftrun.load(recipe, [f"train.group_by_length={setting}"])
+        trainer = _train.make_trainer(_model.load_base(described), described, full[0], print)
+        orders.append(list(trainer._get_train_sampler()))
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(40))
 
 
 @pytest.mark.parametrize(("leaf", "value"), [("r", 4), ("alpha", 8), ("dropout", 0.1), ("target_modules", ["q_proj"])])

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import sftrun
 from sftrun.builtin.backends import _hf_model, _quant, _vocabulary
+from sftrun.training import base_model, trained
 
 # pissa: with 16 iterations the SVD is as good as exact, in seconds instead of minutes a layer.
 # loftq starts like any other, and is set once the quantised base is there.
@@ -70,12 +71,11 @@ class Adapter:
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.start = {name: weight.detach().clone() for name, weight in _trained(model)}
+        self.start = trained.copied(model)
 
     def restore(self) -> None:
-        """Puts the start back as it was: on a quantised base, trl rounds adapters to bf16."""
-        for name, weight in _trained(self.model):
-            weight.data = self.start[name].clone()
+        """Puts the start back as it was before there was a trainer."""
+        trained.restore(self.model, self.start)
 
     def save(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Writes the adapter for the base as it was before training; `state_dict` has its weights, if it is sharded.
@@ -103,10 +103,6 @@ class Adapter:
         return weight
 
 
-def _trained(model: Any) -> list[tuple[str, Any]]:
-    return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-
-
 @torch.no_grad()
 def _loftq(model: Any, recipe: sftrun.Recipe) -> None:
     """Starts the adapter from what quantisation has lost: the best product of its rank for W − Q.
@@ -127,7 +123,7 @@ def _loftq(model: Any, recipe: sftrun.Recipe) -> None:
 
 
 def _new_tokens(base: Any, recipe: sftrun.Recipe, run: sftrun.RunDir) -> list[int]:
-    location, commit = _hf_model.base_location(recipe), _hf_model.commit(recipe)
+    location, commit = base_model.location(recipe), base_model.commit(recipe)
     rows = transformers.AutoConfig.from_pretrained(location, revision=commit).get_text_config().vocab_size
     return _vocabulary.untrained(base, sftrun.load_tokenizer(recipe.model), rows, run.prepared / "train.arrow")
 

@@ -16,9 +16,10 @@ from transformers.masking_utils import AttentionMaskInterface
 
 import sftrun
 from sftrun import tiny
-from sftrun.builtin.backends import _adapter, _attention, _head, _hf_model, _sizes, _vocabulary
+from sftrun.builtin.backends import _adapter, _attention, _head, _sizes, _vocabulary
 from sftrun.builtin.backends._heap import replayed
 from sftrun.builtin.backends._live import Live
+from sftrun.training import compute
 
 PACKED = "sftrun-planned"
 CONTEXT = 600 * 2**20  # of a CUDA context with its kernels, outside of torch's allocator; a usual value, not measured
@@ -37,7 +38,7 @@ def estimate(
     temporaries what is really alive beside them. Optimizer states follow from the optimizer's definition.
     """
     libraries = _libraries()
-    where = _hf_model.device().type
+    where = compute.device().type
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         model = _built(recipe)
@@ -90,7 +91,7 @@ def _by_formula(
     layer. Logits: three copies of fp32 on each trained position, of as many as there are at once.
     """
     text = model.config.get_text_config()
-    size = 4 if _hf_model.precision(recipe) == "fp32" else 2
+    size = 4 if compute.precision(recipe) == "fp32" else 2
     inner = getattr(text, "moe_intermediate_size", 0) * getattr(text, "num_experts_per_tok", 1)
     layer = 16 * text.hidden_size + 4 * (inner or getattr(text, "intermediate_size", None) or 4 * text.hidden_size)
     layers = text.num_hidden_layers
@@ -138,8 +139,7 @@ def _config(recipe: sftrun.Recipe) -> Any:
 
 def _built(recipe: sftrun.Recipe) -> Any:
     """The model as it is trained, on torch's meta device: with its adapter and its checkpointing, as trl sets them."""
-    full = recipe.tuning.mode == "full"
-    dtype = torch.float32 if full else _hf_model.DTYPES[_hf_model.precision(recipe)]
+    dtype = compute.weights_dtype(recipe)
     with torch.device("meta"):
         asked = {"attn_implementation": "eager"} if recipe.train.attention == "eager" else {}
         model = transformers.AutoModelForCausalLM.from_config(_config(recipe), dtype=dtype, **asked)
@@ -176,7 +176,7 @@ def _stepped(model: Any, recipe: sftrun.Recipe, shape: sftrun.Shape, where: str)
 
 
 def _autocast(recipe: sftrun.Recipe, where: str) -> Any:
-    dtype = _hf_model.DTYPES[_hf_model.precision(recipe)]
+    dtype = compute.DTYPES[compute.precision(recipe)]
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(where, dtype)
 
 

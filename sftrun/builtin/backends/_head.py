@@ -47,6 +47,13 @@ def add(model: Any, kernel: Kernel | None = None, parts: bool = True) -> None:
     inner.forward = forward
 
 
+def score(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, int]:
+    """The summed negative log-likelihood of a batch's labels, and how many were argmax, of a model with this head."""
+    given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    made = model(**given, scored=batch["labels"], use_cache=False)
+    return made["loss"].item(), int(made["correct"])
+
+
 def _inner(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, peft.PeftModel) else model
 

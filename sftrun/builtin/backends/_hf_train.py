@@ -1,10 +1,6 @@
 """Trains with trl's SFTTrainer on prepared samples, whose ids and labels it must not touch."""
 
 import functools
-import json
-import math
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +11,13 @@ from trl import SFTConfig
 
 import sftrun
 from sftrun.builtin.backends import _adapter, _fused, _head, _hf_model, _isolation, _sharding, _switches
-from sftrun.builtin.backends._hf_trainer import Trainer
-from sftrun.training import batches, checkpoints, ranks
+from sftrun.builtin.backends._trainer import Trainer
+from sftrun.training import batches, compute, ranks, saved, settings, tokens
 from sftrun.training.keeper import Keeper
-from sftrun.training.rows import PackedRows, rows_of
+from sftrun.training.rows import PackedRows, dataset, rows_of
 
 transformers.logging.set_verbosity_warning()
 datasets.disable_progress_bars()
-
-OPTIMIZERS = {"adamw": "adamw_torch_fused"}  # the others have the names that transformers gives them
-SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
-LEARNING_RATES = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4}
 
 
 def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: dict[str, Any] | None = None) -> None:
@@ -38,7 +30,6 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     _switches.check(recipe)
     ranks.join(recipe)
     keeper = Keeper(recipe, run, emit)
-    samples = {split: _dataset(run, split) for split in ("train", "val") if _file(run, split).is_file()}
     rows = rows_of(recipe, run)
     transformers.set_seed(recipe.seed)
     strategy = _sharding.strategy(recipe)
@@ -49,147 +40,46 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     used = _switches.give(model, recipe, emit)
     packed = isinstance(rows, PackedRows)
     if packed and not strategy:
-        _isolation.check(model, _hf_model.precision(recipe))
-    tokens = transformers.AutoTokenizer.from_pretrained(sftrun.load_tokenizer(recipe.model).folder)
-    _check_tokenizer(tokens, run, emit)
-    for message in _without_effect(recipe, "val" in samples):
+        _isolation.check(model, compute.precision(recipe))
+    tokenizer = tokens.load(recipe, run, emit)
+    for message in settings.without_effect(recipe, run):
         emit({"event": "warning", "message": message})
     adapter = None if recipe.tuning.mode == "full" else _adapter.attach(model, recipe, run, emit)
     trainer = _sharding.trainer(strategy, Trainer)(
-        emit,
-        rows,
         keeper,
-        sort=recipe.train.group_by_length,
-        callbacks=keeper.callbacks(),
+        rows,
+        _head.score,
         model=adapter.model if adapter else model,
         args=ranks.one_gpu(arguments(recipe, run, len(rows))),
-        data_collator=batches.collator(rows, _pad_id(tokens)),
-        train_dataset=samples["train"],
-        eval_dataset=samples.get("val"),
-        processing_class=tokens,
+        data_collator=batches.collator(rows, tokens.pad_id(tokenizer)),
+        train_dataset=dataset(run, "train"),
+        eval_dataset=dataset(run, "val"),
+        processing_class=tokenizer,
     )
     if adapter:
         adapter.restore()
     _head.add(trainer.model, _fused.kernel(trainer.model, recipe), parts=strategy is None)
     if strategy:
-        check = functools.partial(_isolation.check, precision=_hf_model.precision(recipe)) if packed else None
+        check = functools.partial(_isolation.check, precision=compute.precision(recipe)) if packed else None
         trainer.add_callback(_sharding.Checks(trainer, check))
     keeper.train(trainer)
     weights = _sharding.whole_weights(trainer)
     if ranks.first():
-        with checkpoints.room_for("the model", run.checkpoints):
-            write = functools.partial(adapter.save if adapter else trainer.model.save_pretrained, state_dict=weights)
-            _save(trainer.model, write, recipe, run, quantisation)
-        run.merge_json("lock.json", {"used": used, "parameters": _sharding.count(trainer.model)})
+        write = functools.partial(adapter.save if adapter else trainer.model.save_pretrained, state_dict=weights)
+        saved.save(trainer.model, write, recipe, run, quantisation)
+        run.merge_json("lock.json", {"used": used, "parameters": saved.count(trainer.model)})
     ranks.leave()
 
 
 def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig:
     """Every setting of the trainer that a recipe decides, none left to its defaults."""
     t = recipe.train
-    precision = _hf_model.precision(recipe)
-    steps = total_steps(recipe, rows)
-    evaluates = (run.prepared / "val.arrow").is_file()
     return SFTConfig(
-        output_dir=str(run.checkpoints),
-        num_train_epochs=t.epochs,
-        max_steps=steps,
-        learning_rate=LEARNING_RATES[recipe.tuning.mode] if t.learning_rate is None else t.learning_rate,
-        lr_scheduler_type=SCHEDULERS[t.scheduler],
-        warmup_steps=math.ceil(t.warmup * steps) if t.warmup < 1 else int(t.warmup),
-        weight_decay=t.weight_decay,
-        per_device_train_batch_size=t.micro_batch,
-        per_device_eval_batch_size=t.eval_batch_size,
-        gradient_accumulation_steps=t.grad_accum,
-        max_grad_norm=t.max_grad_norm,
-        gradient_checkpointing=t.gradient_checkpointing,
+        **settings.of_recipe(recipe, run, rows),
         activation_offloading=t.activation_offload,
         tf32=t.tf32 if torch.cuda.is_available() else None,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        optim=OPTIMIZERS.get(t.optimizer, t.optimizer),
-        adam_beta1=t.adam_beta1,
-        adam_beta2=t.adam_beta2,
-        adam_epsilon=t.adam_epsilon,
-        eval_strategy=t.eval_strategy if evaluates else "no",
-        eval_steps=t.eval_steps,
-        save_strategy=t.save_strategy,
-        save_steps=t.save_steps or 500,
-        save_total_limit=t.save_total_limit,
-        logging_steps=t.logging_steps,
-        logging_nan_inf_filter=False,  # a loss that is not finite must be seen, not replaced
-        dataloader_num_workers=t.dataloader_workers,
-        dataloader_prefetch_factor=t.dataloader_prefetch,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        report_to=[],  # TensorBoard's callback comes from the keeper
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-        deepspeed=_sharding.deepspeed_config(recipe, precision),
-        packing=False,
-        max_length=None,
+        deepspeed=_sharding.deepspeed_config(recipe, compute.precision(recipe)),
         # for experts that no token has chosen; and gradients are added in the same order after a resume
         ddp_find_unused_parameters=True,
         average_tokens_across_devices=True,  # else a step would depend on which process has which rows
-        dataset_kwargs={"skip_prepare_dataset": True},
     )
-
-
-def total_steps(recipe: sftrun.Recipe, rows: int) -> int:
-    """Optimizer steps of a run: the epochs' worth, or max_steps where that is fewer."""
-    t = recipe.train
-    an_epoch = math.ceil(math.ceil(rows / (t.micro_batch * ranks.size())) / t.grad_accum)
-    return min(math.ceil(t.epochs * an_epoch), t.max_steps or math.inf)  # type: ignore[return-value]
-
-
-def _without_effect(recipe: sftrun.Recipe, validates: bool) -> Iterator[str]:
-    """What the recipe asks for, and these data or this machine cannot have."""
-    if recipe.train.eval_strategy != "no" and not validates:
-        yield "there are no validation rows, so no validation loss is computed (train.eval_strategy)"
-    if recipe.train.optimizer.startswith("paged_") and not torch.cuda.is_available():
-        yield f"without a GPU there are no pages to move: {recipe.train.optimizer} works as if it were not paged"
-
-
-def _file(run: sftrun.RunDir, split: str) -> Path:
-    return run.prepared / f"{split}.arrow"
-
-
-def _dataset(run: sftrun.RunDir, split: str) -> datasets.Dataset:
-    return datasets.Dataset.from_file(str(_file(run, split))).remove_columns("origin")
-
-
-def _pad_id(tokens: Any) -> int:
-    return int(tokens.pad_token_id if tokens.pad_token_id is not None else tokens.eos_token_id)
-
-
-def _check_tokenizer(tokens: Any, run: sftrun.RunDir, emit: sftrun.Emit) -> None:
-    """Warns when transformers reads these rows as other ids than the tokenizer.json that prepared them."""
-    examples = run.read_json("prepared/proof.json")["splits"]["train"]["examples"]
-    for example, sample in zip(examples, sftrun.read_samples(run.prepared / "train.arrow"), strict=False):
-        text = "".join(piece for piece, _ in example["pieces"])
-        if tokens(text, add_special_tokens=False)["input_ids"] != sample.ids:
-            message = f"transformers' tokenizer reads {example['origin']} as other ids than tokenizer.json does"
-            emit({"event": "warning", "message": message})
-            return
-
-
-def _save(
-    model: Any,
-    write: Callable[[Path], None],
-    recipe: sftrun.Recipe,
-    run: sftrun.RunDir,
-    quantisation: dict[str, Any] | None,
-) -> None:
-    """Writes `model/`: weights or adapter, tokenizer and template; whole or not at all."""
-    making = run.path / ".model"
-    shutil.rmtree(making, ignore_errors=True)
-    model.generation_config.eos_token_id = _hf_model.stop_ids(run, model) or None
-    write(making)
-    sftrun.load_tokenizer(recipe.model).save(making)
-    if (making / "adapter_config.json").is_file():
-        location = _hf_model.base_location(recipe)
-        base: dict[str, Any] = {"name": recipe.model.name, "revision": recipe.model.revision}
-        base |= {"weights": _hf_model.weights_hash(location), "quantisation": quantisation}
-        (making / "base.json").write_text(json.dumps(base, indent=2) + "\n")
-    shutil.rmtree(run.model, ignore_errors=True)
-    making.rename(run.model)

@@ -63,12 +63,6 @@ def whole_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
     return trainer.whole_weights() if hasattr(trainer, "whole_weights") else None
 
 
-def count(model: Any) -> dict[str, int]:
-    """Parameters of a model, all and those that are trained, however they are shared."""
-    sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in model.parameters()]
-    return {"trained": sum(size for size, trained in sizes if trained), "all": sum(size for size, _ in sizes)}
-
-
 class Checks(transformers.TrainerCallback):  # type: ignore[misc]
     """Before the first step: that the model is sharded as was asked, and what else is to be shown on it."""
 

@@ -11,7 +11,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import is_flash_attn_2_available, is_torch_tf32_available
 
 import sftrun
-from sftrun.builtin.backends import _attention, _hf_model
+from sftrun.builtin.backends import _attention
+from sftrun.training import compute
 
 OWN = {"eager": "eager", "sdpa": "sdpa", "flash-attn": "flash_attention_2", "flex": "flex_attention"}
 HUB_KERNEL = "kernels-community/flash-attn2"  # what transformers takes where flash-attn is not installed
@@ -56,7 +57,7 @@ def _no_flash(recipe: sftrun.Recipe) -> str | None:
     """Why flash-attn does not work here; None where it does."""
     if not torch.cuda.is_available():
         return "it needs a GPU, and there is none"
-    if _hf_model.precision(recipe) == "fp32":
+    if compute.precision(recipe) == "fp32":
         return "it computes in bf16 or fp16, and train.precision is fp32"
     if not is_flash_attn_2_available():
         return "the package flash-attn is not installed"
@@ -70,7 +71,7 @@ def give(model: Any, recipe: sftrun.Recipe, emit: sftrun.Emit) -> dict[str, str]
     """
     used = {"attention": (_packed if recipe.packing.strategy != "none" else _padded)(model, recipe, emit)}
     used["optimizer"] = recipe.train.optimizer + (" (fused)" if recipe.train.optimizer == "adamw" else "")
-    used |= {"precision": _hf_model.precision(recipe), "cross_entropy": recipe.train.cross_entropy}
+    used |= {"precision": compute.precision(recipe), "cross_entropy": recipe.train.cross_entropy}
     used["compiled"] = f"{_compile(model)} layers" if recipe.train.compile else "nothing"
     emit({"event": "using", **used})
     return used
@@ -106,7 +107,7 @@ def _padded(model: Any, recipe: sftrun.Recipe, emit: sftrun.Emit) -> str:
 
 
 def _has_hub_kernel(recipe: sftrun.Recipe) -> bool:
-    half = torch.cuda.is_available() and _hf_model.precision(recipe) != "fp32"
+    half = torch.cuda.is_available() and compute.precision(recipe) != "fp32"
     return half and importlib.util.find_spec("kernels") is not None
 
 

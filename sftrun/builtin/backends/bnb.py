@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import sftrun
 from sftrun.builtin.backends import _strategies, hf
+from sftrun.training import limits
 
 PATH = ("backend", "with")
 
@@ -50,7 +51,7 @@ class Bnb:
         self.options = options
 
     def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-        yield from hf.limits(recipe)
+        yield from hf.problems(recipe)
         yield from _strategies.quantised(recipe, self.bits(recipe), self.options.storage_dtype)
         yield from self._mode(recipe)
         yield from self._without_effect(recipe)
@@ -81,13 +82,13 @@ class Bnb:
                 yield sftrun.Problem(message, path=(*PATH, name), hint="leave it out, or use tuning.mode qlora")
 
     def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
-        yield from sftrun.missing(*hf.MODULES, extra="train", path=("backend",), why="the backend bnb")
+        yield from sftrun.missing(*limits.MODULES, extra="train", path=("backend",), why="the backend bnb")
         yield from sftrun.missing("bitsandbytes", extra="bnb", path=("backend",), why="the backend bnb")
         yield from hf.kernels(recipe)
         yield from _strategies.ready(recipe)
 
     def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterable[sftrun.Problem]:
-        return hf.unscored(recipe, run)
+        return limits.of_data(recipe, run)
 
     def train(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> None:
         from sftrun.builtin.backends import _hf_train
@@ -97,7 +98,7 @@ class Bnb:
     def load(self, recipe: sftrun.Recipe, run: Path, which: Literal["base", "tuned"]) -> Any:
         from sftrun.builtin.backends import _hf_model
 
-        return _hf_model.HfModel(recipe, run, which, self.quantisation(recipe))
+        return _hf_model.loaded(recipe, run, which, self.quantisation(recipe))
 
     def estimate(
         self, recipe: sftrun.Recipe, training: sftrun.Shape, evaluation: sftrun.Shape | None

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import sftrun
 from sftrun.builtin.backends import _strategies
+from sftrun.training import limits
 
 KERNELS = {"liger": "liger_kernel", "cut-cross-entropy": "cut_cross_entropy", "flash-attn": "flash_attn"}
-MODULES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tensorboard")
 
 
 @sftrun.hookimpl
@@ -23,7 +23,7 @@ class Hf:
     launches = True
 
     def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-        yield from limits(recipe)
+        yield from problems(recipe)
         if recipe.tuning.mode == "qlora":
             message = "tuning.mode qlora needs a base in 4 bits, and the backend hf keeps it as it is"
             yield sftrun.Problem(message, path=("tuning", "mode"), hint="write backend: bnb, or use tuning.mode lora")
@@ -33,7 +33,7 @@ class Hf:
             yield sftrun.Problem(message, path=("tuning", "lora", "init"), hint=hint)
 
     def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
-        yield from sftrun.missing(*MODULES, extra="train", path=("backend",), why="the backend hf")
+        yield from sftrun.missing(*limits.MODULES, extra="train", path=("backend",), why="the backend hf")
         name = recipe.train.optimizer
         if name.startswith("paged_") or name.endswith("_8bit"):
             yield from sftrun.missing("bitsandbytes", extra="bnb", path=("train", "optimizer"), why=f"optimizer {name}")
@@ -41,7 +41,7 @@ class Hf:
         yield from _strategies.ready(recipe)
 
     def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterable[sftrun.Problem]:
-        return unscored(recipe, run)
+        return limits.of_data(recipe, run)
 
     def train(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> None:
         from sftrun.builtin.backends import _hf_train
@@ -51,7 +51,7 @@ class Hf:
     def load(self, recipe: sftrun.Recipe, run: Path, which: Literal["base", "tuned"]) -> Any:
         from sftrun.builtin.backends import _hf_model
 
-        return _hf_model.HfModel(recipe, run, which)
+        return _hf_model.loaded(recipe, run, which)
 
     def estimate(
         self, recipe: sftrun.Recipe, training: sftrun.Shape, evaluation: sftrun.Shape | None
@@ -61,11 +61,9 @@ class Hf:
         return _strategies.noted(recipe, _estimate.estimate(recipe, training, evaluation))
 
 
-def limits(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+def problems(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     """What no backend on transformers' trainer and peft can do."""
-    if recipe.train.dataloader_prefetch and not recipe.train.dataloader_workers:
-        message = "dataloader_prefetch needs processes that load: set train.dataloader_workers too"
-        yield sftrun.Problem(message, path=("train", "dataloader_prefetch"))
+    yield from limits.of_recipe(recipe)
     yield from _strategies.limits(recipe)
     if recipe.tuning.mode != "full":
         yield from _adapter(recipe)
@@ -95,12 +93,3 @@ def _adapter(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     if lora.dora and lora.init == "loftq":
         message = "dora measures the base's weights before loftq has added to them what 4 bits have lost"
         yield sftrun.Problem(message, path=(*path, "dora"), hint="use init: default, or leave out dora")
-
-
-def unscored(recipe: sftrun.Recipe, run: Path) -> Iterator[sftrun.Problem]:
-    """Options that go by the validation loss, where the prepared data have no validation rows."""
-    wanted = {"early_stopping": recipe.train.early_stopping, "keep_best": recipe.train.keep_best}
-    for name in [name for name, value in wanted.items() if value]:
-        if not (run / "prepared" / "val.arrow").is_file():
-            message = f"train.{name} goes by the validation loss, and the data have no validation rows"
-            yield sftrun.Problem(message, path=("train", name), hint="give the source a val split, or a val_share")

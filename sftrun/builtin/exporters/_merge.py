@@ -11,6 +11,7 @@ from peft import PeftModel
 
 import sftrun
 from sftrun.builtin.backends import _hf_model, _quant
+from sftrun.training import base_model, compute, saved
 
 ROWS = 8
 # Largest difference of a log-probability: what rounding does. Logits of 16 bits lie 0.06 to 0.125 apart; 8-bit layers
@@ -28,7 +29,7 @@ def merge(recipe: sftrun.Recipe, path: Path, max_difference: float | None) -> di
     """
     run = sftrun.RunDir(path)
     model = _hf_model.load_tuned(recipe, run).eval()
-    quantisation = _hf_model.trained_on(run).get("quantisation")
+    quantisation = base_model.trained_on(run).get("quantisation")
     rows = [sample.ids for sample in islice(sftrun.read_samples(run.prepared / "train.arrow"), ROWS)]
     before = [_log_probabilities(model, ids) for ids in rows]
     if quantisation:
@@ -48,13 +49,13 @@ def merge(recipe: sftrun.Recipe, path: Path, max_difference: float | None) -> di
 
 def _on_plain_weights(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
     """The adapter on the weights that the 4 or 8 bits of its base stand for."""
-    plain = _quant.dequantised(model.unload(), _hf_model.DTYPES[_hf_model.precision(recipe)])
+    plain = _quant.dequantised(model.unload(), compute.DTYPES[compute.precision(recipe)])
     return PeftModel.from_pretrained(plain, run.model).eval()
 
 
 def _bound(recipe: sftrun.Recipe, quantisation: dict[str, Any] | None) -> float:
     held = quantisation or {}
-    computed = {_hf_model.precision(recipe), held.get("compute_dtype", "auto")} - {"auto"}
+    computed = {compute.precision(recipe), held.get("compute_dtype", "auto")} - {"auto"}
     return max(BOUND_8_BIT if held.get("bits") == 8 else 0, *(BOUNDS[each] for each in computed))
 
 
@@ -77,7 +78,7 @@ def _compared(before: list[torch.Tensor], after: Iterator[torch.Tensor]) -> dict
 def _write(merged: Any, recipe: sftrun.Recipe, run: sftrun.RunDir) -> None:
     making, done = run.export / ".merged", run.export / "merged"
     shutil.rmtree(making, ignore_errors=True)
-    merged.generation_config.eos_token_id = _hf_model.stop_ids(run, merged) or None
+    merged.generation_config.eos_token_id = saved.stop_ids(run, merged) or None
     merged.save_pretrained(making)
     sftrun.load_tokenizer(recipe.model).save(making)
     shutil.rmtree(done, ignore_errors=True)

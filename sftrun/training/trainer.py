@@ -1,31 +1,38 @@
-"""trl's trainer with the losses, the counts and the order of rows of sftrun."""
+"""What transformers' trainer, or trl's, does otherwise for a run."""
 
 import math
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from trl import SFTTrainer
-
 import sftrun
-from sftrun.builtin.backends import _hf_model
 from sftrun.training import batches, ranks
 from sftrun.training.keeper import Keeper
+from sftrun.training.loaded import Score, loss_sums
 from sftrun.training.rows import PackedRows
 
 
-class Trainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer that reports events, counts tokens and computes the validation loss over tokens, not batches."""
+class RunTrainer:
+    """For a trainer to inherit from, before trl's: `class Trainer(RunTrainer, SFTTrainer)`.
 
-    def __init__(self, emit: sftrun.Emit, rows: Any, keeper: Keeper, sort: bool, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.emit, self.keeper, self.sort = emit, keeper, sort
+    It reports events, counts tokens, takes rows in an order that the seed and the epoch alone decide, computes the
+    validation loss over tokens and not over batches, and saves through its keeper, which starts it too.
+    """
+
+    args: Any
+    model: Any
+    state: Any
+    control: Any
+    eval_dataset: Any
+    callback_handler: Any
+
+    def __init__(self, keeper: Keeper, rows: Any, score: Score, **settings: Any) -> None:
+        super().__init__(callbacks=keeper.callbacks(), **settings)  # type: ignore[call-arg]
+        self.keeper, self.emit, self.score = keeper, keeper.emit, score
         # trl looks at a row of a dataset of its own kind, and trains on these
         self.rows, self.train_dataset = rows, batches.Even(rows, self.args.train_batch_size, ranks.size())
         self.tokens = self.trained = self.seen = self.seen_trained = 0  # of all processes, when last counted
         self.uncounted: list[Any] = []  # tokens of this process since then, and those of them that are trained
-        self.model_accepts_loss_kwargs = True  # whatever the model's forward takes: compute_loss is ours
         self.since = time.monotonic()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -34,7 +41,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def _ordered(self) -> batches.Shuffled:
         """Batches of similar lengths, if wanted; what one optimizer step sees does not depend on how it is split."""
-        if not self.sort or isinstance(self.rows, PackedRows):
+        if not self.keeper.recipe.train.group_by_length or isinstance(self.rows, PackedRows):
             return batches.Shuffled(len(self.rows), self.args.seed, len(self.train_dataset))
         step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return batches.ByLength(self.rows.lengths, step, self.args.seed, len(self.train_dataset))
@@ -44,7 +51,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         tokens = inputs["input_ids"].numel() if given is None else given.sum()
         trained = (inputs["labels"][:, 1:] != batches.IGNORED).sum()  # nothing predicts the first
         self.uncounted.append((tokens * (trained > 0), trained))  # nothing is trained in rows that fill up a step
-        return super().training_step(model, inputs, *args, **kwargs)
+        return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def count(self) -> None:
         """Adds up the tokens of all processes; not at every step, for a GPU would have to end its work first."""
@@ -53,26 +60,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         self.tokens, self.trained = self.tokens + int(tokens), self.trained + int(trained)
         self.uncounted.clear()
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The mean over the trained tokens of an optimizer step, of all processes; of a router of experts, its own."""
-        routed = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        made = model(
-            **{name: each for name, each in inputs.items() if name != "labels"},
-            **routed,
-            scored=inputs["labels"],
-            use_cache=False,
-        )
-        loss = made["loss"] / torch.as_tensor(num_items_in_batch).clamp(min=1)
-        if self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # whose gradients are averaged
-        if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * made["aux_loss"] / self.current_gradient_accumulation_steps
-        return (loss, made) if return_outputs else loss
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log(logs, start_time)
+        super().log(logs, start_time)  # type: ignore[misc]
         if "loss" in logs:
             self._report(logs)
 
@@ -108,7 +97,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         metrics = {"eval_loss": loss / tokens, "eval_token_accuracy": correct / tokens}
         self.log(metrics)
         self.emit({"event": "eval", "step": self.state.global_step, "loss": metrics["eval_loss"]})
-        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.keeper.evaluated(metrics["eval_loss"], self.control)
         self.since += time.monotonic() - started  # tokens/s is of training alone
         return metrics
@@ -121,9 +110,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
         size, parts = self.args.per_device_eval_batch_size, ranks.size()
         starts = list(range(0, len(self.eval_dataset), size))
         own = starts[ranks.number() :: parts]
-        sums = _hf_model.loss_sums(self.model, self._samples(own, size), size)
+        sums = loss_sums(self.model, self._samples(own, size), size, self.score)
         if len(own) < -(-len(starts) // parts):
-            _hf_model.loss_sums(self.model, self._samples(starts[:1], size), size)
+            loss_sums(self.model, self._samples(starts[:1], size), size, self.score)
         return ranks.summed([sums.tokens, sums.loss, sums.correct])
 
     def _samples(self, starts: list[int], size: int) -> Iterator[Any]:
@@ -133,7 +122,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         started = time.monotonic()
-        self.keeper.save(lambda: super(Trainer, self)._save_checkpoint(model, trial))
+        self.keeper.save(lambda: super(RunTrainer, self)._save_checkpoint(model, trial))  # type: ignore[misc]
         self.since += time.monotonic() - started
 
     def _get_output_dir(self, trial: Any) -> str:

@@ -1,0 +1,31 @@
+"""Where a recipe is computed, and in which number format."""
+
+import torch
+
+import sftrun
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def device() -> torch.device:
+    """Where models run: the first GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision(recipe: sftrun.Recipe) -> str:
+    """The number format of the computation, with `auto` resolved for this machine."""
+    wanted = recipe.train.precision
+    gpu = torch.cuda.is_available()
+    if wanted == "auto":
+        return "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
+    if wanted == "fp16" and not gpu:
+        problem = sftrun.Problem(
+            "fp16 needs a GPU, and there is none", path=("train", "precision"), hint="use fp32 or auto"
+        )
+        raise sftrun.UserError(problem)
+    return wanted
+
+
+def weights_dtype(recipe: sftrun.Recipe) -> torch.dtype:
+    """The type of the base's weights: fp32 where they are trained in full, else that of the computation."""
+    return torch.float32 if recipe.tuning.mode == "full" else DTYPES[precision(recipe)]

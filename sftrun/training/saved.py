@@ -1,0 +1,60 @@
+"""The folder `model/` that training leaves: weights or adapter, tokenizer and template, whole or not at all."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sftrun
+from sftrun.training import base_model, checkpoints
+
+
+def save(
+    model: Any,
+    write: Callable[[Path], None],
+    recipe: sftrun.Recipe,
+    run: sftrun.RunDir,
+    quantisation: dict[str, Any] | None = None,
+) -> None:
+    """Fills `model/` with what `write` writes into a folder, and what belongs to it.
+
+    `quantisation` says how the base of an adapter was held, in the words of the backend bnb's options, so that the
+    exporter merged finds it again. Raises UserError where the disk is full.
+    """
+    making = run.path / ".model"
+    shutil.rmtree(making, ignore_errors=True)
+    model.generation_config.eos_token_id = stop_ids(run, model) or None
+    with checkpoints.room_for("the model", run.checkpoints):
+        write(making)
+        sftrun.load_tokenizer(recipe.model).save(making)
+        if has_adapter(making):
+            facts = base_model.facts(recipe, quantisation)
+            (making / "base.json").write_text(json.dumps(facts, indent=2) + "\n")
+    shutil.rmtree(run.model, ignore_errors=True)
+    making.rename(run.model)
+
+
+def has_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and not a whole model."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def check(run: sftrun.RunDir) -> None:
+    """Raises UserError where a run has no trained model."""
+    if not run.model.is_dir():
+        raise sftrun.UserError(f"{run.path} has no trained model", hint="run its recipe first")
+
+
+def stop_ids(run: sftrun.RunDir, model: Any) -> list[int]:
+    """Ids that end an answer: the template's end-of-turn, and what the model itself ends on."""
+    own = model.generation_config.eos_token_id
+    found = {own} if isinstance(own, int) else set(own or ())
+    ends = run.read_json("prepared/proof.json").get("end_of_turn", {})
+    return sorted(found | {ids[0] for ids in ends.values() if len(ids) == 1})
+
+
+def count(model: Any) -> dict[str, int]:
+    """Parameters of a model, all and those that are trained, however they are shared among processes."""
+    sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in model.parameters()]
+    return {"trained": sum(size for size, trained in sizes if trained), "all": sum(size for size, _ in sizes)}
