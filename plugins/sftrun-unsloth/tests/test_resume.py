@@ -14,7 +14,13 @@ import sftrun
 
 pytestmark = [pytest.mark.unsloth, pytest.mark.timeout(300)]
 
-EVERY = ["train.max_steps=24", "train.save_strategy=steps", "train.save_steps=4", "train.grad_accum=2"]
+EVERY = [
+    "train.epochs=10",
+    "train.max_steps=24",
+    "train.save_strategy=steps",
+    "train.save_steps=4",
+    "train.grad_accum=2",
+]
 EVERY += ["train.batch_size=4", "train.eval_strategy=steps", "train.eval_steps=6"]
 ADAPTER = "tuning.lora={r: 4, dropout: 0.1}"
 MODES = {
