@@ -2,6 +2,7 @@
 
     python benchmarks/resume.py --kills 20 --mode lora
     python benchmarks/resume.py --kills 20 --mode full --processes 2
+    python benchmarks/resume.py --kills 20 --mode unsloth       # where the plugin sftrun-unsloth and unsloth are
 
 A kill is SIGKILL to the command, to its workers, or to all of them at once. A third of the kills come at any moment,
 from the start of the command on; a third after a step; and a third wait until a checkpoint is being written, and come
@@ -28,6 +29,7 @@ MODES = {
     "full": {"tuning": {"mode": "full"}},
     "lora": {"tuning": {"mode": "lora", "lora": {"r": 8, "dropout": 0.1}}, "packing": {"strategy": "best-fit"}},
     "qlora": {"tuning": {"mode": "qlora", "lora": {"r": 8, "dropout": 0.1}}, "backend": "bnb"},
+    "unsloth": {"tuning": {"mode": "qlora", "lora": {"r": 8, "dropout": 0.1}}, "backend": "unsloth"},
 }
 TRAIN = {"max_steps": 60, "epochs": 100, "learning_rate": 5e-3, "batch_size": 2, "grad_accum": 2, "logging_steps": 1}
 SAVED = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 10}
