@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,6 +30,8 @@ from sftrun.world import VARIABLES, Node
 TAIL = 15
 GRACE = 10  # seconds that a worker has to end where its parent fails
 INTERRUPTED = 130
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ECHO = 2.0  # seconds within which SIGTERM is the same one again
 
 
 class WorkerError(Exception):
@@ -36,10 +39,11 @@ class WorkerError(Exception):
 
 
 class Signals:
-    """What SIGINT and SIGTERM do: the first one asks the worker to end, the second one ends it."""
+    """What SIGINT, SIGTERM and SIGHUP do: the first one asks the worker to end, the second one ends it."""
 
     def __init__(self) -> None:
         self.asked = 0
+        self.since = 0.0
         self.depth = 0
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -50,7 +54,9 @@ class Signals:
             yield
             return
         self.asked, self.depth = 0, 1
-        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        detached = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
+        heard = STOPPING[:2] if detached else STOPPING
+        before = {number: signal.signal(number, self._hear) for number in heard}
         try:
             yield
         finally:
@@ -63,16 +69,31 @@ class Signals:
         if self.asked:
             raise Interrupted
 
-    def _hear(self, _number: int, _frame: object) -> None:
-        self.asked += 1
+    def _hear(self, number: int, _frame: object) -> None:
+        if self.asked and self._echoed(number):
+            return
+        self.asked, self.since = self.asked + 1, time.monotonic()
         if self.process is None:
+            _say(b"\n")
             raise Interrupted
         if self.asked == 1:
-            # not by print, which may be interrupted in the middle of a line of its own
-            os.write(2, b"\nstopping as soon as all is safe; once more stops at once\n")
+            _say(b"\nstopping as soon as all is safe; once more stops at once\n")
             self.process.terminate()
         else:
             self.process.kill()
+
+    def _echoed(self, number: int) -> bool:
+        """Whether it is the first signal once more: the shell and the kernel both tell of a terminal that is closed,
+        and `timeout` tells its process and then the group of it."""
+        return number == signal.SIGHUP or (number == signal.SIGTERM and time.monotonic() - self.since < ECHO)
+
+
+def _say(text: bytes) -> None:
+    # not by print, which may be interrupted in the middle of a line of its own
+    try:
+        os.write(2, text)
+    except OSError:  # the terminal is closed: what is said from now on must not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 SIGNALS = Signals()
