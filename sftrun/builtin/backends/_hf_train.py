@@ -84,14 +84,16 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     if strategy:
         check = functools.partial(_isolation.check, precision=_hf_model.precision(recipe)) if packed else None
         trainer.add_callback(_sharding.Checks(trainer, check))
-    keeper.train(trainer)
-    weights = _sharding.whole_weights(trainer)
-    if _ranks.first():
-        with _checkpoints.room_for("the model", run.checkpoints):
-            write = functools.partial(adapter.save if adapter else trainer.model.save_pretrained, state_dict=weights)
-            _save(trainer.model, write, recipe, run, quantisation)
-        run.merge_json("lock.json", {"used": used, "parameters": _sharding.count(trainer.model)})
-    _ranks.leave()
+    with keeper.listening():  # until the model is written: there may be no checkpoint to make it of again
+        keeper.train(trainer)
+        weights = _sharding.whole_weights(trainer)
+        if _ranks.first():
+            with _checkpoints.room_for("the model", run.checkpoints):
+                save = adapter.save if adapter else trainer.model.save_pretrained
+                write = functools.partial(save, state_dict=weights)
+                _save(trainer.model, write, recipe, run, quantisation)
+            run.merge_json("lock.json", {"used": used, "parameters": _sharding.count(trainer.model)})
+        _ranks.leave()
 
 
 def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig:

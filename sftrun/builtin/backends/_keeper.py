@@ -69,8 +69,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             trainer._load_from_checkpoint(str(start.folder))
             self._take(start.progress)
         else:
-            with self._listening():
-                trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
+            trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
         if self.keep_best and self.lowest is not None:
             self._choose(self.lowest)
 
@@ -88,8 +87,8 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         self.emit({"event": "best", "step": step, "loss": loss})
 
     @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """While it lasts, SIGTERM asks for a checkpoint at the end of the step."""
+    def listening(self) -> Iterator[None]:
+        """While it lasts, SIGTERM asks for a checkpoint at the end of the step; after the last one, it ends nothing."""
 
         def note(_number: int, _frame: object) -> None:
             self.asked = True
