@@ -5,7 +5,6 @@ worker in turn.
 """
 
 import contextlib
-import errno
 import importlib
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from sftrun import disk
 from sftrun.errors import Interrupted, OutOfMemory, Place, Problem, UserError
 from sftrun.rundir import RunDir
 from sftrun.types import Emit
@@ -191,6 +191,8 @@ def _said(failure: dict[str, Any], run: RunDir) -> BaseException:
         return UserError([_problem(each) for each in failure["problems"]])
     if failure["kind"] == "memory":
         return OutOfMemory(f"out of memory: {failure['message']}", hint=MEMORY_ADVICE)
+    if failure["kind"] == "disk":
+        return UserError(failure["message"], hint=f"{failure['hint']}, then {_going_on(run)}")
     if failure["kind"] == "lost":
         hint = f"run.log of each node may say why; {_going_on(run)}"
         return UserError(f"the training processes lost each other: {failure['message']}", hint=hint)
@@ -265,8 +267,8 @@ def _end_with_parent(lifeline: int) -> None:
 def _failure(error: Exception) -> dict[str, Any]:
     if no_memory(error):
         return {"kind": "memory", "message": (str(error) or "of the machine").splitlines()[0]}
-    if no_space(error):
-        return {"kind": "user", "problems": [msgspec.to_builtins(Problem(str(error), hint="make room on the disk"))]}
+    if hint := disk.advice(error):
+        return {"kind": "disk", "message": disk.said(error), "hint": hint}
     if "WORLD_SIZE" in os.environ and any(words in str(error) for words in LOST):
         return {"kind": "lost", "message": str(error).splitlines()[0]}
     return {"kind": "bug", "traceback": traceback.format_exc()}
@@ -286,11 +288,6 @@ def no_memory(error: BaseException) -> bool:
 
 # What gloo, NCCL and torch's store say where another process has gone: never the cause, which that one has said.
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket", "recvValue")
-
-
-def no_space(error: BaseException) -> bool:
-    """Whether a disk, or a quota on it, is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _call(target: str, path: Path, emit: Emit) -> None:

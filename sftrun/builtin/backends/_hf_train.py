@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -193,15 +192,12 @@ def _save(
     quantisation: dict[str, Any] | None,
 ) -> None:
     """Writes `model/`: weights or adapter, tokenizer and template; whole or not at all."""
-    making = run.path / ".model"
-    shutil.rmtree(making, ignore_errors=True)
     model.generation_config.eos_token_id = _hf_model.stop_ids(run, model) or None
-    write(making)
-    sftrun.load_tokenizer(recipe.model).save(making)
-    if (making / "adapter_config.json").is_file():
-        location = _hf_model.base_location(recipe)
-        base: dict[str, Any] = {"name": recipe.model.name, "revision": recipe.model.revision}
-        base |= {"weights": _hf_model.weights_hash(location), "quantisation": quantisation}
-        (making / "base.json").write_text(json.dumps(base, indent=2) + "\n")
-    shutil.rmtree(run.model, ignore_errors=True)
-    making.rename(run.model)
+    with sftrun.whole_folder(run.model) as making:
+        write(making)
+        sftrun.load_tokenizer(recipe.model).save(making)
+        if (making / "adapter_config.json").is_file():
+            location = _hf_model.base_location(recipe)
+            base: dict[str, Any] = {"name": recipe.model.name, "revision": recipe.model.revision}
+            base |= {"weights": _hf_model.weights_hash(location), "quantisation": quantisation}
+            (making / "base.json").write_text(json.dumps(base, indent=2) + "\n")
