@@ -4,6 +4,8 @@ __version__ = "0.1.0"
 
 from typing import TYPE_CHECKING, Any
 
+from sftrun.disk import full as disk_full
+from sftrun.disk import whole_folder
 from sftrun.errors import Interrupted, Place, Problem, RowError, UserError
 from sftrun.hookspecs import API_VERSION, Register, hookimpl
 from sftrun.need import missing
@@ -120,6 +122,7 @@ __all__ = [
     "check_dataset",
     "component",
     "create",
+    "disk_full",
     "gpus",
     "hookimpl",
     "load",
@@ -130,4 +133,5 @@ __all__ = [
     "run",
     "to_sample",
     "validate",
+    "whole_folder",
 ]

@@ -181,7 +181,7 @@ def first(found: list[Failure]) -> Failure:
 
     One that lost its connection to another comes last.
     """
-    order = ("ended", "user", "memory", "bug")
+    order = ("ended", "user", "disk", "memory", "bug")
     killed = [each for each in found if each["kind"] == "ended" and each["code"] < 0]
     own = [each for each in found if each["kind"] in order]
     return min(killed or own or found, key=lambda each: float(each["time"]))

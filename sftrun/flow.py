@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from sftrun import launch, lock, nodes, rundir, world
+from sftrun import disk, launch, lock, nodes, rundir, world
 from sftrun import resume as resuming
 from sftrun.errors import Interrupted, Problem, UserError
 from sftrun.hookspecs import KINDS
@@ -165,8 +165,8 @@ def held(folder: RunDir, watch: Emit) -> Iterator[Emit]:
     except KeyboardInterrupt as error:
         raise Interrupted(resuming.advice(folder)) from error
     except OSError as error:
-        if launch.no_space(error):
-            raise UserError(f"{error}", hint=f"make room on the disk, then {resuming.advice(folder)}") from error
+        if hint := disk.advice(error):
+            raise UserError(disk.said(error), hint=f"{hint}; {resuming.advice(folder)}") from error
         raise
 
 

@@ -5,7 +5,6 @@ worker in turn.
 """
 
 import contextlib
-import errno
 import importlib
 import json
 import os
@@ -13,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from sftrun import disk
 from sftrun.errors import Interrupted, OutOfMemory, Place, Problem, UserError
 from sftrun.rundir import RunDir
 from sftrun.types import Emit
@@ -29,6 +30,8 @@ from sftrun.world import VARIABLES, Node
 TAIL = 15
 GRACE = 10  # seconds that a worker has to end where its parent fails
 INTERRUPTED = 130
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ECHO = 2.0  # seconds within which SIGTERM is the same one again
 
 
 class WorkerError(Exception):
@@ -36,10 +39,11 @@ class WorkerError(Exception):
 
 
 class Signals:
-    """What SIGINT and SIGTERM do: the first one asks the worker to end, the second one ends it."""
+    """What SIGINT, SIGTERM and SIGHUP do: the first one asks the worker to end, the second one ends it."""
 
     def __init__(self) -> None:
         self.asked = 0
+        self.since = 0.0
         self.depth = 0
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -50,7 +54,9 @@ class Signals:
             yield
             return
         self.asked, self.depth = 0, 1
-        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        detached = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
+        heard = STOPPING[:2] if detached else STOPPING
+        before = {number: signal.signal(number, self._hear) for number in heard}
         try:
             yield
         finally:
@@ -63,16 +69,31 @@ class Signals:
         if self.asked:
             raise Interrupted
 
-    def _hear(self, _number: int, _frame: object) -> None:
-        self.asked += 1
+    def _hear(self, number: int, _frame: object) -> None:
+        if self.asked and self._echoed(number):
+            return
+        self.asked, self.since = self.asked + 1, time.monotonic()
         if self.process is None:
+            _say(b"\n")
             raise Interrupted
         if self.asked == 1:
-            # not by print, which may be interrupted in the middle of a line of its own
-            os.write(2, b"\nstopping as soon as all is safe; once more stops at once\n")
+            _say(b"\nstopping as soon as all is safe; once more stops at once\n")
             self.process.terminate()
         else:
             self.process.kill()
+
+    def _echoed(self, number: int) -> bool:
+        """Whether it is the first signal once more: the shell and the kernel both tell of a terminal that is closed,
+        and `timeout` tells its process and then the group of it."""
+        return number == signal.SIGHUP or (number == signal.SIGTERM and time.monotonic() - self.since < ECHO)
+
+
+def _say(text: bytes) -> None:
+    # not by print, which may be interrupted in the middle of a line of its own
+    try:
+        os.write(2, text)
+    except OSError:  # the terminal is closed: what is said from now on must not fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 SIGNALS = Signals()
@@ -170,6 +191,8 @@ def _said(failure: dict[str, Any], run: RunDir) -> BaseException:
         return UserError([_problem(each) for each in failure["problems"]])
     if failure["kind"] == "memory":
         return OutOfMemory(f"out of memory: {failure['message']}", hint=MEMORY_ADVICE)
+    if failure["kind"] == "disk":
+        return UserError(failure["message"], hint=f"{failure['hint']}, then {_going_on(run)}")
     if failure["kind"] == "lost":
         hint = f"run.log of each node may say why; {_going_on(run)}"
         return UserError(f"the training processes lost each other: {failure['message']}", hint=hint)
@@ -244,8 +267,8 @@ def _end_with_parent(lifeline: int) -> None:
 def _failure(error: Exception) -> dict[str, Any]:
     if no_memory(error):
         return {"kind": "memory", "message": (str(error) or "of the machine").splitlines()[0]}
-    if no_space(error):
-        return {"kind": "user", "problems": [msgspec.to_builtins(Problem(str(error), hint="make room on the disk"))]}
+    if hint := disk.advice(error):
+        return {"kind": "disk", "message": disk.said(error), "hint": hint}
     if "WORLD_SIZE" in os.environ and any(words in str(error) for words in LOST):
         return {"kind": "lost", "message": str(error).splitlines()[0]}
     return {"kind": "bug", "traceback": traceback.format_exc()}
@@ -265,11 +288,6 @@ def no_memory(error: BaseException) -> bool:
 
 # What gloo, NCCL and torch's store say where another process has gone: never the cause, which that one has said.
 LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket", "recvValue")
-
-
-def no_space(error: BaseException) -> bool:
-    """Whether a disk, or a quota on it, is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _call(target: str, path: Path, emit: Emit) -> None:

@@ -1,6 +1,7 @@
 """The run directory: the one thing that passes between stages."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -51,8 +52,11 @@ class RunDir:
     def event(self, event: dict[str, Any]) -> None:
         """Appends one line to events.jsonl."""
         line = json.dumps({"time": round(time.time(), 3), **event}, ensure_ascii=False) + "\n"
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line)
+        with (self.path / "events.jsonl").open("ab", buffering=0) as file:
+            end = file.tell()
+            if file.write(line.encode()) < len(line.encode()):  # a full disk takes what it can
+                file.truncate(end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
 
     def events(self) -> list[dict[str, Any]]:
         """All events so far; a last line that a kill cut short is left out."""

@@ -16,7 +16,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 # A module imports from its own line and from those above it.
 LAYERS = [
-    {"errors", "types", "tiny", "miniature", "need"},
+    {"disk", "errors", "types", "tiny", "miniature", "need"},
     {"hookspecs", "options"},
     {"sftrun"},  # the public face; what is heavy in it is loaded on first use
     {"training"},  # for backends alone: see below

@@ -114,7 +114,12 @@ def run(args: list[str]) -> int:
     except BrokenPipeError:  # whoever read our output has what they wanted: `sftrun plugins | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FIXABLE
-    except Exception:
+    except Exception as error:
+        from sftrun import disk
+
+        if hint := disk.advice(error):
+            print(f"error: {disk.said(error)}; {hint}", file=sys.stderr)
+            return FIXABLE
         traceback.print_exc()
         print(_report(args), file=sys.stderr)
         return BUG

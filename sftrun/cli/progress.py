@@ -1,16 +1,43 @@
 """Shows the events of a run: a progress bar in a terminal, plain lines elsewhere."""
 
+import contextlib
+import errno
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 EVERY = 5.0  # seconds between two plain lines of training progress
+UNSEEN = (errno.EPIPE, errno.EIO)  # of a pipe that nobody reads any more, and of a terminal that was closed
 
 
-def watcher() -> Any:
-    """Something to call with each event, and to use as a context manager around the run."""
-    return Bar() if sys.stderr.isatty() else Lines()
+@contextlib.contextmanager
+def watcher() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Something to call with each event, around the run, which goes on where nobody sees it any more."""
+    shown = Bar() if sys.stderr.isatty() else Lines()
+
+    def watch(event: dict[str, Any]) -> None:
+        with _seen_or_not():
+            shown(event)
+
+    with _seen_or_not():
+        shown.__enter__()
+    try:
+        yield watch
+    finally:
+        with _seen_or_not():
+            shown.__exit__()
+
+
+@contextlib.contextmanager
+def _seen_or_not() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNSEEN:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class Lines:

@@ -4,7 +4,6 @@ What has no marker, or not the files that its marker names, is no checkpoint.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -21,9 +20,6 @@ from sftrun.training import ranks
 MARKER = "whole.json"
 SAVING = ".saving"
 SEEN = 60.0  # seconds until a network's file system shows what another machine has written
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# what torch and safetensors say in an error of their own kind where the disk refuses to take more
-REFUSED = ("os error 28", "os error 27", "os error 122", "PytorchStreamWriter failed", "basic_ios", "unexpected pos")
 
 
 @dataclass(frozen=True)
@@ -131,8 +127,8 @@ def room_for(what: str, folder: Path) -> Iterator[None]:
     """Where the disk takes no more, what is half written goes, and the error names the last whole checkpoint."""
     try:
         yield
-    except Exception as error:  # safetensors and torch have kinds of their own
-        if not _refused(error):
+    except Exception as error:
+        if not sftrun.disk_full(error):
             raise
         if ranks.first():
             shutil.rmtree(folder / SAVING, ignore_errors=True)
@@ -145,12 +141,6 @@ def standing(folder: Path) -> str:
     """What there is to go on from, in words."""
     found = whole(folder)
     return f"the last whole checkpoint is {found[-1].folder}" if found else "there is no checkpoint yet"
-
-
-def _refused(error: BaseException) -> bool:
-    known = isinstance(error, OSError) and error.errno in NO_SPACE
-    earlier = error.__cause__ or error.__context__  # torch fails once more while it closes the file
-    return known or any(words in str(error) for words in REFUSED) or (earlier is not None and _refused(earlier))
 
 
 def _clean(folder: Path, steps: set[int]) -> None:

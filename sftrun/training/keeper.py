@@ -60,8 +60,17 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         purge = self._step() + 1 if self.again else None
         return [self, TensorBoardCallback(SummaryWriter(str(self.tensorboard), purge_step=purge))]
 
-    def train(self, trainer: Any) -> None:
-        """Trains from where the last attempt was whole to the end, and leaves the model that is kept in the trainer."""
+    def train(self, trainer: Any, save: Callable[[], None] = lambda: None) -> None:
+        """Trains from where the last attempt was whole to the end, then saves the model that is kept, in the trainer.
+
+        SIGTERM asks for a checkpoint at the end of the step, and Interrupted is raised then. After the last step it
+        ends nothing until the model is saved: there may be no checkpoint to make it of again.
+        """
+        with self._listening():
+            self._train(trainer)
+            save()
+
+    def _train(self, trainer: Any) -> None:
         self.trainer, start = trainer, self.start
         if self.again:
             self.emit({"event": "resumed", "step": self._step(), **self._tokens()})
@@ -69,8 +78,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             trainer._load_from_checkpoint(str(start.folder))
             self._take(start.progress)
         else:
-            with self._listening():
-                trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
+            trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
         if self.keep_best and self.lowest is not None:
             self._choose(self.lowest)
 
@@ -89,8 +97,6 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
-        """While it lasts, SIGTERM asks for a checkpoint at the end of the step."""
-
         def note(_number: int, _frame: object) -> None:
             self.asked = True
 

@@ -1,7 +1,6 @@
 """The folder `model/` that training leaves: weights or adapter, tokenizer and template, whole or not at all."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,13 @@ def save(
     `quantisation` says how the base of an adapter was held, in the words of the backend bnb's options, so that the
     exporter merged finds it again. Raises UserError where the disk is full.
     """
-    making = run.path / ".model"
-    shutil.rmtree(making, ignore_errors=True)
     model.generation_config.eos_token_id = stop_ids(run, model) or None
-    with checkpoints.room_for("the model", run.checkpoints):
+    with checkpoints.room_for("the model", run.checkpoints), sftrun.whole_folder(run.model) as making:
         write(making)
         sftrun.load_tokenizer(recipe.model).save(making)
         if has_adapter(making):
             facts = base_model.facts(recipe, quantisation)
             (making / "base.json").write_text(json.dumps(facts, indent=2) + "\n")
-    shutil.rmtree(run.model, ignore_errors=True)
-    making.rename(run.model)
 
 
 def has_adapter(folder: Path) -> bool:

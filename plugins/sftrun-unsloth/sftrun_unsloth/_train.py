@@ -32,8 +32,8 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit) -> None:
     for message in settings.without_effect(recipe, run):
         emit({"event": "warning", "message": message})
     trainer = make_trainer(model, recipe, run, emit)
-    trainer.keeper.train(trainer)
-    saved.save(trainer.model, trainer.model.save_pretrained, recipe, run, _model.quantisation(recipe))
+    write, held = trainer.model.save_pretrained, _model.quantisation(recipe)
+    trainer.keeper.train(trainer, lambda: saved.save(trainer.model, write, recipe, run, held))
     run.merge_json("lock.json", {"parameters": saved.count(trainer.model), "unsloth": _versions()})
 
 

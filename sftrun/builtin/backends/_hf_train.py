@@ -62,13 +62,23 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     if strategy:
         check = functools.partial(_isolation.check, precision=compute.precision(recipe)) if packed else None
         trainer.add_callback(_sharding.Checks(trainer, check))
-    keeper.train(trainer)
+    keeper.train(trainer, functools.partial(_save, trainer, adapter, recipe, run, quantisation))
+    if ranks.first():
+        run.merge_json("lock.json", {"used": used, "parameters": saved.count(trainer.model)})
+    ranks.leave()
+
+
+def _save(
+    trainer: Any,
+    adapter: _adapter.Adapter | None,
+    recipe: sftrun.Recipe,
+    run: sftrun.RunDir,
+    quantisation: dict[str, Any] | None,
+) -> None:
     weights = _sharding.whole_weights(trainer)
     if ranks.first():
         write = functools.partial(adapter.save if adapter else trainer.model.save_pretrained, state_dict=weights)
         saved.save(trainer.model, write, recipe, run, quantisation)
-        run.merge_json("lock.json", {"used": used, "parameters": saved.count(trainer.model)})
-    ranks.leave()
 
 
 def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig:

@@ -1,6 +1,5 @@
 """Merges an adapter into its base and compares what both say on prepared rows."""
 
-import shutil
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -76,13 +75,10 @@ def _compared(before: list[torch.Tensor], after: Iterator[torch.Tensor]) -> dict
 
 
 def _write(merged: Any, recipe: sftrun.Recipe, run: sftrun.RunDir) -> None:
-    making, done = run.export / ".merged", run.export / "merged"
-    shutil.rmtree(making, ignore_errors=True)
     merged.generation_config.eos_token_id = saved.stop_ids(run, merged) or None
-    merged.save_pretrained(making)
-    sftrun.load_tokenizer(recipe.model).save(making)
-    shutil.rmtree(done, ignore_errors=True)
-    making.rename(done)
+    with sftrun.whole_folder(run.export / "merged") as making:
+        merged.save_pretrained(making)
+        sftrun.load_tokenizer(recipe.model).save(making)
 
 
 @torch.inference_mode()
