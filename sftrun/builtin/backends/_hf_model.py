@@ -13,7 +13,7 @@ import transformers
 
 import sftrun
 from sftrun import tiny
-from sftrun.builtin.backends import _head, _quant, _vocabulary
+from sftrun.builtin.backends import _empty, _head, _quant, _vocabulary
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -56,10 +56,13 @@ def base_location(recipe: sftrun.Recipe) -> str:
 
 
 def load_base(
-    recipe: sftrun.Recipe, quantisation: dict[str, Any] | None = None, where: torch.device | None = None
+    recipe: sftrun.Recipe,
+    quantisation: dict[str, Any] | None = None,
+    where: torch.device | None = None,
+    empty: bool = False,
 ) -> Any:
     """The base model, with an embedding for each token: fp32 weights where they are trained in full, else in the
-    precision of the computation, or quantised as `BnbOptions` says.
+    precision of the computation, or quantised as `BnbOptions` says. An `empty` one has its weights to come.
 
     Raises UserError where it cannot be loaded.
     """
@@ -74,10 +77,9 @@ def load_base(
         raise sftrun.UserError(problem)
     where = where or device()
     held = _quant.settings(quantisation, precision(recipe), where) if quantisation else {}
+    load = _empty.model if empty else transformers.AutoModelForCausalLM.from_pretrained
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            location, revision=commit(recipe), dtype=dtype, **held
-        )
+        model = load(location, revision=commit(recipe), dtype=dtype, **held)
     except (OSError, ValueError) as error:
         message = f"the model {location} cannot be loaded: {str(error).splitlines()[0]}"
         raise sftrun.UserError(sftrun.Problem(message, path=("model", "name"))) from error

@@ -18,6 +18,7 @@ from sftrun.builtin.backends import (
     _adapter,
     _batches,
     _checkpoints,
+    _empty,
     _fused,
     _head,
     _hf_model,
@@ -55,7 +56,8 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     _sharding.check_start(strategy, keeper.start)
     # a model that is to be shared may not fit where its parts do
     where = torch.device("cpu") if strategy and not quantisation else None
-    model = _hf_model.load_base(recipe, quantisation, where)
+    empty = not _empty.loads(strategy, recipe, quantisation)
+    model = _hf_model.load_base(recipe, quantisation, where, empty)
     used = _switches.give(model, recipe, emit)
     packed = isinstance(rows, _rows.PackedRows)
     if packed and not strategy:
@@ -64,7 +66,7 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     _check_tokenizer(tokens, run, emit)
     for message in _without_effect(recipe, "val" in samples):
         emit({"event": "warning", "message": message})
-    adapter = None if recipe.tuning.mode == "full" else _adapter.attach(model, recipe, run, emit)
+    adapter = None if recipe.tuning.mode == "full" else _adapter.attach(model, recipe, run, emit, empty)
     trainer = _sharding.trainer(strategy, Trainer)(
         emit,
         rows,
