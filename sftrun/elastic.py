@@ -158,10 +158,14 @@ class Agent(SimpleElasticAgent):
         if not found:
             return self.meeting.failure() if None in codes else None
         if None in codes and all(each["kind"] == "lost" for each in found) and _age(found) < SETTLE:
-            return None
+            return self.meeting.failure()
         if self.asked and all(each["kind"] in ("ended", "lost") for each in found):
             raise Interrupted  # stopped before it could listen
         return self.meeting.agree(first(found), SETTLE)
+
+    def _exit_barrier(self) -> None:
+        self.meeting.end()
+        super()._exit_barrier()  # type: ignore[no-untyped-call]
 
     def _given_up(self, failure: Failure) -> RunResult:
         if failure["kind"] not in AGAIN or self.asked:
@@ -222,6 +226,9 @@ def run(target: str, path: Path, ranks: Ranks, locks: list[int], emit: Emit) -> 
     agent = Agent(spec, meeting, command, locks, emit)
     try:
         result = agent.run()
+    except Interrupted:
+        meeting.leave()
+        raise
     except DistError as error:  # what their store says
         message = f"the nodes lost each other: {str(error).splitlines()[0]}"
         raise UserError(message, hint="resume the run on all nodes; the log of each may say why") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from sftrun import disk, launch, lock, nodes, rundir, world
+from sftrun import disk, launch, lock, nodes, pulse, rundir, world
 from sftrun import resume as resuming
 from sftrun.errors import Interrupted, Problem, UserError
 from sftrun.hookspecs import KINDS
@@ -49,7 +49,10 @@ def run(  # noqa: PLR0913, PLR0917  (as many as the command has options)
     if resume and (found := resuming.find(Path(path), Path(out) if out else None)):
         settled = resuming.settled(loaded.recipe, found)
         return _go_on(found, msgspec.structs.replace(loaded, recipe=settled), watch, node)
-    with _started(loaded, (path, overrides, out), watch, KINDS) as (recipe, folder, emit):
+    with (
+        _started(loaded, (path, overrides, out), watch, KINDS) as (recipe, folder, emit),
+        pulse.beating(folder, recipe.launch.nodes),
+    ):
         _stages(recipe, folder, emit, node)
     return folder
 
@@ -66,7 +69,8 @@ def go_on(
 
 
 def _go_on(folder: RunDir, loaded: Loaded, watch: Emit, node: Node | None) -> RunDir:
-    with explained(loaded.document), held(folder, watch) as emit:
+    several = pulse.beating(folder, loaded.recipe.launch.nodes)
+    with explained(loaded.document), held(folder, watch) as emit, several:
         recipe = normal(loaded.recipe)
         found = resuming.fit(recipe, folder)
         folder.mend()

@@ -196,6 +196,9 @@ def _said(failure: dict[str, Any], run: RunDir) -> BaseException:
     if failure["kind"] == "lost":
         hint = f"run.log of each node may say why; {_going_on(run)}"
         return UserError(f"the training processes lost each other: {failure['message']}", hint=hint)
+    if failure["kind"] == "gone":
+        hint = f"its command or its machine has ended; its run.log may say why; on all nodes, {_going_on(run)}"
+        return UserError(failure["message"], hint=hint)
     return WorkerError(failure["traceback"])
 
 

@@ -14,13 +14,19 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 
 from sftrun.errors import UserError
 from sftrun.launch import Ranks
+from sftrun.pulse import SILENT, Pulse
 from sftrun.world import address
 
 PATIENCE = timedelta(minutes=30)  # for all nodes to come
-MOMENT = timedelta(minutes=5)  # for a node that is there to answer
+MOMENT = timedelta(minutes=1)  # for a node that is there to answer
 LAST = timedelta(seconds=10)  # for them to read what has failed
+TRY = timedelta(seconds=10)  # to connect to node 0, before looking whether it is there at all
 EVERY = 0.5  # seconds between two looks at what other nodes say
+BEAT = 2.0  # seconds between two signs of life of a node
+ENDED = 2**32  # more of them than there can be: the node has ended well
 HOME = "127.0.0.1"
+WHERE = "--rendezvous names a free port of node 0, by a name that every node knows"
+LOGS = "run.log and run-node*.log may say why; start all nodes again: sftrun resume, or --resume"
 
 
 class Meeting(RendezvousHandler):
@@ -33,7 +39,9 @@ class Meeting(RendezvousHandler):
         self.about = {"nodes": ranks.nodes, "processes": ranks.processes, "recipe": recipe}
         self.file = run / "resolved.yaml"
         self.attempt = -1
-        self.looked = 0.0
+        self.looked = self.beaten = 0.0
+        self.hosts: list[str] = []
+        self.beats: dict[int, tuple[int, float]] = {}  # of each node: how many signs of life, and when the last came
         self.store: Store | None = None
         self.kept: list[Any] = []  # stores live as long as this process
 
@@ -54,13 +62,7 @@ class Meeting(RendezvousHandler):
 
     def _meet(self, host: str, port: int) -> Store:
         """The store of all nodes, when all are there and see the same run directory."""
-        try:
-            store = TCPStore(host, port, is_master=self.number == 0, wait_for_workers=False, timeout=PATIENCE)
-        except RuntimeError as error:
-            place = f"{host}:{port}"
-            what = f"node 0 cannot listen at {place}" if self.number == 0 else f"node 0 was not found at {place}"
-            hint = "--rendezvous names a free port of node 0, by a name that every node knows"
-            raise UserError(f"{what}: {str(error).splitlines()[0]}", hint=hint) from error
+        store = self._listening(host, port) if self.number == 0 else self._reached(host, port)
         # read only now: node 0 has written it by the time that it listens
         run = _hash(self.file.read_text("utf-8")) if self.file.is_file() else None
         own = {**self.about, "run": run, "host": socket.gethostname()}
@@ -69,6 +71,7 @@ class Meeting(RendezvousHandler):
         store.set(f"node/{self.number}", json.dumps(own))
         self._wait_for_all(store)
         nodes = [json.loads(store.get(f"node/{number}")) for number in range(self.nodes)]
+        self.hosts = [node["host"] for node in nodes]
         store.set_timeout(MOMENT)
         try:
             for number, node in enumerate(nodes):
@@ -78,14 +81,37 @@ class Meeting(RendezvousHandler):
             raise
         return store
 
-    def _wait_for_all(self, store: Store) -> None:
-        keys = [f"node/{number}" for number in range(self.nodes)]
+    def _listening(self, host: str, port: int) -> Store:
         try:
-            store.wait(keys, PATIENCE)
+            return TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=PATIENCE)
         except RuntimeError as error:
-            absent = ", ".join(str(number) for number, key in enumerate(keys) if not store.check([key]))
-            message = f"after {PATIENCE.seconds // 60} minutes, these nodes have not come: {absent}"
-            raise UserError(message, hint="each node runs the same command, with its own --node-rank") from error
+            message = f"node 0 cannot listen at {host}:{port}: {str(error).splitlines()[0]}"
+            raise UserError(message, hint=WHERE) from error
+
+    def _reached(self, host: str, port: int) -> Store:
+        pulse, end = Pulse(self.file.parent, heard=True), time.monotonic() + PATIENCE.seconds
+        while True:
+            try:
+                store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=TRY)
+            except RuntimeError as error:
+                if ended := pulse.ended():
+                    raise UserError(f"node 0 {ended}, before the nodes met", hint=LOGS) from error
+                if time.monotonic() > end:
+                    message = f"node 0 was not found at {host}:{port}: {str(error).splitlines()[0]}"
+                    raise UserError(message, hint=WHERE) from error
+                time.sleep(EVERY)
+            else:
+                store.set_timeout(PATIENCE)
+                return store
+
+    def _wait_for_all(self, store: Store) -> None:
+        keys, end = [f"node/{number}" for number in range(self.nodes)], time.monotonic() + PATIENCE.seconds
+        while not store.check(keys):
+            if time.monotonic() > end:
+                absent = ", ".join(str(number) for number, key in enumerate(keys) if not store.check([key]))
+                message = f"after {PATIENCE.seconds // 60} minutes, these nodes have not come: {absent}"
+                raise UserError(message, hint="each node runs the same command, with its own --node-rank")
+            time.sleep(EVERY)
 
     def agree(self, failure: dict[str, Any], settle: float) -> dict[str, Any]:
         """The failure that all nodes speak of: the first one that is a cause, not a lost connection."""
@@ -95,12 +121,16 @@ class Meeting(RendezvousHandler):
         key = f"failed/{self.attempt}"
         end = time.monotonic() + (settle if failure["kind"] == "lost" else 0)
         try:
+            self._listen()
             while time.monotonic() < end and not self.store.check([key]):
                 time.sleep(EVERY)
+                self._listen()
+            if failure["kind"] == "lost":
+                failure = self._silent(settle - 2 * BEAT) or failure
             found: dict[str, Any] = json.loads(self.store.compare_set(key, "", json.dumps(failure)))
             return found
         except RuntimeError:  # the store is gone, and node 0 with it
-            return failure
+            return self._gone(0)
 
     def failure(self) -> dict[str, Any] | None:
         """What has failed on another node."""
@@ -109,13 +139,41 @@ class Meeting(RendezvousHandler):
         assert self.store is not None
         self.looked, key = time.monotonic(), f"failed/{self.attempt}"
         try:
-            return json.loads(self.store.get(key)) if self.store.check([key]) else None
-        except RuntimeError as error:
-            message = str(error).splitlines()[0]
-            return {"event": "failure", "kind": "lost", "message": message, "rank": 0, "time": self.looked}
+            self._listen()
+            return json.loads(self.store.get(key)) if self.store.check([key]) else self._silent(SILENT)
+        except RuntimeError:
+            return self._gone(0)
+
+    def _listen(self) -> None:
+        """Gives a sign of life, and notes those of other nodes."""
+        assert self.store is not None
+        now = time.monotonic()
+        if now - self.beaten < BEAT:
+            return
+        self.beaten = now
+        for number in range(self.nodes):
+            count = self.store.add(f"alive/{number}", int(number == self.number))
+            if count != self.beats.get(number, (-1, 0.0))[0]:
+                self.beats[number] = (count, now)
+
+    def _silent(self, limit: float) -> dict[str, Any] | None:
+        """The failure of a node that has shown no sign of life for so many seconds."""
+        seen = self.beats.items()
+        late = (number for number, (count, since) in seen if count < ENDED and self.beaten - since > limit)
+        number = next(late, None)
+        return None if number is None else self._gone(number)
+
+    def _gone(self, number: int) -> dict[str, Any]:
+        message = f"node {number}, {self.hosts[number]}, is gone"
+        return {"event": "failure", "kind": "gone", "message": message, "rank": 0, "time": time.monotonic()}
+
+    def end(self) -> None:
+        """Says that this node has ended well, and will be silent."""
+        if self.nodes > 1 and self.store is not None:
+            self.store.add(f"alive/{self.number}", ENDED)
 
     def leave(self) -> None:
-        """Gives other nodes time to read what has failed, before the store is gone."""
+        """Gives other nodes time to end too, and to read what has failed, before the store is gone."""
         if self.nodes > 1 and self.store is not None:
             self._leave(self.store)
 

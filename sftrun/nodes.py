@@ -7,6 +7,7 @@ from typing import Any
 
 from sftrun import launch, rundir
 from sftrun.errors import UserError
+from sftrun.pulse import Pulse
 from sftrun.recipe.resolved import normal, resolved_yaml
 from sftrun.recipe.validate import Loaded
 from sftrun.rundir import RunDir
@@ -14,6 +15,7 @@ from sftrun.types import Emit
 from sftrun.world import Node
 
 EVERY = 0.5  # seconds between two looks at the run directory
+AGAIN = "start all nodes again: sftrun resume, or --resume"
 STAGES = ("prepare", "train")
 
 
@@ -37,19 +39,23 @@ def join(loaded: Loaded, out: Path, node: Node, watch: Emit) -> RunDir:
 
 
 def _trains(run: RunDir) -> bool:
-    """Waits until the first node trains; False where it has done so before. Raises UserError where it fails.
+    """Waits until the first node trains; False where it has done so before. Raises UserError where it fails, or ends.
 
     What an attempt before has left may say that it trains already: then the nodes wait for each other where they meet.
     """
-    before = _state(run)
+    before, pulse = _state(run), Pulse(run.path)
     while True:
-        now = _state(run)
+        ended, now = pulse.ended(), _state(run)
         status = now.get("train", {}).get("status")
-        if status in ("started", "done"):
+        if status == "done" or (status == "started" and pulse.heard and not ended):
             return bool(status == "started")
         for stage in _changed(before, now):
             if now[stage]["status"] == "failed":
                 raise UserError(f"node 0 could not {stage}: {now[stage].get('reason', '')}")
+        if ended:
+            raise UserError(
+                f"node 0 {ended}, before it trained", hint="start all nodes again: sftrun resume, or --resume"
+            )
         time.sleep(EVERY)
 
 

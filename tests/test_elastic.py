@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import talk
 
-from sftrun import Interrupted, UserError
+from sftrun import Interrupted, UserError, pulse
 from sftrun.launch import Ranks, WorkerError, work
 from sftrun.options import parse
 from sftrun.recipe.model import Recipe
@@ -154,10 +154,11 @@ def on_two_nodes(target, run, first=None, second=None, **more):
             ended[number] = error
 
     threads = [threading.Thread(target=node, args=each) for each in enumerate((first, second))]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join()
+    with pulse.beating(run, 2):
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
     return seen, ended
 
 
@@ -266,3 +267,10 @@ def test_a_backend_that_does_not_know_of_others_trains_alone(write, sftrun):
 def test_a_trainer_that_is_not_set_up_for_all_is_refused(run, known, words):
     with pytest.raises(UserError, match=words):
         work("workers:unwrapped", described(run, str(known), processes=2), print, TWO)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_shared_is_loaded_by_the_first_process_alone(run):
+    seen = []
+    work("workers:shared_model", described(run, "", processes=2, strategy="fsdp"), seen.append, TWO)
+    assert seen == [{"event": "shared", "loaded": [True, False], "same": True, "buffers": True}]

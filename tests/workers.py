@@ -85,9 +85,12 @@ def second_fails(recipe, run, emit):
 
 
 def fails_once(recipe, run, emit):
-    """The second process fails in the first attempt; the others would go on for long."""
+    """The second process fails in the first attempt, when all have begun; the others would go on for long."""
     emit({"event": "began", "attempt": attempt()})
     if attempt() == 0:
+        (run.path / f"began-{os.environ['RANK']}").touch()
+        while len(list(run.path.glob("began-*"))) < int(os.environ["WORLD_SIZE"]):
+            time.sleep(0.01)
         second_fails(recipe, run, emit)
 
 
@@ -135,3 +138,25 @@ def unwrapped(recipe, run, emit):
     accelerator = SimpleNamespace(num_processes=int(recipe.description))
     model = torch.nn.Linear(1, 1)
     ranks.check(SimpleNamespace(args=arguments, accelerator=accelerator, model_wrapped=model), recipe)
+
+
+def shared_model(recipe, run, emit):
+    """Loads a model as training with fsdp does, and gathers it again in the first process."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from sftrun.builtin.backends import _empty, _fsdp, _hf_model
+    from sftrun.training import base_model, ranks
+
+    ranks.join(recipe)
+    empty = not _empty.loads("fsdp", recipe, None)
+    model = _hf_model.load_base(recipe, where=torch.device("cpu"), empty=empty)
+    wanted = AutoModelForCausalLM.from_pretrained(base_model.location(recipe)).state_dict()
+    before = ranks.gathered(all(torch.equal(each, wanted[name]) for name, each in model.named_parameters()))
+    _fsdp.shard(model, torch.device("cpu"), half=None)
+    whole = _fsdp.whole(model)
+    buffers = ranks.gathered([each.tolist() for each in model.buffers()])
+    if ranks.first():
+        same = all(torch.equal(each, wanted[name]) for name, each in whole.items())
+        emit({"event": "shared", "loaded": before, "same": same, "buffers": buffers[0] == buffers[1]})
+    ranks.leave()

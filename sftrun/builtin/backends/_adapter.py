@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import sftrun
 from sftrun.builtin.backends import _hf_model, _quant, _vocabulary
-from sftrun.training import base_model, trained
+from sftrun.training import base_model, ranks, trained
 
 # pissa: with 16 iterations the SVD is as good as exact, in seconds instead of minutes a layer.
 # loftq starts like any other, and is set once the quantised base is there.
@@ -44,13 +44,15 @@ def config(recipe: sftrun.Recipe) -> Any:
     )
 
 
-def attach(base: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.Emit) -> "Adapter":
-    """A new adapter on a base; raises UserError where the base has no such modules."""
-    tokens = _new_tokens(base, recipe, run)
+def attach(base: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.Emit, empty: bool = False) -> "Adapter":
+    """A new adapter on a base, which may have its weights to come; raises UserError where it has no such modules."""
+    tokens = ranks.told(_new_tokens(base, recipe, run))  # others may not have the weights
     problems = [*unknown_modules(base, recipe), *(_adapted_embeddings(base, recipe) if tokens else [])]
     if problems:
         raise sftrun.UserError(problems)
     wanted = config(recipe)
+    if empty:
+        wanted.init_lora_weights = True  # there is nothing to start from, and the start comes with the weights
     wanted.ensure_weight_tying = _tied(base) and _saves_embeddings(base, recipe)
     embeddings = _embeddings_not_saved(base, recipe)
     if tokens and embeddings:

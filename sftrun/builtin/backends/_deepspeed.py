@@ -9,6 +9,8 @@ from deepspeed.utils import safe_get_full_fp32_param
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 
 import sftrun
+from sftrun.builtin.backends import _empty
+from sftrun.training import ranks
 
 SHARED, HELD = "ds_tensor", "_hp_mapping"  # what DeepSpeed adds to a weight that it shares, or whose fp32 copy it does
 # an operator for processes of one machine without a GPU, which DeepSpeed would compile before the first step
@@ -74,10 +76,12 @@ def config(recipe: sftrun.Recipe, processes: int, precision: str) -> dict[str, A
 
 
 def share(model: Any, settings: dict[str, Any]) -> None:
-    """Parts a loaded model among all processes, weight by weight."""
+    """Parts the first process's model among all, weight by weight."""
+    _empty.agree(model)
     if settings["bf16"]["enabled"]:
-        for weight in model.parameters():
-            weight.data = weight.data.to(torch.bfloat16)  # the optimizer's own weights are in fp32
+        for weight in model.parameters():  # the optimizer's own weights are in fp32
+            half = torch.empty_like(weight, dtype=torch.bfloat16)
+            weight.data = half.copy_(weight.data) if ranks.first() else half
     deepspeed.init_distributed(auto_mpi_discovery=False)
     deepspeed.zero.Init(module=model, config_dict_or_path=settings)
 

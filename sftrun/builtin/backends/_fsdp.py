@@ -21,6 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 import sftrun
+from sftrun.builtin.backends import _empty
 
 WEIGHTS, OPTIMIZER = "weights", "optimizer"  # folders of a checkpoint
 
@@ -86,14 +87,17 @@ class Fsdp:
 
 
 def shard(model: Any, device: torch.device, half: torch.dtype | None) -> None:
-    """Shards a model over all processes, block by block, so that one block at a time is whole in memory.
+    """Shards the first process's model over all, block by block, so that one block at a time is whole in memory.
 
     With `half`, blocks are gathered and compute in it, while weights and gradients stay as precise as they are.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
+    _empty.agree(model)
     for block in blocks(model):
+        _empty.give(block.parameters(), device)
         fully_shard(block, mesh=mesh, mp_policy=policy)
+    _empty.give((weight for weight in model.parameters() if not isinstance(weight, DTensor)), device)
     # torch would leave the rest whole after a forward pass, and after an evaluation there is no backward pass
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for module in model.modules():  # buffers are in all processes

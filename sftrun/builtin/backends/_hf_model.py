@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import sftrun
-from sftrun.builtin.backends import _head, _quant, _vocabulary
+from sftrun.builtin.backends import _empty, _head, _quant, _vocabulary
 from sftrun.training import base_model, compute, saved
 from sftrun.training.loaded import LoadedModel
 
@@ -16,20 +16,22 @@ transformers.logging.disable_progress_bar()
 
 
 def load_base(
-    recipe: sftrun.Recipe, quantisation: dict[str, Any] | None = None, where: torch.device | None = None
+    recipe: sftrun.Recipe,
+    quantisation: dict[str, Any] | None = None,
+    where: torch.device | None = None,
+    empty: bool = False,
 ) -> Any:
     """The base model, with an embedding for each token: fp32 weights where they are trained in full, else in the
-    precision of the computation, or quantised as `BnbOptions` says.
+    precision of the computation, or quantised as `BnbOptions` says. An `empty` one has its weights to come.
 
     Raises UserError where it cannot be loaded.
     """
     location, dtype = base_model.location(recipe), compute.weights_dtype(recipe)
     where = where or compute.device()
     held = _quant.settings(quantisation, compute.precision(recipe), where) if quantisation else {}
+    load = _empty.model if empty else transformers.AutoModelForCausalLM.from_pretrained
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            location, revision=base_model.commit(recipe), dtype=dtype, **held
-        )
+        model = load(location, revision=base_model.commit(recipe), dtype=dtype, **held)
     except (OSError, ValueError) as error:
         message = f"the model {location} cannot be loaded: {str(error).splitlines()[0]}"
         raise sftrun.UserError(sftrun.Problem(message, path=("model", "name"))) from error

@@ -10,7 +10,7 @@ import transformers
 from trl import SFTConfig
 
 import sftrun
-from sftrun.builtin.backends import _adapter, _fused, _head, _hf_model, _isolation, _sharding, _switches
+from sftrun.builtin.backends import _adapter, _empty, _fused, _head, _hf_model, _isolation, _sharding, _switches
 from sftrun.builtin.backends._trainer import Trainer
 from sftrun.training import batches, compute, ranks, saved, settings, tokens
 from sftrun.training.keeper import Keeper
@@ -36,7 +36,8 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     _sharding.check_start(strategy, keeper.start)
     # a model that is to be shared may not fit where its parts do
     where = torch.device("cpu") if strategy and not quantisation else None
-    model = _hf_model.load_base(recipe, quantisation, where)
+    empty = not _empty.loads(strategy, recipe, quantisation)
+    model = _hf_model.load_base(recipe, quantisation, where, empty)
     used = _switches.give(model, recipe, emit)
     packed = isinstance(rows, PackedRows)
     if packed and not strategy:
@@ -44,7 +45,7 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     tokenizer = tokens.load(recipe, run, emit)
     for message in settings.without_effect(recipe, run):
         emit({"event": "warning", "message": message})
-    adapter = None if recipe.tuning.mode == "full" else _adapter.attach(model, recipe, run, emit)
+    adapter = None if recipe.tuning.mode == "full" else _adapter.attach(model, recipe, run, emit, empty)
     trainer = _sharding.trainer(strategy, Trainer)(
         keeper,
         rows,
