@@ -72,6 +72,7 @@ def step(model: Any, batches: list[dict[str, Any]], attention: str) -> float:
     count = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
     started = time.perf_counter()
     for batch in batches:
+        batch.pop("scored_at", None)  # for sftrun's own head
         model(**batch, use_cache=False, num_items_in_batch=count).loss.backward()
     return time.perf_counter() - started
 

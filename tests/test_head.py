@@ -140,7 +140,7 @@ def test_only_trained_positions_reach_the_head(name):
 def test_a_batch_with_nothing_trained_has_a_loss_and_a_gradient_of_nothing():
     model, given = built("llama"), batch(packed=False)
     _head.add(model)
-    given["labels"] = torch.full_like(given["labels"], -100)
+    given["labels"], given["scored_at"] = torch.full_like(given["labels"], -100), given["scored_at"][:0]
     loss = of_the_head(model, given)
     assert loss.item() == 0
     assert not any(each.any() for each in gradients(model, loss).values())

@@ -149,6 +149,7 @@ def test_a_batch_of_packs_is_one_row_whose_positions_start_again():
         "input_ids": [[1, 2, 3, 4, 5, 6]],
         "labels": [[-100, -100, -100, -100, 5, 6]],
         "position_ids": [[0, 1, 0, 0, 1, 2]],
+        "scored_at": [3, 4],
     }
 
 

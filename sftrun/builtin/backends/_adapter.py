@@ -60,9 +60,26 @@ def attach(base: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.Em
         model = peft.get_peft_model(base, wanted)
     except (ValueError, TypeError) as error:
         raise sftrun.UserError(sftrun.Problem(f"peft cannot make this adapter: {error}", path=PATH)) from error
+    in_fp32(model)
+    if _hf_model.precision(recipe) != "fp32" and not recipe.tuning.lora.dora:
+        leave_to_autocast(model)
     if recipe.tuning.lora.init == "loftq":
         _loftq(model, recipe)
     return Adapter(model)
+
+
+def in_fp32(model: Any) -> None:
+    """Holds all that is trained in fp32: peft leaves copies of a base's modules in its 16 bits, where small steps are
+    lost, and from which no scaled gradient can be taken."""
+    for _, weight in _trained(model):
+        weight.data = weight.data.float()
+
+
+def leave_to_autocast(model: Any) -> None:
+    """Keeps peft from copying the input of each adapter to fp32, which autocast would copy back to the same 16 bits."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
 
 
 class Adapter:

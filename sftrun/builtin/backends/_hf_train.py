@@ -114,7 +114,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         max_grad_norm=t.max_grad_norm,
         gradient_checkpointing=t.gradient_checkpointing,
         activation_offloading=t.activation_offload,
-        tf32=t.tf32 if torch.cuda.is_available() else None,
+        tf32=t.tf32 or None,  # off as torch has it: set to off, parts of torch can no longer ask for it
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         optim=OPTIMIZERS.get(t.optimizer, t.optimizer),
@@ -130,6 +130,8 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         logging_nan_inf_filter=False,  # a loss that is not finite must be seen, not replaced
         dataloader_num_workers=t.dataloader_workers,
         dataloader_prefetch_factor=t.dataloader_prefetch,
+        # a batch goes to the GPU while that still works on the one before
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
         seed=recipe.seed,
         data_seed=recipe.seed,
         report_to=[],  # TensorBoard's callback comes from the keeper

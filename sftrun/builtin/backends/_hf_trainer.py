@@ -40,8 +40,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         given = inputs.get("attention_mask")  # packed rows have neither mask nor padding
         tokens = inputs["input_ids"].numel() if given is None else given.sum()
-        trained = (inputs["labels"][:, 1:] != _batches.IGNORED).sum()  # nothing predicts the first
-        self.uncounted.append((tokens * (trained > 0), trained))  # nothing is trained in rows that fill up a step
+        trained = inputs["scored_at"].numel()
+        self.uncounted.append((tokens if trained else 0, trained))  # nothing is trained in rows that fill up a step
         return super().training_step(model, inputs, *args, **kwargs)
 
     def count(self) -> None:
