@@ -17,7 +17,7 @@ def precision(recipe: sftrun.Recipe) -> str:
     wanted = recipe.train.precision
     gpu = torch.cuda.is_available()
     if wanted == "auto":
-        return "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if wanted == "fp16" and not gpu:
         problem = sftrun.Problem(
             "fp16 needs a GPU, and there is none", path=("train", "precision"), hint="use fp32 or auto"

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import sftrun
 from sftrun.builtin.backends import _hf_model, _quant, _vocabulary
-from sftrun.training import base_model, ranks, trained
+from sftrun.training import base_model, compute, ranks, trained
 
 # pissa: with 16 iterations the SVD is as good as exact, in seconds instead of minutes a layer.
 # loftq starts like any other, and is set once the quantised base is there.
@@ -63,9 +63,27 @@ def attach(base: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.Em
         model = peft.get_peft_model(base, wanted)
     except (ValueError, TypeError) as error:
         raise sftrun.UserError(sftrun.Problem(f"peft cannot make this adapter: {error}", path=PATH)) from error
+    in_fp32(model)
+    if compute.precision(recipe) != "fp32" and not recipe.tuning.lora.dora:
+        leave_to_autocast(model)
     if recipe.tuning.lora.init == "loftq":
         _loftq(model, recipe)
     return Adapter(model)
+
+
+def in_fp32(model: Any) -> None:
+    """Holds all that is trained in fp32: peft leaves copies of a base's modules in its 16 bits, where small steps are
+    lost, and from which no scaled gradient can be taken."""
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+
+
+def leave_to_autocast(model: Any) -> None:
+    """Keeps peft from copying the input of each adapter to fp32, which autocast would copy back to the same 16 bits."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
 
 
 class Adapter:

@@ -68,14 +68,14 @@ def _sequences(asked: dict[str, Any]) -> Sequences | None:
     length, device = asked["q_length"], asked["device"]
     index = torch.arange(length, device=device)
     zero = torch.zeros((), dtype=torch.long, device=device)
-    sees_previous = asked["mask_function"](zero, zero, index[1:], index[:-1])
+    sees_previous = asked["mask_function"](zero, zero, index[1:], index[:-1]).cpu()  # the one wait for a GPU
     inner = (~sees_previous).nonzero().flatten() + 1
     if not len(inner):
         return None
-    starts = torch.cat([index[:1], inner, index[-1:] + 1])
+    starts = torch.cat([torch.tensor([0]), inner, torch.tensor([length])])
     lengths = starts.diff().tolist()
-    window = asked.get("local_size")
-    return Sequences(lengths, starts.to(torch.int32), window, _band(max(lengths), window, device))
+    window, there = asked.get("local_size"), starts.to(device, torch.int32, non_blocking=True)
+    return Sequences(lengths, there, window, _band(max(lengths), window, device))
 
 
 def _band(length: int, window: int | None, device: Any) -> torch.Tensor | None:
@@ -125,9 +125,23 @@ def _fits(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Sequences, float | None], torch.Tensor]
 
 
+def modern() -> bool:
+    """Whether there is a GPU that these kernels are written for: NVIDIA's since Ampere."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+
+
+def named(flash: bool, precision: str) -> str:
+    """What computes packed rows on this machine."""
+    if precision == "fp32" or _kernel(flash) is None:
+        return "sdpa"
+    return "flash-attn" if flash else "torch's varlen"
+
+
 @functools.cache
 def _kernel(wanted: bool) -> Kernel | None:
     """One kernel for all sequences at once, on a GPU: flash-attn's where wanted and installed, else torch's own."""
+    if not modern():
+        return None
     if not wanted:
         return _torch_kernel()
     try:

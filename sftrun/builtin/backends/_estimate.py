@@ -150,6 +150,9 @@ def _built(recipe: sftrun.Recipe) -> Any:
         if adapter:
             adapter.init_lora_weights = True  # where it starts from takes no memory in training
             model = peft.get_peft_model(model, adapter)
+            _adapter.in_fp32(model)
+            if compute.precision(recipe) != "fp32" and not recipe.tuning.lora.dora:
+                _adapter.leave_to_autocast(model)
     return model
 
 

@@ -6,8 +6,10 @@ import torch
 
 import sftrun
 from sftrun.builtin.backends import _head, _isolation
+from sftrun.training import compute
 
-BOUND = 2e-2  # largest relative difference of a loss in 16 bits
+# largest difference, as a share of what the model's own head gives, in 16 bits
+BOUNDS = {"loss": 2e-2, "gradient": 5e-2}
 PATH = ("train", "cross_entropy")
 
 
@@ -18,8 +20,11 @@ def kernel(model: Any, recipe: sftrun.Recipe) -> _head.Kernel | None:
         return None
     head = model.get_output_embeddings()
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    precision = compute.precision(recipe)
+    if name == "cut-cross-entropy" and precision == "fp32":
+        raise _refusal(name, "its gradient is computed in bf16 or fp16, and train.precision is fp32")
     found = (_liger if name == "liger" else _cut)(head, cap)
-    _check(model, head, found, name)
+    _check(model, found, name, precision)
     return found
 
 
@@ -29,6 +34,8 @@ def _liger(head: Any, cap: float | None) -> _head.Kernel:
     loss: Any = LigerFusedLinearCrossEntropyLoss(reduction="sum", softcap=cap, accum_dtype=torch.float32)
 
     def kernel(hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        if not len(wanted):  # rows that fill up a step: liger would divide by their number
+            return hidden.sum()
         hidden, weight, bias = _alike(hidden, head.weight, getattr(head, "bias", None))
         made: torch.Tensor = loss(weight, hidden, wanted, bias)
         return made
@@ -43,6 +50,8 @@ def _cut(head: Any, cap: float | None) -> _head.Kernel:
         raise _refusal("cut-cross-entropy", "its head has a bias")
 
     def kernel(hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        if not len(wanted):
+            return hidden.sum()
         hidden, weight, _ = _alike(hidden, head.weight, None)
         made: torch.Tensor = linear_cross_entropy(hidden, weight, wanted, softcap=cap, reduction="sum")
         return made
@@ -52,20 +61,40 @@ def _cut(head: Any, cap: float | None) -> _head.Kernel:
 
 def _alike(*tensors: Any) -> list[Any]:
     """In the number format of autocast, which does not reach kernels of others."""
-    half = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else tensors[1].dtype
+    where = tensors[0].device.type
+    half = torch.get_autocast_dtype(where) if torch.is_autocast_enabled(where) else tensors[1].dtype
     return [each if each is None else each.to(half) for each in tensors]
 
 
-def _check(model: Any, head: Any, found: _head.Kernel, name: str) -> None:
-    """Compares a kernel with the model's own head on a short row; one whose parameters are others is refused."""
-    ids = torch.arange(1, 33, device=model.device)[None] % head.weight.shape[0]
-    losses = []
-    for each in (None, found):
-        _head.add(model, each)
-        with _isolation.quiet(model), torch.autocast("cuda", torch.bfloat16):
-            losses.append(float(model(input_ids=ids, scored=ids, use_cache=False)["loss"]))
-    if not abs(losses[0] - losses[1]) <= BOUND * abs(losses[0]):
-        raise _refusal(name, f"its loss is {losses[0]:.4f} by its own head, and {losses[1]:.4f} by that kernel")
+def _check(model: Any, found: _head.Kernel, name: str, precision: str) -> None:
+    """Compares a kernel with the model's own head, on a short row, in loss, gradient, and what has a gradient."""
+    own = _tried(model, None, precision)
+    try:
+        other = _tried(model, found, precision)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a kernel does with a model or a GPU that it was not written for
+        raise _refusal(name, f"it fails with {type(error).__name__}: {error}") from error
+    if own["trained"] != other["trained"]:
+        raise _refusal(name, f"no gradient reaches {', '.join(sorted(own['trained'] ^ other['trained']))}")
+    for what, bound in BOUNDS.items():
+        if not abs(own[what] - other[what]) <= bound * abs(own[what]):  # also where it is no number
+            reason = f"its {what} is {own[what]:.4f} by its own head, and {other[what]:.4f} by that kernel"
+            raise _refusal(name, reason)
+
+
+def _tried(model: Any, kernel: _head.Kernel | None, precision: str) -> dict[str, Any]:
+    """The loss of a short row, the norm of its gradient, and the names of the weights that have one."""
+    _head.add(model, kernel)
+    ids = torch.arange(1, 33, device=model.device)[None] % model.config.get_text_config().vocab_size
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    with _isolation.quiet(model):
+        with _isolation.computing_in(precision, model.device):
+            loss = model(input_ids=ids, scored=ids, use_cache=False)["loss"]
+        made = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    there = {name: each.float().norm() for name, each in zip(weights, made, strict=True) if each is not None}
+    norm = torch.stack(list(there.values())).norm() if there else torch.zeros(())
+    return {"loss": float(loss.detach()), "gradient": float(norm), "trained": there.keys()}
 
 
 def _refusal(name: str, reason: str) -> sftrun.UserError:

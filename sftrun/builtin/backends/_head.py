@@ -27,6 +27,8 @@ Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def add(model: Any, kernel: Kernel | None = None, parts: bool = True) -> None:
     """Lets a causal language model be called with `scored=labels` ([rows, tokens]), for sums over trained tokens.
 
+    `scored_at`, as `collated` adds it, spares it the search for them, for which a GPU would have to end its work.
+
     It returns {"loss": …, "correct": …, "aux_loss": …}: their negative log-likelihood; without gradients how many were
     argmax; and what the model itself adds to a loss (of a router of experts), where it is asked to. Called without
     `scored` it is as it was. All happens within the model's forward, so that wrappers of it work as ever. A `kernel`
@@ -38,13 +40,28 @@ def add(model: Any, kernel: Kernel | None = None, parts: bool = True) -> None:
     original = getattr(inner.forward, "original", inner.forward)
 
     @functools.wraps(type(inner).forward)
-    def forward(*args: Any, scored: torch.Tensor | None = None, **given: Any) -> Any:
+    def forward(
+        *args: Any, scored: torch.Tensor | None = None, scored_at: torch.Tensor | None = None, **given: Any
+    ) -> Any:
         if scored is None:
             return original(*args, **given)
-        return _scored(inner, original, summed, scored, (args, given))
+        at = positions(scored) if scored_at is None else scored_at
+        return _scored(inner, original, summed, (scored, at), (args, given))
 
     forward.original = original  # type: ignore[attr-defined]
     inner.forward = forward
+
+
+def positions(labels: torch.Tensor) -> torch.Tensor:
+    """Where the next token is trained, in rows that are laid end to end."""
+    rows, columns = (labels[:, 1:] != sftrun.IGNORED).nonzero(as_tuple=True)
+    return rows * labels.shape[1] + columns
+
+
+def collated(collate: Callable[[Any], dict[str, Any]], examples: Any) -> dict[str, Any]:
+    """A batch with the positions of what is trained, while it is on the CPU."""
+    batch = collate(examples)
+    return {**batch, "scored_at": positions(batch["labels"])}
 
 
 def score(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, int]:
@@ -58,10 +75,10 @@ def _inner(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, peft.PeftModel) else model
 
 
-def _scored(inner: Any, original: Any, summed: Any, labels: torch.Tensor, call: Any) -> dict[str, Any]:
-    trained, wanted = labels[:, 1:] != sftrun.IGNORED, labels[:, 1:]
+def _scored(inner: Any, original: Any, summed: Any, wanted: Any, call: Any) -> dict[str, Any]:
+    labels, at = wanted
     rest, hidden, tail = _apart(inner, original, *call)
-    rows, tokens = hidden[:, :-1][trained], wanted[trained]
+    rows, tokens = hidden.flatten(0, 1).index_select(0, at), labels.flatten()[at + 1]
     found: dict[str, Any] = {}
     if not torch.is_grad_enabled():
         found["loss"], found["correct"] = counted(rows, tokens, tail, at_once(rest.logits.shape[-1]))
@@ -195,7 +212,7 @@ class Summed(torch.autograd.Function):
         with torch.enable_grad():
             for at, part, logits, tokens in _parts(hidden, wanted, tail, size):
                 with torch.no_grad():
-                    slope = torch.log_softmax(logits.float(), -1)
+                    slope = torch.log_softmax(logits, -1, dtype=torch.float32)  # without a copy of the logits
                     total -= slope.gather(1, tokens[:, None]).sum()
                     slope.exp_().scatter_add_(1, tokens[:, None], slope.new_full((len(tokens), 1), -1))
                 found = list(_gradients(logits, [part, *weights] if part.requires_grad else [*weights], slope))

@@ -52,7 +52,7 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
         _head.score,
         model=adapter.model if adapter else model,
         args=ranks.one_gpu(arguments(recipe, run, len(rows))),
-        data_collator=batches.collator(rows, tokens.pad_id(tokenizer)),
+        data_collator=functools.partial(_head.collated, batches.collator(rows, tokens.pad_id(tokenizer))),
         train_dataset=dataset(run, "train"),
         eval_dataset=dataset(run, "val"),
         processing_class=tokenizer,
@@ -88,7 +88,9 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
     return SFTConfig(
         **settings.of_recipe(recipe, run, rows),
         activation_offloading=t.activation_offload,
-        tf32=t.tf32 if torch.cuda.is_available() else None,
+        # a batch goes to the GPU while that still works on the one before
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
+        tf32=t.tf32 or None,  # off as torch has it: set to off, parts of torch can no longer ask for it
         deepspeed=_sharding.deepspeed_config(recipe, compute.precision(recipe)),
         # for experts that no token has chosen; and gradients are added in the same order after a resume
         ddp_find_unused_parameters=True,

@@ -23,7 +23,7 @@ def check(model: Any, precision: str) -> None:
     generator = torch.Generator().manual_seed(0)
     words = model.config.get_text_config().vocab_size  # of a sharded model, the weight itself may be elsewhere
     sequences = [torch.randint(words, (length,), generator=generator) for length in LENGTHS]
-    with quiet(model), _computing_in(precision, model.device):
+    with quiet(model), computing_in(precision, model.device):
         with torch.no_grad():
             apart = torch.cat([_logits(model, each) for each in sequences])
         try:
@@ -75,7 +75,7 @@ def _logits(model: Any, *sequences: torch.Tensor) -> torch.Tensor:
 def quiet(model: Any) -> Iterator[None]:
     """Without dropout, and with the random state put back."""
     training = model.training
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         model.eval()
         try:
             yield
@@ -83,7 +83,7 @@ def quiet(model: Any) -> Iterator[None]:
             model.train(training)
 
 
-def _computing_in(precision: str, device: torch.device) -> Any:
+def computing_in(precision: str, device: torch.device) -> Any:
     """The number format of training."""
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return torch.autocast(device.type, half) if half else contextlib.nullcontext()

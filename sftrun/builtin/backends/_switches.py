@@ -57,6 +57,8 @@ def _no_flash(recipe: sftrun.Recipe) -> str | None:
     """Why flash-attn does not work here; None where it does."""
     if not torch.cuda.is_available():
         return "it needs a GPU, and there is none"
+    if not _attention.modern():
+        return "it needs a GPU of NVIDIA's since Ampere, and this one is older"
     if compute.precision(recipe) == "fp32":
         return "it computes in bf16 or fp16, and train.precision is fp32"
     if not is_flash_attn_2_available():
@@ -82,8 +84,7 @@ def _packed(model: Any, recipe: sftrun.Recipe, emit: sftrun.Emit) -> str:
     wanted = recipe.train.attention
     flash = wanted != "sdpa" and _no_flash(recipe) is None
     if wanted in ("auto", "sdpa", "flash-attn") and _attention.isolate(model, flash):
-        kernel = "sdpa" if not torch.cuda.is_available() else "flash-attn" if flash else "torch's varlen"
-        return f"{kernel}, sequence by sequence"
+        return f"{_attention.named(flash, compute.precision(recipe))}, sequence by sequence"
     if wanted != "auto":
         _set(model, wanted)
     if model.config._attn_implementation in ("eager", "sdpa"):
@@ -107,7 +108,7 @@ def _padded(model: Any, recipe: sftrun.Recipe, emit: sftrun.Emit) -> str:
 
 
 def _has_hub_kernel(recipe: sftrun.Recipe) -> bool:
-    half = torch.cuda.is_available() and compute.precision(recipe) != "fp32"
+    half = _attention.modern() and compute.precision(recipe) != "fp32"
     return half and importlib.util.find_spec("kernels") is not None
 
 

@@ -20,7 +20,8 @@ def fit(model: Any, tokenizer: Any) -> None:
     known, wanted = model.get_input_embeddings().weight.shape[0], size(tokenizer)
     if wanted <= known:
         return
-    with torch.random.fork_rng(), torch.no_grad():  # transformers draws rows that are then replaced
+    on_gpu = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(on_gpu), torch.no_grad():  # transformers draws rows that are then replaced
         model.resize_token_embeddings(wanted, mean_resizing=False)
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             layer.weight[known:] = layer.weight[:known].float().mean(0).to(layer.weight.dtype)
