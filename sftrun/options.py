@@ -27,6 +27,7 @@ else:
 
 
 __all__ = [
+    "Count",
     "Meta",
     "NameOrPath",
     "Options",
@@ -42,6 +43,7 @@ __all__ = [
 
 ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 
+Count = Annotated[int, Meta(ge=1)]
 PathText = Annotated[str, Meta(extra_json_schema={"format": "path"})]
 NameOrPath = Annotated[str, Meta(extra_json_schema={"format": "name-or-path"})]
 SecretText = Annotated[str, Meta(extra_json_schema={"format": "secret"})]

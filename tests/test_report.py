@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from sftrun.options import Use
-from sftrun.recipe.model import LoraOptions, ModelOptions, Recipe, TrainOptions, TuningOptions
+from sftrun.recipe.model import LoraOptions, ModelOptions, Recipe, TuningOptions
+from sftrun.recipe.train_options import TrainOptions
 from sftrun.report import advice, curves, history, markdown, say, scores
 from sftrun.report.page import visible
 from sftrun.rundir import RunDir

@@ -6,8 +6,9 @@ import msgspec
 
 from sftrun.errors import Problem, RecipePath, UserError
 from sftrun.options import Use, parse, schema
-from sftrun.recipe.model import Recipe, TrainOptions
+from sftrun.recipe.model import Recipe
 from sftrun.recipe.resolved import components, normal
+from sftrun.recipe.train_options import TrainOptions
 from sftrun.recipe.walk import kind_of
 from sftrun.registry import Registry
 

@@ -376,7 +376,7 @@ NEEDED = {
 def test_every_setting_of_the_recipe_has_a_case():
     from sftrun_unsloth._limits import SWITCHES
 
-    from sftrun.recipe.model import TrainOptions
+    from sftrun.recipe.train_options import TrainOptions
 
     above = {"precision", "early_stopping", "keep_best", "group_by_length"}  # in tests of their own
     refused = {*SWITCHES, "effective_batch_size"}  # in test_limits.py
