@@ -27,7 +27,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.Emit) -> None:
         options = recipe.train
-        self.recipe = recipe
+        self.recipe, self.run = recipe, run
         self.folder, self.emit, self.tensorboard = run.checkpoints, emit, run.tensorboard
         self.limit, self.saves = options.save_total_limit, options.save_strategy != "no"
         self.stopping, self.keep_best = options.early_stopping, options.keeps_best

@@ -6,17 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import sftrun
-from sftrun.training import batches, ranks
+from sftrun.training import batches, ranks, tokens
 from sftrun.training.keeper import Keeper
 from sftrun.training.loaded import Score, loss_sums
-from sftrun.training.rows import PackedRows
+from sftrun.training.rows import PackedRows, dataset
+from sftrun.training.settings import without_effect
 
 
 class RunTrainer:
     """For a trainer to inherit from, before trl's: `class Trainer(RunTrainer, SFTTrainer)`.
 
     It reports events, counts tokens, takes rows in an order that the seed and the epoch alone decide, computes the
-    validation loss over tokens and not over batches, and saves through its keeper, which starts it too.
+    validation loss over tokens and not over batches, and saves through its keeper, which starts it too. `rows` are what
+    it trains on; of what trl's trainer takes, `model` and `args` are left to give.
     """
 
     args: Any
@@ -27,7 +29,18 @@ class RunTrainer:
     callback_handler: Any
 
     def __init__(self, keeper: Keeper, rows: Any, score: Score, **settings: Any) -> None:
-        super().__init__(callbacks=keeper.callbacks(), **settings)  # type: ignore[call-arg]
+        recipe, run = keeper.recipe, keeper.run
+        tokenizer = tokens.load(recipe, run, keeper.emit)
+        for message in without_effect(recipe, run):
+            keeper.emit({"event": "warning", "message": message})
+        super().__init__(  # type: ignore[call-arg]
+            data_collator=batches.collator(rows, tokens.pad_id(tokenizer)),
+            train_dataset=dataset(run, "train"),
+            eval_dataset=dataset(run, "val"),
+            processing_class=tokenizer,
+            callbacks=keeper.callbacks(),
+            **settings,
+        )
         self.keeper, self.emit, self.score = keeper, keeper.emit, score
         # trl looks at a row of a dataset of its own kind, and trains on these
         self.rows, self.train_dataset = rows, batches.Even(rows, self.args.train_batch_size, ranks.size())

@@ -11,9 +11,9 @@ import transformers
 from trl import SFTConfig
 
 import sftrun
-from sftrun.training import batches, compute, saved, settings, tokens, trained
+from sftrun.training import compute, saved, settings, trained
 from sftrun.training.keeper import Keeper
-from sftrun.training.rows import dataset, rows_of
+from sftrun.training.rows import rows_of
 from sftrun_unsloth import _model
 from sftrun_unsloth._trainer import Trainer
 
@@ -29,8 +29,6 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit) -> None:
     """
     run = sftrun.RunDir(path)
     model = adapted(_model.load_base(recipe), recipe)
-    for message in settings.without_effect(recipe, run):
-        emit({"event": "warning", "message": message})
     trainer = make_trainer(model, recipe, run, emit)
     write, held = trainer.model.save_pretrained, _model.quantisation(recipe)
     trainer.keeper.train(trainer, lambda: saved.save(trainer.model, write, recipe, run, held))
@@ -64,19 +62,10 @@ def adapted(model: Any, recipe: sftrun.Recipe) -> Any:
 
 def make_trainer(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.Emit) -> Trainer:
     """The trainer of a run, for its keeper to start."""
-    rows, tokenizer = rows_of(recipe, run), tokens.load(recipe, run, emit)
+    rows = rows_of(recipe, run)
     adapter = {} if recipe.tuning.mode == "full" else trained.copied(model)
-    trainer = Trainer(
-        Keeper(recipe, run, emit),
-        rows,
-        _model.score,
-        model=model,
-        args=arguments(recipe, run, len(rows)),
-        data_collator=batches.collator(rows, tokens.pad_id(tokenizer)),
-        train_dataset=dataset(run, "train"),
-        eval_dataset=dataset(run, "val"),
-        processing_class=tokenizer,
-    )
+    wanted = arguments(recipe, run, len(rows))
+    trainer = Trainer(Keeper(recipe, run, emit), rows, _model.score, model=model, args=wanted)
     trained.restore(trainer.model, adapter)
     return trainer
 

@@ -12,9 +12,9 @@ from trl import SFTConfig
 import sftrun
 from sftrun.builtin.backends import _adapter, _empty, _fused, _head, _hf_model, _isolation, _sharding, _switches
 from sftrun.builtin.backends._trainer import Trainer
-from sftrun.training import batches, compute, ranks, saved, settings, tokens
+from sftrun.training import compute, ranks, saved, settings
 from sftrun.training.keeper import Keeper
-from sftrun.training.rows import PackedRows, dataset, rows_of
+from sftrun.training.rows import PackedRows, rows_of
 
 transformers.logging.set_verbosity_warning()
 datasets.disable_progress_bars()
@@ -42,9 +42,6 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     packed = isinstance(rows, PackedRows)
     if packed and not strategy:
         _isolation.check(model, compute.precision(recipe))
-    tokenizer = tokens.load(recipe, run, emit)
-    for message in settings.without_effect(recipe, run):
-        emit({"event": "warning", "message": message})
     adapter = None if recipe.tuning.mode == "full" else _adapter.attach(model, recipe, run, emit, empty)
     trainer = _sharding.trainer(strategy, Trainer)(
         keeper,
@@ -52,10 +49,6 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
         _head.score,
         model=adapter.model if adapter else model,
         args=ranks.one_gpu(arguments(recipe, run, len(rows))),
-        data_collator=functools.partial(_head.collated, batches.collator(rows, tokens.pad_id(tokenizer))),
-        train_dataset=dataset(run, "train"),
-        eval_dataset=dataset(run, "val"),
-        processing_class=tokenizer,
     )
     if adapter:
         adapter.restore()

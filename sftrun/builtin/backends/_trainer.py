@@ -1,10 +1,12 @@
 """trl's trainer, with the loss of the head on trained positions."""
 
+import functools
 from typing import Any
 
 import torch
 from trl import SFTTrainer
 
+from sftrun.builtin.backends import _head
 from sftrun.training.trainer import RunTrainer
 
 
@@ -13,6 +15,7 @@ class Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
+        self.data_collator = functools.partial(_head.collated, self.data_collator)
         self.model_accepts_loss_kwargs = True  # whatever the model's forward takes: compute_loss is ours
 
     def compute_loss(
