@@ -3,9 +3,9 @@
     python benchmarks/plan.py [--steps N] [--others | --only WORD]
 
 Each case, of two sizes of models with random weights, full tuning and LoRA, and two batch sizes, is estimated and then
-trained for a few steps on rows of one length, in processes of their own; with `--others`, cases beside these, which the
-estimate was not tuned on: a larger vocabulary, longer rows, checkpointing, packing, a base in 4 bits. Prints a line a case: parameters, estimated
-and measured peak (the largest resident size of the worker, as the system counts it), and their ratio.
+trained for a few steps on rows of one length, in processes of their own. With `--others`, cases beside these: a larger
+vocabulary, longer rows, more layers, checkpointing, packing, a base in 4 bits. Prints a line a case: parameters,
+estimated and measured peak (the largest resident size of the worker, as the system counts it), and their ratio.
 """
 
 import argparse
@@ -23,7 +23,8 @@ SIZES = {"10M": (320, 6, 8192), "60M": (832, 6, 8192)}  # hidden size, layers, v
 BATCHES = (2, 8)
 ROWS, LENGTH = 64, 384
 MODES = ("full", "lora")
-CASES: dict[str, tuple[str, int, dict[str, Any]]] = {  # size, length of rows, what the recipe has
+Case = tuple[str, int, dict[str, Any]]  # size, length of rows, what the recipe has
+CASES: dict[str, Case] = {
     f"{size} {mode} batch {batch}": (size, LENGTH, {"tuning": {"mode": mode}, "train": {"batch_size": batch}})
     for size in SIZES
     for mode in MODES
@@ -31,10 +32,14 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {  # size, length of rows, w
 }
 OTHER_SIZES = {"32k": (320, 6, 32000), "deep": (256, 16, 4096)}
 FULL, LORA = {"mode": "full"}, {"mode": "lora", "lora": {"dropout": 0.1}}
-OTHERS: dict[str, tuple[str, int, dict[str, Any]]] = {
+OTHERS: dict[str, Case] = {
     "vocabulary 32k, full": ("32k", LENGTH, {"tuning": FULL, "train": {"batch_size": 4}}),
     "vocabulary 32k, lora": ("32k", LENGTH, {"tuning": LORA, "train": {"batch_size": 4}}),
-    "checkpointing, full": ("10M", LENGTH, {"tuning": FULL, "train": {"batch_size": 8, "gradient_checkpointing": True}}),
+    "checkpointing, full": (
+        "10M",
+        LENGTH,
+        {"tuning": FULL, "train": {"batch_size": 8, "gradient_checkpointing": True}},
+    ),
     "long rows, full": ("10M", 4 * LENGTH, {"tuning": FULL, "train": {"batch_size": 2}}),
     "packed, lora": ("10M", 96, {"tuning": LORA, "train": {"batch_size": 4}, "packing": {"strategy": "best-fit"}}),
     "16 layers, lora": ("deep", LENGTH, {"tuning": LORA, "train": {"batch_size": 4}}),
@@ -58,8 +63,9 @@ def model(folder: Path, hidden: int, layers: int, words: int) -> None:
         shutil.copyfile(tiny.folder() / name, folder / name)
 
 
-def recipe(folder: Path, number: int, size: str, length: int, keys: dict[str, Any], steps: int) -> Path:
+def recipe(folder: Path, file: str, case: Case, steps: int) -> Path:
     """A recipe of one case."""
+    size, length, keys = case
     rows = [{"role": "user", "content": "say x"}, {"role": "assistant", "content": "x" * length}]
     (folder / f"rows-{length}.jsonl").write_text((json.dumps({"messages": rows}) + "\n") * ROWS)
     train = {"max_steps": steps, "eval_strategy": "no", "save_strategy": "no", **keys["train"]}
@@ -67,9 +73,8 @@ def recipe(folder: Path, number: int, size: str, length: int, keys: dict[str, An
         "model": {"name": str(folder / size), "max_seq_len": max(2 * length, 2 * LENGTH)},
         "source": {"use": "jsonl", "with": {"path": f"rows-{length}.jsonl", "val_share": 0}},
     }
-    file = folder / f"case-{number}.yaml"
-    file.write_text(json.dumps({**keys, **always, "train": train}))
-    return file
+    (folder / file).write_text(json.dumps({**keys, **always, "train": train}))
+    return folder / file
 
 
 def case(file: Path) -> dict[str, Any]:
@@ -99,12 +104,12 @@ def main() -> None:
     cases = OTHERS if given.others else CASES
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        wanted = [(name, case) for name, case in cases.items() if given.only in name]
+        wanted = [(name, each) for name, each in cases.items() if given.only in name]
         for size, sizes in {**SIZES, **OTHER_SIZES}.items():
-            if any(each == size for _, (each, *_) in wanted):
+            if size in {each[0] for _, each in wanted}:
                 model(folder / size, *sizes)
-        for number, (name, (size, length, keys)) in enumerate(wanted):
-            file = recipe(folder, number, size, length, keys, given.steps)
+        for number, (name, each) in enumerate(wanted):
+            file = recipe(folder, f"case-{number}.yaml", each, given.steps)
             command = [sys.executable, __file__, "--case", str(file)]
             cache = {**os.environ, "SFTRUN_CACHE": str(folder / "cache")}
             said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=cache).stdout

@@ -163,7 +163,7 @@ def _autocast(recipe: sftrun.Recipe, where: str) -> Any:
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(where, dtype)
 
 
-def _loss(model: Any, shape: sftrun.Shape, where: str, live: Live) -> torch.Tensor:
+def _loss(model: Any, shape: sftrun.Shape, where: str, live: Live) -> Any:
     """The loss as `_head` computes it, on trained positions; kernels that make no logits take less."""
     rows, tokens, tail, logits = _scored(model, shape, where)
     live.phase = "logits"
@@ -172,7 +172,7 @@ def _loss(model: Any, shape: sftrun.Shape, where: str, live: Live) -> torch.Tens
     return _head.in_parts(rows, tokens, tail, logits)
 
 
-def _scored(model: Any, shape: sftrun.Shape, where: str) -> tuple[torch.Tensor, torch.Tensor, _head.Tail, torch.Tensor]:
+def _scored(model: Any, shape: sftrun.Shape, where: str) -> tuple[Any, torch.Tensor, _head.Tail, torch.Tensor]:
     """The hidden states of trained positions, the tokens wanted, the head, and logits of no position."""
     inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     rest, hidden, tail = _head.apart(inner, inner.forward, (), _given(inner.base_model, shape, where))

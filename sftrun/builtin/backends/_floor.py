@@ -3,9 +3,9 @@
 import functools
 import os
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
-import accelerate
 import torch
 import transformers
 
@@ -14,6 +14,7 @@ from sftrun import tiny
 CONTEXT = 600 * 2**20  # of a CUDA context with its kernels, outside of torch's allocator; a usual value, not measured
 UNKNOWN = 560 * 2**20  # where the system does not say what this process has
 STATUS = Path("/proc/self/status")
+IMPORTED = ("sftrun.builtin.backends._hf_train", "torch.utils.tensorboard", "deepspeed")  # by the trainer, where it is
 
 
 @functools.cache  # read once: what estimates leave behind is not part of it
@@ -21,8 +22,9 @@ def floor(tokenizer: Path) -> int:
     """Bytes of this process once it has done what each training does first; of a GPU, those of its context."""
     if torch.cuda.is_available():
         return CONTEXT
-    for name in ("sftrun.builtin.backends._hf_train", "torch.utils.tensorboard"):
-        import_module(name)
+    for name in IMPORTED:
+        if find_spec(name):
+            import_module(name)
     transformers.AutoTokenizer.from_pretrained(tokenizer)
     _step()
     return _resident()
@@ -35,7 +37,6 @@ def _step() -> None:
     ids = torch.zeros(1, 64, dtype=torch.long)
     model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     optimizer.step()
-    accelerate.Accelerator(cpu=True).unwrap_model(model)  # imports deepspeed, where there is one
 
 
 def _resident() -> int:
