@@ -1,10 +1,11 @@
 """What `sftrun plan` estimates, beside what a training process really takes at most, on the CPU.
 
-    python benchmarks/plan.py [--steps N]
+    python benchmarks/plan.py [--steps N] [--others | --only WORD]
 
 Each case, of two sizes of models with random weights, full tuning and LoRA, and two batch sizes, is estimated and then
-trained for a few steps on rows of one length, in processes of their own. Prints a line a case: parameters, estimated
-and measured peak (the largest resident size of the worker, as the system counts it), and their ratio.
+trained for a few steps on rows of one length, in processes of their own. With `--others`, cases beside these: a larger
+vocabulary, longer rows, more layers, checkpointing, packing, a base in 4 bits. Prints a line a case: parameters,
+estimated and measured peak (the largest resident size of the worker, as the system counts it), and their ratio.
 """
 
 import argparse
@@ -18,20 +19,43 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-SIZES = {"10M": (320, 6), "60M": (832, 6)}  # hidden size, layers
+SIZES = {"10M": (320, 6, 8192), "60M": (832, 6, 8192)}  # hidden size, layers, vocabulary
 BATCHES = (2, 8)
-WORDS, ROWS, LENGTH = 8192, 64, 384
+ROWS, LENGTH = 64, 384
 MODES = ("full", "lora")
+Case = tuple[str, int, dict[str, Any]]  # size, length of rows, what the recipe has
+CASES: dict[str, Case] = {
+    f"{size} {mode} batch {batch}": (size, LENGTH, {"tuning": {"mode": mode}, "train": {"batch_size": batch}})
+    for size in SIZES
+    for mode in MODES
+    for batch in BATCHES
+}
+OTHER_SIZES = {"32k": (320, 6, 32000), "deep": (256, 16, 4096)}
+FULL, LORA = {"mode": "full"}, {"mode": "lora", "lora": {"dropout": 0.1}}
+OTHERS: dict[str, Case] = {
+    "vocabulary 32k, full": ("32k", LENGTH, {"tuning": FULL, "train": {"batch_size": 4}}),
+    "vocabulary 32k, lora": ("32k", LENGTH, {"tuning": LORA, "train": {"batch_size": 4}}),
+    "checkpointing, full": (
+        "10M",
+        LENGTH,
+        {"tuning": FULL, "train": {"batch_size": 8, "gradient_checkpointing": True}},
+    ),
+    "long rows, full": ("10M", 4 * LENGTH, {"tuning": FULL, "train": {"batch_size": 2}}),
+    "packed, lora": ("10M", 96, {"tuning": LORA, "train": {"batch_size": 4}, "packing": {"strategy": "best-fit"}}),
+    "16 layers, lora": ("deep", LENGTH, {"tuning": LORA, "train": {"batch_size": 4}}),
+    "16 layers, summed": ("deep", LENGTH, {"tuning": FULL, "train": {"batch_size": 2, "grad_accum": 4}}),
+    "4 bits": ("60M", LENGTH, {"tuning": {"mode": "qlora"}, "backend": "bnb", "train": {"batch_size": 2}}),
+}
 
 
-def model(folder: Path, hidden: int, layers: int) -> None:
+def model(folder: Path, hidden: int, layers: int, words: int) -> None:
     """A llama with random weights and the tokenizer of the embedded model."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from sftrun import tiny
 
-    sizes = {"hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": layers, "vocab_size": WORDS}
+    sizes = {"hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": layers, "vocab_size": words}
     config = LlamaConfig(**sizes, num_attention_heads=hidden // 32, num_key_value_heads=hidden // 64, eos_token_id=2)
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -39,19 +63,18 @@ def model(folder: Path, hidden: int, layers: int) -> None:
         shutil.copyfile(tiny.folder() / name, folder / name)
 
 
-def recipe(folder: Path, size: str, mode: str, batch: int, steps: int) -> Path:
+def recipe(folder: Path, file: str, case: Case, steps: int) -> Path:
     """A recipe of one case."""
-    rows = [{"role": "user", "content": "say x"}, {"role": "assistant", "content": "x" * LENGTH}]
-    (folder / "rows.jsonl").write_text((json.dumps({"messages": rows}) + "\n") * ROWS)
-    keys = {
-        "model": {"name": str(folder / size), "max_seq_len": 2 * LENGTH},
-        "source": {"use": "jsonl", "with": {"path": "rows.jsonl", "val_share": 0}},
-        "tuning": {"mode": mode},
-        "train": {"max_steps": steps, "batch_size": batch, "eval_strategy": "no", "save_strategy": "no"},
+    size, length, keys = case
+    rows = [{"role": "user", "content": "say x"}, {"role": "assistant", "content": "x" * length}]
+    (folder / f"rows-{length}.jsonl").write_text((json.dumps({"messages": rows}) + "\n") * ROWS)
+    train = {"max_steps": steps, "eval_strategy": "no", "save_strategy": "no", **keys["train"]}
+    always = {
+        "model": {"name": str(folder / size), "max_seq_len": max(2 * length, 2 * LENGTH)},
+        "source": {"use": "jsonl", "with": {"path": f"rows-{length}.jsonl", "val_share": 0}},
     }
-    file = folder / f"{size}-{mode}-{batch}.yaml"
-    file.write_text(json.dumps(keys))
-    return file
+    (folder / file).write_text(json.dumps({**keys, **always, "train": train}))
+    return folder / file
 
 
 def case(file: Path) -> dict[str, Any]:
@@ -71,21 +94,26 @@ def main() -> None:
     """Runs every case."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--others", action="store_true", help="cases that the estimate was not tuned on")
+    parser.add_argument("--only", default="", help="cases whose name has this word")
     parser.add_argument("--case", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case:
         print(json.dumps(case(given.case)))
         return
+    cases = OTHERS if given.others else CASES
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        for size, (hidden, layers) in SIZES.items():
-            model(folder / size, hidden, layers)
-        for size, mode, batch in [(size, mode, batch) for size in SIZES for mode in MODES for batch in BATCHES]:
-            file = recipe(folder, size, mode, batch, given.steps)
+        wanted = [(name, each) for name, each in cases.items() if given.only in name]
+        for size, sizes in {**SIZES, **OTHER_SIZES}.items():
+            if size in {each[0] for _, each in wanted}:
+                model(folder / size, *sizes)
+        for number, (name, each) in enumerate(wanted):
+            file = recipe(folder, f"case-{number}.yaml", each, given.steps)
             command = [sys.executable, __file__, "--case", str(file)]
             cache = {**os.environ, "SFTRUN_CACHE": str(folder / "cache")}
-            said = subprocess.run(command, capture_output=True, text=True, check=True, env=cache).stdout
-            show(f"{size} {mode} batch {batch}", json.loads(said.splitlines()[-1]))
+            said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=cache).stdout
+            show(name, json.loads(said.splitlines()[-1]))
 
 
 def show(name: str, found: dict[str, Any]) -> None:
@@ -93,7 +121,7 @@ def show(name: str, found: dict[str, Any]) -> None:
     estimated, measured, parameters = found["estimated"], found["measured"], found["parameters"]
     counts = f"{parameters['trained'] / 1e6:7.2f} M trained {parameters['frozen'] / 1e6:7.2f} M frozen"
     sizes = f"estimated {estimated / 1e6:7.0f} MB  measured {measured / 1e6:7.0f} MB"
-    print(f"{name:18} {counts}  {sizes}  ratio {estimated / measured:.3f}", flush=True)
+    print(f"{name:21} {counts}  {sizes}  ratio {estimated / measured:.3f}", flush=True)
 
 
 if __name__ == "__main__":

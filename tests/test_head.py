@@ -168,3 +168,16 @@ def test_a_router_of_experts_keeps_its_own_loss():
     found = model(**given, scored=labels, use_cache=False, output_router_logits=True)
     assert found["aux_loss"].item() == pytest.approx(alone.item(), abs=1e-6)
     assert alone.item() > 0
+
+
+def test_the_logits_are_in_memory_twice_at_most():
+    from sftrun.builtin.backends._live import Live
+
+    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**{**USUAL, "vocab_size": 20_000}))
+    _head.add(model)
+    ids = torch.arange(1, 61)[None]
+    live = Live("step", model.parameters())
+    with live:
+        model(input_ids=ids, scored=ids, use_cache=False)["loss"]
+    logits, head = 59 * 20_000 * 4, 32 * 20_000 * 4  # and the gradient of the head
+    assert 2 * logits < live.most < 2.5 * logits + head

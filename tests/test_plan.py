@@ -1,6 +1,7 @@
 """`sftrun plan`: what a recipe takes is known before anything is loaded, and measured where that is asked for."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import talk
 from sftrun import Shape, tiny
 from sftrun.options import as_use
 from sftrun.plan import batches, changes
+from sftrun.plan.machine import machine
 from sftrun.recipe.validate import load
 from sftrun.registry import current
 
@@ -87,6 +89,27 @@ def test_packed_rows_take_no_memory_for_length_by_length(recipe):
     assert packed["activations"] < padded["activations"] / 10
 
 
+def test_rows_of_one_length_need_no_mask(recipe):
+    alike, padded = (step(estimate(recipe(), Shape([400, 400, 400, last], 800))) for last in (400, 399))
+    assert padded["activations"] - alike["activations"] > 4 * 400 * 400
+
+
+def test_objects_in_the_ends_of_blocks_keep_malloc_from_using_gaps_again():
+    from sftrun.builtin.backends import _gaps
+
+    size, count = 2**20, 20
+    kept = [2 * number for number in range(count)]
+
+    def trace(nodes):
+        """Of each two tensors one is kept until the end, as activations are."""
+        for number in kept:
+            yield from ((number, size, nodes), (number + 1, size, nodes), (number + 1, 0, False))
+
+    without, between = (_gaps.taken(trace(nodes), []) / (count * size) for nodes in (False, True))
+    assert 1 < without < 1.3
+    assert between > 2  # no gap is used again
+
+
 def test_eager_attention_takes_memory_for_length_by_length(recipe):
     shape = Shape([50] * 16, 400, packed=True)
     eager, sdpa = (
@@ -158,6 +181,39 @@ def test_a_model_too_large_is_refused_from_its_config_alone(write, sftrun, folde
     assert "smaller model" in said.err
 
 
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """A program that prints what nvidia-smi does where there are two GPUs: its format, not a part of sftrun."""
+    lines = "0, GPU-8a1f, NVIDIA H100, 81559, 81000\\n1, GPU-8b2e, NVIDIA L4, 23034, 20000\\n"
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize(
+    ("visible", "name"),
+    [
+        (None, "NVIDIA H100"),
+        ("1", "NVIDIA L4"),
+        ("1,0", "NVIDIA L4"),
+        ("GPU-8b", "NVIDIA L4"),
+        ("GPU-8a1f", "NVIDIA H100"),
+        ("", "CPU"),
+        ("7", "CPU"),
+    ],
+)
+def test_the_gpu_is_the_first_one_that_a_process_sees(driver, monkeypatch, visible, name):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = machine("cuda")
+    assert found.name == name
+    if name == "NVIDIA L4":
+        assert (found.total, found.free) == (23034 * 2**20, 20000 * 2**20)
+
+
 @pytest.mark.slow
 def test_a_plan_with_a_probe_is_measured(write, sftrun):
     file = write({"train": ROWS[5:], "val": ROWS[:5]}, tuning={"mode": "full"}, train={"epochs": 2})
@@ -166,5 +222,5 @@ def test_a_plan_with_a_probe_is_measured(write, sftrun):
     plan = json.loads(said.out)
     assert plan["verdict"] == "fits"
     assert (plan["data"]["rows"], plan["data"]["steps"]) == (35, 18)
-    assert plan["peak"] == pytest.approx(plan["measured"]["peak"], rel=0.25)
+    assert plan["peak"] == pytest.approx(plan["measured"]["peak"], rel=0.15)
     assert plan["measured"]["seconds"] == pytest.approx(18 * plan["measured"]["seconds_per_step"])

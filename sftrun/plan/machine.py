@@ -23,18 +23,34 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 def machine(device: str) -> Machine:
-    """This machine's memory for a device, `cpu` or `cuda`; of several GPUs that of the first."""
+    """This machine's memory for a device, `cpu` or `cuda`; of several GPUs that of the first that a process sees."""
     return (_gpu() if device == "cuda" else None) or _cpu()
 
 
 def _gpu() -> Machine | None:
-    query = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
         said = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-        name, total, free = said.splitlines()[0].rsplit(",", 2)
-        return Machine(name.strip(), int(total) * 2**20, int(free) * 2**20)
+        name, total, free = _first_seen(said.splitlines()).rsplit(",", 2)
+        return Machine(name, int(total) * 2**20, int(free) * 2**20)
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
+
+
+def _first_seen(lines: list[str]) -> str:
+    """Name and memory of the first GPU in CUDA_VISIBLE_DEVICES: by its number, or by how its UUID begins.
+
+    Of a part of a GPU (`MIG-…`), which the driver does not list, those of the first whole one.
+    """
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    gpus = [[part.strip() for part in line.split(",", 2)] for line in lines]
+    if wanted.startswith("MIG-"):
+        return gpus[0][2]
+    return next((rest for index, uuid, rest in gpus if wanted == index or _begins(uuid, wanted)), "")
+
+
+def _begins(uuid: str, wanted: str) -> bool:
+    return wanted.startswith("GPU-") and uuid.startswith(wanted)
 
 
 def _cpu() -> Machine:

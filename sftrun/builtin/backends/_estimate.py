@@ -2,27 +2,23 @@
 
 import contextlib
 import logging
-import os
 import warnings
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import peft
 import torch
 import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers.masking_utils import AttentionMaskInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import sftrun
 from sftrun import tiny
-from sftrun.builtin.backends import _adapter, _attention, _head, _sizes, _vocabulary
-from sftrun.builtin.backends._heap import replayed
+from sftrun.builtin.backends import _adapter, _attention, _floor, _gaps, _head, _sizes, _vocabulary
 from sftrun.builtin.backends._live import Live
 from sftrun.training import compute
 
-PACKED = "sftrun-planned"
-CONTEXT = 600 * 2**20  # of a CUDA context with its kernels, outside of torch's allocator; a usual value, not measured
+PLANNED = "sftrun-planned"
 
 
 def estimate(
@@ -37,7 +33,7 @@ def estimate(
     adapter, the checkpointing and the autocast of the backend: activations are what autograd really keeps, and
     temporaries what is really alive beside them. Optimizer states follow from the optimizer's definition.
     """
-    libraries = _libraries()
+    libraries = _floor.floor(sftrun.load_tokenizer(recipe.model).folder)
     where = compute.device().type
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
@@ -111,17 +107,6 @@ def _tokens(shape: sftrun.Shape) -> int:
     return sum(shape.lengths) if shape.packed else max(shape.lengths) * len(shape.lengths)
 
 
-def _libraries() -> int:
-    """Memory of this process, with all that training imports in it; of a GPU, that of its context."""
-    if torch.cuda.is_available():
-        return CONTEXT
-    import_module("torch.utils.tensorboard")  # by the trainer's callback
-
-    status = Path("/proc/self/status").read_text() if os.path.exists("/proc/self/status") else ""
-    sizes = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")]
-    return int(sizes[0]) * 1024 if sizes else 500 * 2**20
-
-
 def _config(recipe: sftrun.Recipe) -> Any:
     """The config of a recipe's model, with an embedding for each token; its weights are not looked for."""
     if recipe.model.name == tiny.NAME:
@@ -166,15 +151,13 @@ def _stepped(model: Any, recipe: sftrun.Recipe, shape: sftrun.Shape, where: str)
         for _ in range(min(recipe.train.grad_accum, 2)):  # from the second on, there are gradients from the start
             live.phase = "activations"
             with _autocast(recipe, where):
-                hidden = _forward(_backbone(model), shape, where)
-                loss = _loss(model, hidden, shape, live)
-            del hidden
+                loss = _loss(model, shape, where, live)
             loss.backward()
             del loss
     found = {name: live.peak[name] for name in ("gradients", "activations", "logits")}
     if where == "cpu":
         held = [_sizes.states(recipe.train.optimizer, [each]) for each in trained]
-        found["gaps of malloc"] = max(replayed(live.trace, held) - live.most - sum(held), 0)
+        found["gaps of malloc"] = max(_gaps.taken(live.trace, held) - live.most - sum(held), 0)
     return found
 
 
@@ -183,47 +166,49 @@ def _autocast(recipe: sftrun.Recipe, where: str) -> Any:
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(where, dtype)
 
 
-def _backbone(model: Any) -> Any:
-    inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
-    return inner.base_model
-
-
-def _forward(backbone: Any, shape: sftrun.Shape, where: str) -> torch.Tensor:
-    """The last hidden states of a batch: packed rows as one, others padded to the longest."""
-    rows, width = (1, sum(shape.lengths)) if shape.packed else (len(shape.lengths), max(shape.lengths))
-    ids = torch.zeros(rows, width, dtype=torch.long, device=where)
-    more: dict[str, Any] = {}
-    if shape.packed and backbone.config._attn_implementation != "eager" and _attention.isolate(backbone):
-        backbone.set_attn_implementation(_packed_attention(shape.lengths, where))
-        more["position_ids"] = torch.arange(width, device=where)[None]
-    elif shape.packed or len(set(shape.lengths)) > 1:  # without padding transformers gives no mask
-        more["attention_mask"] = torch.ones(rows, 1, width, width, dtype=torch.bool, device=where)
-    hidden: torch.Tensor = backbone(input_ids=ids, use_cache=False, **more).last_hidden_state
-    return hidden
-
-
-def _packed_attention(lengths: list[int], where: str) -> str:
-    """The backend's attention for packed rows, told where sequences start: fake positions cannot say it."""
-    starts = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=where)
-    transformers.AttentionInterface.register(PACKED, _attention.attend)
-    AttentionMaskInterface.register(PACKED, lambda **_: _attention.Sequences(lengths, starts, None, None))
-    return PACKED
-
-
-def _loss(model: Any, hidden: Any, shape: sftrun.Shape, live: Live) -> Any:
+def _loss(model: Any, shape: sftrun.Shape, where: str, live: Live) -> Any:
     """The loss as `_head` computes it, on trained positions; kernels that make no logits take less."""
+    rows, tokens, tail, logits = _scored(model, shape, where)
     live.phase = "logits"
-    rows = hidden[:, :-1].reshape(-1, hidden.shape[-1])
     if rows.requires_grad:
         rows.register_hook(lambda _: setattr(live, "phase", "activations"))
-    head = model.get_output_embeddings()
-    weights = [each for each in head.parameters() if each.requires_grad]
-    return _head.Summed.apply(*_scored(rows, shape), head, _head.at_once(len(head.weight)), *weights)  # type: ignore[no-untyped-call]
+    return _head.in_parts(rows, tokens, tail, logits)
 
 
-def _scored(rows: torch.Tensor, shape: sftrun.Shape) -> tuple[torch.Tensor, torch.Tensor]:
-    scored = rows[: shape.trained]
-    return scored, torch.zeros(len(scored), dtype=torch.long, device=rows.device)
+def _scored(model: Any, shape: sftrun.Shape, where: str) -> tuple[Any, torch.Tensor, _head.Tail, torch.Tensor]:
+    """The hidden states of trained positions, the tokens wanted, the head, and logits of no position."""
+    inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    rest, hidden, tail = _head.apart(inner, inner.forward, (), _given(inner.base_model, shape, where))
+    at = torch.zeros(shape.trained, dtype=torch.long, device=where)
+    return hidden[:, :-1][at, at], at, tail, rest.logits
+
+
+def _given(backbone: Any, shape: sftrun.Shape, where: str) -> dict[str, Any]:
+    """What a model is given: packed rows as one, others padded to the longest."""
+    rows, width = (1, sum(shape.lengths)) if shape.packed else (len(shape.lengths), max(shape.lengths))
+    given = {"input_ids": torch.zeros(rows, width, dtype=torch.long, device=where), "use_cache": False}
+    if shape.packed and backbone.config._attn_implementation != "eager" and _attention.isolate(backbone):
+        starts = torch.zeros(len(shape.lengths) + 1, dtype=torch.int32, device=where)
+        _tell(backbone, lambda **_: _attention.Sequences(shape.lengths, starts, None, None))
+        given["position_ids"] = torch.arange(width, device=where)[None]
+    elif shape.packed or len(set(shape.lengths)) > 1:
+        given["attention_mask"] = torch.ones(rows, 1, width, width, dtype=torch.bool, device=where)
+    elif backbone.config._attn_implementation in ("sdpa", PLANNED):
+        _tell(backbone, _unpadded)
+    return given
+
+
+def _tell(backbone: Any, mask: Callable[..., Any]) -> None:
+    """Gives a model the backend's attention, told what its mask is: fake positions and masks cannot say it."""
+    transformers.AttentionInterface.register(PLANNED, _attention.attend)
+    AttentionMaskInterface.register(PLANNED, mask)
+    backbone.set_attn_implementation(PLANNED)
+
+
+def _unpadded(**asked: Any) -> Any:
+    """No mask, unless the attention's window is shorter than the rows."""
+    window = asked.get("local_size")
+    return None if window is None or asked["kv_length"] < window else sdpa_mask(**asked)
 
 
 def _evaluated(model: Any, shape: sftrun.Shape, where: str) -> int:
@@ -231,8 +216,8 @@ def _evaluated(model: Any, shape: sftrun.Shape, where: str) -> int:
     live = Live("activations", [*model.parameters(), *model.buffers()])
     model.eval()
     with live, torch.inference_mode():
-        hidden, head = _forward(_backbone(model), shape, where), model.get_output_embeddings()
-        _head.counted(*_scored(hidden.reshape(-1, hidden.shape[-1]), shape), head, _head.at_once(len(head.weight)))
+        rows, tokens, tail, logits = _scored(model, shape, where)
+        _head.counted(rows, tokens, tail, _head.at_once(logits.shape[-1]))
     return live.most
 
 

@@ -77,7 +77,7 @@ def _inner(model: Any) -> Any:
 
 def _scored(inner: Any, original: Any, summed: Any, wanted: Any, call: Any) -> dict[str, Any]:
     labels, at = wanted
-    rest, hidden, tail = _apart(inner, original, *call)
+    rest, hidden, tail = apart(inner, original, *call)
     rows, tokens = hidden.flatten(0, 1).index_select(0, at), labels.flatten()[at + 1]
     found: dict[str, Any] = {}
     if not torch.is_grad_enabled():
@@ -110,7 +110,7 @@ def _same(logits: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def _apart(inner: Any, original: Any, args: Any, given: dict[str, Any]) -> tuple[Any, torch.Tensor, Tail]:
+def apart(inner: Any, original: Any, args: Any, given: dict[str, Any]) -> tuple[Any, torch.Tensor, Tail]:
     """Runs a model up to its head: what it returns of no position, the hidden states, and its head as a function.
 
     The model's own forward is run, with another module in its backbone's place: first one that hands on no position,
@@ -133,7 +133,7 @@ def _apart(inner: Any, original: Any, args: Any, given: dict[str, Any]) -> tuple
     def tail(part: torch.Tensor) -> torch.Tensor:
         with _in_place(inner, name, lambda *_, **__: type(made[0])(last_hidden_state=part[None])):
             logits: torch.Tensor = original(inputs_embeds=part[None], use_cache=False).logits
-        return logits[0]
+        return logits.squeeze(0)  # the gradient of logits[0] would be one more copy of them
 
     return rest, made[0].last_hidden_state, tail
 

@@ -1,17 +1,21 @@
 """How much memory a trace of allocations takes from the system under glibc's malloc, gaps between blocks included.
 
-Follows malloc/malloc.c of glibc: the smallest free chunk that fits, neighbours joined, the end of the heap given back
-when it is large, and large blocks mapped on their own, where what is large grows with each of them that is freed.
+Follows malloc/malloc.c of glibc 2.36: the smallest free chunk that fits is cut, neighbours that are free are joined,
+the end of the heap is given back when it is large, and large blocks are mapped on their own, where what is large grows
+with each of them that is freed. An aligned block is cut out of a longer chunk, whose ends, if short, go into caches
+(seven of a size, and the fast bins), where they are not joined; the objects that take them from there split the gaps.
+Most gaps come from that: without the caches they are half of what is measured.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Hashable
 
-PAD = 128 * 2**10  # M_TOP_PAD
-MOST = 32 * 2**20  # DEFAULT_MMAP_THRESHOLD_MAX: a larger block is always mapped
-HEADER, LEAST, ALIGNMENT = 16, 32, 64  # bytes before a block, of the smallest chunk, that torch's blocks start at
-# bytes of the objects that stand for an operation and its tensor: chosen so that peaks fit those that were measured
-NODES = (24, 56, 88)
+ALIGNMENT, HEADER, LEAST = 64, 16, 32  # that torch's blocks start at; bytes before a block; of the smallest chunk
+CACHED, EACH = 1040, 7  # the largest chunk that is cached, and how many of a size are
+FAST, SMALL = 128, 1024  # the largest chunk of the fast bins; chunks from this size on are joined before they are cut
+JOINED = 64 * 2**10  # a freed chunk of this size has the fast bins emptied
+PAD, PAGE = 128 * 2**10, 4096
+MAPPED, MOST = 128 * 2**10, 32 * 2**20  # what is large at first, and at most
 
 
 class Heap:
@@ -19,115 +23,126 @@ class Heap:
 
     def __init__(self) -> None:
         self.top = self.end = self.mapped = self.peak = 0
-        self.large, self.trim = MOST, 2 * MOST  # imports and loading have mapped and freed large blocks already
-        self.free: list[tuple[int, int]] = []  # size and start, the smallest first
+        self.large, self.trim = MAPPED, 2 * MAPPED
+        self.cached: dict[int, list[int]] = {}
+        self.fast: dict[int, list[int]] = {}
+        self.bins: dict[int, list[int]] = {}  # starts of free chunks by size; of equal ones the last one freed is taken
+        self.sizes: list[int] = []  # of chunks in bins
         self.starts: dict[int, int] = {}
         self.ends: dict[int, int] = {}
-        self.blocks: dict[object, tuple[int | None, int]] = {}
+        self.blocks: dict[Hashable, tuple[int | None, int]] = {}
 
-    def allocate(self, name: object, size: int) -> None:
-        """Takes an aligned block: out of a chunk that is larger, whose ends are free again.
-
-        Before glibc 2.38 a chunk is looked for that holds the block wherever it starts, so the gap that a block of the
-        same size has left is too small: that is where most gaps come from.
-        """
-        size = -(-(size + HEADER // 2) // HEADER) * HEADER
-        wanted = size + ALIGNMENT + LEAST
-        start = self._place(wanted)
+    def allocate(self, name: Hashable, size: int) -> None:
+        """Takes an aligned block, as tensors have."""
+        size = _chunk(size)
+        start, whole = self._take(size + ALIGNMENT + LEAST)
         if start is not None:
             aligned = start + (-(start + HEADER)) % ALIGNMENT
             if 0 < aligned - start < LEAST:
                 aligned += ALIGNMENT
-            self.peak = max(self.peak, self.end + self.mapped)
-            self._free(aligned + size, start + wanted - aligned - size)
-            self._free(start, aligned - start)
-            start = aligned
-        self.blocks[name] = start, size
-        self.peak = max(self.peak, self.end + self.mapped)
+            end, rest = start + whole, start + whole - aligned - size
+            if aligned > start:
+                self._give(start, aligned - start)
+            if rest > LEAST:
+                self._give(aligned + size, rest)
+            else:
+                size = end - aligned
+            start, whole = aligned, size
+        self.blocks[name] = start, whole
 
-    def allocate_small(self, name: object, size: int) -> None:
+    def allocate_small(self, name: Hashable, size: int) -> None:
         """Takes a block that starts anywhere, as those of objects do."""
-        size = -(-(size + HEADER // 2) // HEADER) * HEADER
-        self.blocks[name] = self._place(size), size
+        size = _chunk(size)
+        kept = self.cached.get(size) or (self.fast.get(size) if size <= FAST else None)
+        self.blocks[name] = (kept.pop(), size) if kept else self._take(size)
 
-    def _place(self, size: int) -> int | None:
-        """Where a block of the heap begins; None for one that is mapped."""
-        at = bisect_left(self.free, (size, 0))
-        if at < len(self.free):
-            whole, start = self.free[at]
-            self._drop(start, whole)
-            if whole > size:
-                self._keep(start + size, whole - size)
-            return start
-        if self.end - self.top < size:
-            if size >= self.large:
-                self.mapped += size
-                return None
-            self.end = self.top + size + PAD
-        self.top += size
-        return self.top - size
-
-    def release(self, name: object) -> None:
+    def release(self, name: Hashable) -> None:
         """Gives a block back."""
         start, size = self.blocks.pop(name)
-        if start is None:
-            self.mapped -= size
-            if self.large < size <= MOST:
-                self.large, self.trim = size, 2 * size
+        if start is not None:
+            self._give(start, size)
             return
-        self._free(start, size)
+        self.mapped -= size
+        if self.large < size <= MOST:
+            self.large, self.trim = size, 2 * size
 
-    def _free(self, start: int, size: int) -> None:
-        """Joins a chunk with its free neighbours, or with the end of the heap."""
-        if not size:
-            return
-        before, after = self.ends.get(start), start + size
+    def _take(self, size: int) -> tuple[int | None, int]:
+        """Where a chunk begins, and its size; nowhere for one that is mapped."""
+        if size >= SMALL:
+            self._join_fast()
+        at = bisect_left(self.sizes, size)
+        if at < len(self.sizes):
+            whole = self.sizes[at]
+            start = self.bins[whole][-1]
+            self._drop(start)
+            if whole - size < LEAST:
+                return start, whole
+            self._keep(start + size, whole - size)
+            return start, size
+        return self._take_new(size)
+
+    def _take_new(self, size: int) -> tuple[int | None, int]:
+        if self.end - self.top < size + LEAST:
+            if size >= self.large:
+                size = -(-size // PAGE) * PAGE
+                self.mapped += size
+                self.peak = max(self.peak, self.end + self.mapped)
+                return None, size
+            self.end = _paged(self.top + size + PAD)
+            self.peak = max(self.peak, self.end + self.mapped)
+        self.top += size
+        return self.top - size, size
+
+    def _give(self, start: int, size: int) -> None:
+        """Takes a chunk back: into a cache, or joined with what is free beside it."""
+        kept = self.cached.setdefault(size, []) if size <= CACHED else None
+        if kept is not None and len(kept) < EACH:
+            kept.append(start)
+        elif size <= FAST:
+            self.fast.setdefault(size, []).append(start)
+        elif self._join(start, size) >= JOINED:
+            self._join_fast()
+            if self.end - self.top >= self.trim:
+                self.end = _paged(self.top + PAD)
+
+    def _join_fast(self) -> None:
+        for size, starts in self.fast.items():
+            for start in starts:
+                self._join(start, size)
+        self.fast.clear()
+
+    def _join(self, start: int, size: int) -> int:
+        """Joins a chunk with its free neighbours, or with the end of the heap; how long it is then."""
+        before = self.ends.get(start)
         if before is not None:
-            length = self.starts[before]
-            self._drop(before, length)
-            start, size = before, size + length
-        if after in self.starts:
-            length = self.starts[after]
-            self._drop(after, length)
-            size += length
-        if start + size != self.top:
+            size, start = size + self._drop(before), before
+        if start + size in self.starts:
+            size += self._drop(start + size)
+        if start + size == self.top:
+            self.top = start
+        else:
             self._keep(start, size)
-            return
-        self.top = start
-        if self.end - self.top > self.trim:
-            self.end = self.top + PAD
+        return size
 
     def _keep(self, start: int, size: int) -> None:
-        insort(self.free, (size, start))
+        alike = self.bins.setdefault(size, [])
+        if not alike:
+            insort(self.sizes, size)
+        alike.append(start)
         self.starts[start], self.ends[start + size] = size, start
 
-    def _drop(self, start: int, size: int) -> None:
-        del self.free[bisect_left(self.free, (size, start))]
-        del self.starts[start], self.ends[start + size]
+    def _drop(self, start: int) -> int:
+        size = self.starts.pop(start)
+        del self.ends[start + size]
+        self.bins[size].remove(start)
+        if not self.bins[size]:
+            del self.sizes[bisect_left(self.sizes, size)]
+        return size
 
 
-def replayed(trace: Iterable[tuple[int, int]], states: Iterable[int]) -> int:
-    """Bytes that a heap takes at most for two steps of a trace, as `Live` has it; optimizer states come in between."""
-    heap, steps = Heap(), list(trace)
-    _replay(heap, steps)
-    for number, size in enumerate(states):
-        heap.allocate(("state", number), size)
-    _replay(heap, steps)
-    return heap.peak
+def _chunk(size: int) -> int:
+    return max(-(-(size + HEADER // 2) // HEADER) * HEADER, LEAST)
 
 
-def _replay(heap: Heap, trace: list[tuple[int, int]]) -> None:
-    """One step; what it leaves, which are gradients and the objects of the graph, is given back at its end."""
-    made: set[tuple[str, int, int]] = set()
-    for number, size in trace:
-        if size:
-            heap.allocate(("tensor", number, 0), size)
-            made.add(("tensor", number, 0))
-            for small in NODES:  # they take the ends of gaps, into which no tensor of that size fits then
-                heap.allocate_small(("node", number, small), small)
-                made.add(("node", number, small))
-        elif ("tensor", number, 0) in made:
-            heap.release(("tensor", number, 0))
-            made.remove(("tensor", number, 0))
-    for name in sorted(made):
-        heap.release(name)
+def _paged(end: int) -> int:
+    return -(-end // PAGE) * PAGE
