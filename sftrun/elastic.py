@@ -214,7 +214,7 @@ def threads(processes: int) -> int:
 def run(target: str, path: Path, ranks: Ranks, locks: list[int], emit: Emit) -> None:
     """Has `target` done by all ranks of this node; raises Interrupted, or ends this process where it failed."""
     command = [sys.executable, "-m", "sftrun.launch", target, str(path)]
-    meeting = Meeting(ranks, path)
+    meeting = Meeting(ranks, path, emit)
     spec = WorkerSpec(
         role="rank",
         local_world_size=ranks.processes,
@@ -230,7 +230,8 @@ def run(target: str, path: Path, ranks: Ranks, locks: list[int], emit: Emit) -> 
         meeting.leave()
         raise
     except DistError as error:  # what their store says
-        message = f"the nodes lost each other: {str(error).splitlines()[0]}"
+        what = "node 0 is gone" if ranks.node.rank else "the nodes lost each other"
+        message = f"{what}: {str(error).splitlines()[0]}"
         raise UserError(message, hint="resume the run on all nodes; the log of each may say why") from error
     if result.is_failed() and agent.failure:
         emit(agent.failure)

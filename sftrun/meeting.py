@@ -15,9 +15,11 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from sftrun.errors import UserError
 from sftrun.launch import Ranks
 from sftrun.pulse import SILENT, Pulse
+from sftrun.types import Emit
 from sftrun.world import address
 
 PATIENCE = timedelta(minutes=30)  # for all nodes to come
+NOTICE = 20.0  # seconds after which it is said who has not come
 MOMENT = timedelta(minutes=1)  # for a node that is there to answer
 LAST = timedelta(seconds=10)  # for them to read what has failed
 TRY = timedelta(seconds=10)  # to connect to node 0, before looking whether it is there at all
@@ -32,7 +34,8 @@ LOGS = "run.log and run-node*.log may say why; start all nodes again: sftrun res
 class Meeting(RendezvousHandler):
     """A rendezvous of nodes with fixed numbers; each attempt has a store of its own, as ranks leave keys in theirs."""
 
-    def __init__(self, ranks: Ranks, run: Path) -> None:
+    def __init__(self, ranks: Ranks, run: Path, emit: Emit) -> None:
+        self.emit = emit
         self.nodes, self.number = ranks.nodes, ranks.node.rank
         self.place = ranks.node.rendezvous
         recipe = None if ranks.recipe is None else _hash(ranks.recipe)
@@ -72,7 +75,6 @@ class Meeting(RendezvousHandler):
         self._wait_for_all(store)
         nodes = [json.loads(store.get(f"node/{number}")) for number in range(self.nodes)]
         self.hosts = [node["host"] for node in nodes]
-        store.set_timeout(MOMENT)
         try:
             for number, node in enumerate(nodes):
                 _compare(number, node, nodes[0])
@@ -83,7 +85,7 @@ class Meeting(RendezvousHandler):
 
     def _listening(self, host: str, port: int) -> Store:
         try:
-            return TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=PATIENCE)
+            return TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=MOMENT)
         except RuntimeError as error:
             message = f"node 0 cannot listen at {host}:{port}: {str(error).splitlines()[0]}"
             raise UserError(message, hint=WHERE) from error
@@ -101,16 +103,19 @@ class Meeting(RendezvousHandler):
                     raise UserError(message, hint=WHERE) from error
                 time.sleep(EVERY)
             else:
-                store.set_timeout(PATIENCE)
+                store.set_timeout(MOMENT)
                 return store
 
     def _wait_for_all(self, store: Store) -> None:
-        keys, end = [f"node/{number}" for number in range(self.nodes)], time.monotonic() + PATIENCE.seconds
-        while not store.check(keys):
-            if time.monotonic() > end:
-                absent = ", ".join(str(number) for number, key in enumerate(keys) if not store.check([key]))
-                message = f"after {PATIENCE.seconds // 60} minutes, these nodes have not come: {absent}"
+        start, told = time.monotonic(), False
+        while absent := [number for number in range(self.nodes) if not store.check([f"node/{number}"])]:
+            named, waited = ", ".join(map(str, absent)), time.monotonic() - start
+            if waited > PATIENCE.seconds:
+                message = f"after {PATIENCE.seconds // 60} minutes, these nodes have not come: {named}"
                 raise UserError(message, hint="each node runs the same command, with its own --node-rank")
+            if waited > NOTICE and not told:
+                self.emit({"event": "warning", "message": f"these nodes have not come yet: {named}"})
+                told = True
             time.sleep(EVERY)
 
     def agree(self, failure: dict[str, Any], settle: float) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def _trains(run: RunDir) -> bool:
             return bool(status == "started")
         for stage in _changed(before, now):
             if now[stage]["status"] == "failed":
-                raise UserError(f"node 0 could not {stage}: {now[stage].get('reason', '')}")
+                reason = now[stage].get("reason", "").removeprefix("error: ")
+                raise UserError(f"node 0 could not {stage}: {reason}")
         if ended:
             raise UserError(
                 f"node 0 {ended}, before it trained", hint="start all nodes again: sftrun resume, or --resume"

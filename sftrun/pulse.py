@@ -44,6 +44,10 @@ class Pulse:
     def __init__(self, run: Path, heard: bool = False) -> None:
         self.file, self.heard = run / FILE, heard
         self.last, self.since = self._read(), time.monotonic()
+        with contextlib.suppress(
+            ValueError
+        ):  # by the clocks of two machines, so an older one may be of another attempt
+            self.heard |= time.time() - float(self.last or "") < SILENT
 
     def ended(self) -> str | None:
         """Why there is nothing to wait for any more; None where there is."""

@@ -84,9 +84,6 @@ def _rows(recipe: Recipe) -> Iterator[Problem]:
     """The rows of a step, which all processes share."""
     train, count, path = recipe.train, size(recipe), ("train", "effective_batch_size")
     wanted = train.effective_batch_size
-    if train.batch_size == "auto" and strategy(recipe) not in (None, "ddp"):
-        message = f"train.batch_size auto measures a process that has the whole model, and {strategy(recipe)} shares it"
-        yield Problem(message, path=("train", "batch_size"), hint="write a number")
     if wanted and train.batch_size == "auto" and wanted % count:
         message = f"train.effective_batch_size is {wanted}, which {count} processes cannot share evenly"
         yield Problem(message, path=path, hint=f"write {-(-wanted // count) * count}")

@@ -258,6 +258,46 @@ def test_two_nodes_train_as_two_processes_do(folder, reference):
     assert run.read_json("lock.json")["launch"] == {"processes": 1, "nodes": 2, "strategy": "ddp"}
 
 
+def begun(run):
+    return any(event["event"] == "step" for event in run.events())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("dead", "part", "left"),
+    [(0, "command", "node 0, "), (0, "worker", "node 0, "), (1, "command", "node 1, "), (1, "worker", "node 1, ")],
+)
+def test_where_a_node_is_killed_the_other_ends_and_names_it(folder, dead, part, left):
+    run = RunDir(folder / f"killed-{dead}-{part}")
+    meet = ["--out", run.path, "--nodes", "2", "--rendezvous", f"localhost:{free_port()}", *flags(["train.epochs=40"])]
+    nodes = [command(folder, "recipe.yaml", *meet, "--node-rank", number) for number in (0, 1)]
+    wait_for(lambda: begun(run))
+    since = time.monotonic()
+    os.kill(nodes[dead].pid if part == "command" else children(nodes[dead].pid)[0], signal.SIGKILL)
+    code, error = said(nodes[1 - dead])
+    assert code == 1
+    assert f"error: {left}" in error
+    assert "is gone; its command or its machine has ended" in error
+    assert time.monotonic() - since < 120
+    said(nodes[dead])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_node_ends_where_the_first_one_is_killed_before_they_meet(folder):
+    run = RunDir(folder / "killed early")
+    meet = ["--out", run.path, "--nodes", "2", "--rendezvous", f"localhost:{free_port()}"]
+    second = command(folder, "recipe.yaml", *meet, "--node-rank", "1")
+    first = command(folder, "recipe.yaml", *meet, "--node-rank", "0")
+    wait_for(lambda: "train" in run.read_json("state.json"))
+    first.kill()
+    first.communicate()
+    code, error = said(second)
+    assert code == 1
+    assert "node 0 has shown no sign of life for 60 seconds" in error
+
+
 @pytest.mark.slow
 def test_a_node_ends_where_the_first_one_cannot_prepare(folder):
     meet = ["--out", "bad", "--nodes", "2", "--rendezvous", f"localhost:{free_port()}", *flags(["expect_mask=abc"])]

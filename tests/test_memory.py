@@ -290,6 +290,19 @@ def test_where_an_evaluation_takes_too_much_it_is_the_one_that_shrinks(recipe, t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_batch_is_chosen_by_all_processes_of_a_machine_together(recipe, tmp_path, strategy):
+    launch = {"processes": 2, "strategy": strategy}
+    file = recipe({"batch_size": "auto", "effective_batch_size": 8, "max_steps": 2}, launch=launch)
+    folder = run(file, out=tmp_path / "run")
+    assert [(each["batch_size"], each["processes"], each["fits"]) for each in events(folder, "sizing")] == [
+        (4, 2, True)
+    ]
+    batch = folder.read_json("lock.json")["batch"]
+    assert (batch["batch_size"], batch["grad_accum"]) == (4, 1)
+
+
+@pytest.mark.slow
 def test_a_batch_is_chosen_once(recipe, tmp_path):
     file = recipe({"batch_size": "auto", "effective_batch_size": 8}, backend=frail(rows=2, step=1))
     folder = run(file, out=tmp_path / "run")

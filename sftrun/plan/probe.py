@@ -7,10 +7,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sftrun import launch
+from sftrun import launch, world
 from sftrun.data import pack, store
 from sftrun.errors import UserError
 from sftrun.plan import batches
+from sftrun.plan.work import PEAK
 from sftrun.recipe.model import LaunchOptions, Recipe
 from sftrun.recipe.resolved import resolved_yaml
 from sftrun.rundir import RunDir
@@ -46,14 +47,18 @@ def _rows(recipe: Recipe, run: RunDir) -> batches.Rows:
 def _measured(
     recipe: Recipe, run: RunDir, folder: Path, train: batches.Rows, usual: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What was in use at most in a process that trains so many usual steps after the largest ones; and its events."""
+    """What was in use at most in a process that trains so many usual steps after the largest ones; and its events.
+
+    All processes of this machine train together, as they will; of their peaks the largest counts.
+    """
     trial = RunDir(folder)
     trial.locks = run.locks
     _write(recipe, run, trial, train, usual)
     events: list[dict[str, Any]] = []
-    launch.work("sftrun.plan.work:probe_here", trial, events.append)
-    measured = next(event for event in events if event["event"] == "probed")
-    return {key: value for key, value in measured.items() if key != "event"}, events
+    count = world.processes(recipe)
+    launch.work("sftrun.plan.work:probe_here", trial, events.append, launch.Ranks(count) if count > 1 else None)
+    found = [trial.read_json(PEAK.format(number)) for number in range(count)]
+    return {**max(found, key=lambda each: each["peak"]), "processes": count}, events
 
 
 def _write(recipe: Recipe, run: RunDir, trial: RunDir, train: batches.Rows, usual: int) -> None:
@@ -84,18 +89,26 @@ def _short(recipe: Recipe, evaluates: bool, last: int) -> Recipe:
     evaluation: dict[str, Any] = {"eval_strategy": "steps" if evaluates else "no", "eval_steps": last}
     save: dict[str, Any] = {"save_strategy": "steps", "save_steps": last, "save_total_limit": 1}
     best: dict[str, Any] = {"keep_best": False, "early_stopping": None}
-    alone = LaunchOptions(processes=1)
+    count = world.processes(recipe)
+    here = msgspec.structs.replace(recipe.launch, processes=count, nodes=1, restarts=0)
     return msgspec.structs.replace(
-        recipe, launch=alone, train=msgspec.structs.replace(recipe.train, **steps, **evaluation, **save, **best)
+        recipe,
+        launch=here if count > 1 else LaunchOptions(processes=1),
+        train=msgspec.structs.replace(recipe.train, **steps, **evaluation, **save, **best),
     )
 
 
 def _chosen(recipe: Recipe, train: batches.Rows, usual: int) -> list[int]:
     """Rows, or packs, of so many steps: the largest, and some that are spread over all."""
-    a_step = recipe.train.micro_batch * recipe.train.grad_accum
+    a_step = _rows_of_a_step(recipe)
     most = batches.largest(recipe, train)
     spread: list[int] = np.linspace(0, len(train) - 1, a_step * usual).astype(int).tolist()
     return [most[index % len(most)] for index in range(a_step * LARGEST)] + spread
+
+
+def _rows_of_a_step(recipe: Recipe) -> int:
+    """Of the processes that are measured; those of other machines work at the same time."""
+    return recipe.train.micro_batch * recipe.train.grad_accum * world.processes(recipe)
 
 
 def _largest_evaluation(recipe: Recipe, run: RunDir) -> list[int]:
@@ -124,8 +137,7 @@ def _times(recipe: Recipe, train: batches.Rows, events: list[dict[str, Any]]) ->
     seconds = [count / event["tokens_per_s"] for count, event in zip(counts, events, strict=True)]
     slowest = max(seconds[1:] or seconds)
     steps = batches.steps(recipe, len(train))
-    a_step = recipe.train.micro_batch * recipe.train.grad_accum  # of one process; others work at the same time
-    usual = float(train.lengths.sum()) / len(train) * min(a_step, len(train))
+    usual = float(train.lengths.sum()) / len(train) * min(_rows_of_a_step(recipe), len(train))
     fixed, each = _line(counts[1:] or counts, seconds[1:] or seconds)
     took = fixed + each * usual
     return {"seconds_per_step": took, "slowest_step": slowest, "seconds": took * steps}

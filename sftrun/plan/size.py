@@ -18,7 +18,7 @@ TRIALS = ".size"
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """Bytes in use at most, and how many there were for it."""
+    """Bytes in use at most in a process, and how many there were for it."""
 
     peak: int
     room: int
@@ -111,5 +111,6 @@ def _tried(recipe: Recipe, run: RunDir, emit: Emit) -> Trial | None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     trial = Trial(found["peak"], found["room"])
-    emit({"event": "sizing", **split, "peak": trial.peak, "room": trial.room, "fits": trial.fits})
+    took = {"peak": trial.peak, "room": trial.room, "processes": found["processes"]}
+    emit({"event": "sizing", **split, **took, "fits": trial.fits})
     return trial

@@ -1,9 +1,11 @@
 """What a worker process does for a plan: the backend estimates, or trains a few steps."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from sftrun import world
 from sftrun.options import as_use
 from sftrun.plan import batches, changes
 from sftrun.plan.machine import machine
@@ -13,6 +15,7 @@ from sftrun.rundir import RunDir
 from sftrun.types import Emit, Footprint
 
 STATUS = Path("/proc/self/status")
+PEAK = "peak-{}.json"  # what each process that is measured writes
 
 
 def estimate_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
@@ -44,8 +47,8 @@ def sizes_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
         footprint = ask(changes.changed(recipe, sets))
         here = machine(footprint.device)
         peaks.append((sets["train.batch_size"], changes.peak(footprint)))
-        if peaks[-1][1] > here.free:
-            break
+        if peaks[-1][1] > here.free and world.strategy(recipe) in (None, "ddp"):
+            break  # estimates are of the whole model: what is shared takes less
     emit({"event": "sizes", "free": here.free, "peaks": peaks})
 
 
@@ -70,10 +73,10 @@ def _change(sets: changes.Sets, size: int, train: batches.Rows | None) -> dict[s
 
 
 def probe_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
-    """Trains, and emits the event `probed` with the most memory that this process, or its GPU, had in use."""
-    free = machine("cpu").free  # as long as little is loaded
+    """Trains, and writes down the most memory that this process, or its GPU, had in use."""
+    free = machine("cpu").free // int(os.environ.get("WORLD_SIZE", "1"))  # as long as little is loaded
     current().create("backend", as_use(recipe.backend)).train(recipe, run.path, emit)
-    emit({"event": "probed", **_most(free)})
+    run.write_json(PEAK.format(os.environ.get("RANK", "0")), _most(free))
 
 
 def _most(room: int) -> dict[str, Any]:
