@@ -178,7 +178,7 @@ def test_the_best_is_kept_without_early_stopping(folder):
 
 @pytest.mark.parametrize("left", [True, False])
 def test_a_best_checkpoint_that_someone_has_spoilt_is_left_out_with_a_warning(folder, left):
-    sets = ["train.keep_best=true", "train.learning_rate=0.02", "train.epochs=6", "train.save_total_limit=null"]
+    sets = ["train.keep_best=true", "train.learning_rate=0.02", "train.epochs=8", "train.save_total_limit=null"]
     run = prepared(folder, f"spoilt-{left}", sets)
     assert not attempt(run, at("checkpoint", 84))  # without a validation loss of its own
     losses = dict(history.history(run.events()).validation)
