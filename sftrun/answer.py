@@ -29,8 +29,10 @@ def answerer(path: str | Path, which: Literal["base", "tuned"] = "tuned") -> Ans
     from sftrun.data.render import Renderer
     from sftrun.data.tokenizer import load_tokenizer
 
-    model = current().create("backend", as_use(recipe.backend)).load(recipe, folder.path, which)
     tokenizer = load_tokenizer(recipe.model)
+    if tokenizer.template.missing:
+        raise UserError(tokenizer.template.missing.message, hint="it was trained on texts, and goes on with those alone")
+    model = current().create("backend", as_use(recipe.backend)).load(recipe, folder.path, which)
     renderer = Renderer(tokenizer.template, eot_token=recipe.model.eot_token)
 
     def answer(talks: Sequence[list[Message]], max_new_tokens: int, batch_size: int) -> list[str]:

@@ -43,7 +43,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.asked = 0
-        self.since = 0.0
+        self.first, self.since = 0, 0.0  # the first one that came, and when the last one did
         self.depth = 0
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -73,6 +73,7 @@ class Signals:
         if self.asked and self._echoed(number):
             return
         self.asked, self.since = self.asked + 1, time.monotonic()
+        self.first = number if self.asked == 1 else self.first
         if self.process is None:
             _say(b"\n")
             raise Interrupted
@@ -85,7 +86,8 @@ class Signals:
     def _echoed(self, number: int) -> bool:
         """Whether it is the first signal once more: the shell and the kernel both tell of a terminal that is closed,
         and `timeout` tells its process and then the group of it."""
-        return number == signal.SIGHUP or (number == signal.SIGTERM and time.monotonic() - self.since < ECHO)
+        soon = time.monotonic() - self.since < ECHO
+        return number == signal.SIGHUP or (number == self.first == signal.SIGTERM and soon)
 
 
 def _say(text: bytes) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -66,6 +68,51 @@ def test_a_signal_asks_the_worker_to_end_and_a_second_one_ends_it(run, how, sign
     assert time.monotonic() - started < 30
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_is_told_twice_at_once_is_one(run, number):
+    """As by `timeout`, and by the shell and the kernel where a terminal is closed."""
+
+    def watch(event):
+        os.kill(os.getpid(), number)
+        if event["event"] == "ready":
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted):
+        work("workers:tidy", run, watch)
+    assert (run.path / "tidied").exists()
+
+
+def test_a_terminal_that_is_closed_asks_the_worker_to_end_and_takes_no_more_words(run):
+    """What is written to it fails, in the middle of the signal too."""
+    heard = f"""
+import os, pty, signal
+from pathlib import Path
+from sftrun.errors import Interrupted
+from sftrun.launch import work
+from sftrun.rundir import RunDir
+def watch(event):
+    os.kill(os.getpid(), signal.SIGHUP)
+master, slave = pty.openpty()
+os.dup2(slave, 2)
+os.close(slave)
+os.close(master)
+try:
+    work("workers:tidy", RunDir(Path({str(run.path)!r})), watch)
+except Interrupted:
+    os.write(2, b"unseen")
+"""
+    done = subprocess.run([sys.executable, "-c", heard], timeout=60, check=False)
+    assert (done.returncode, (run.path / "tidied").exists()) == (0, True)
+
+
+def test_nohup_is_respected(run):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        work("workers:report", run, lambda event: os.kill(os.getpid(), signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_signals_are_as_before_when_the_work_is_done(run):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     work("workers:report", run, print)
@@ -78,5 +125,16 @@ def test_a_worker_that_stopped_in_order_was_interrupted(run):
 
 
 def test_a_full_disk_is_something_to_fix(run):
-    with pytest.raises(UserError, match=r"No space left on device.*make room"):
+    with pytest.raises(UserError, match=r"No space left on device.*make room on the disk, then sftrun resume"):
         work("workers:full_disk", run, print)
+
+
+def test_a_disk_that_is_full_for_a_library_is_so_for_us(run):
+    """safetensors has errors of its own."""
+    with pytest.raises(UserError, match=r"os error 27\).*make room on the disk"):
+        work("workers:full_for_safetensors", run, print)
+
+
+def test_a_folder_of_someone_else_is_something_to_fix(run):
+    with pytest.raises(UserError, match="Read-only file system.*see who may write there"):
+        work("workers:read_only", run, print)

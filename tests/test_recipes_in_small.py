@@ -114,7 +114,7 @@ def stands_in(tmp_path_factory):
         "smollm2-stack-smol.yaml": lambda: [
             *(model("smol"), f"source.with.name={folder / 'stack'}", *code(), *SAVED, "train.grad_accum=2"),
         ],
-        "cpt.yaml": lambda: ["model.name=sftrun/tiny", "model.max_seq_len=1024", "train.grad_accum=1", *SAVED],
+        "cpt.yaml": lambda: [model("smol"), "model.max_seq_len=1024", "train.grad_accum=1", *SAVED],
     }
 
 

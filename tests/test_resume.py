@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,24 @@ def test_the_best_is_kept_without_early_stopping(folder):
     (best,) = [event for event in run.events() if event["event"] == "best"]
     losses = dict(history.history(run.events()).validation)
     assert best["step"] == min(losses, key=losses.get) < max(losses)
+    assert weights(run) == (run.checkpoints / f"checkpoint-{best['step']}/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_best_checkpoint_that_someone_has_spoilt_is_left_out_with_a_warning(folder, left):
+    sets = ["train.keep_best=true", "train.learning_rate=0.02", "train.epochs=8", "train.save_total_limit=null"]
+    run = prepared(folder, f"spoilt-{left}", sets)
+    assert not attempt(run, at("checkpoint", 84))  # without a validation loss of its own
+    losses = dict(history.history(run.events()).validation)
+    first, *others = sorted(map(int, losses), key=losses.get)
+    (run.checkpoints / f"checkpoint-{first}/model.safetensors").unlink()
+    for step in [] if left else others:
+        shutil.rmtree(run.checkpoints / f"checkpoint-{step}")
+    assert attempt(run)
+    (said,) = [event["message"] for event in run.events() if event["event"] == "warning" and "lowest" in event["message"]]
+    assert (f"checkpoint-{others[0]} is the best one left" if left else "the next evaluation takes its place") in said
+    (best,) = [event for event in run.events() if event["event"] == "best"]
+    assert best["step"] == others[0] if left else best["step"] > 84
     assert weights(run) == (run.checkpoints / f"checkpoint-{best['step']}/model.safetensors").read_bytes()
 
 

@@ -38,6 +38,31 @@ def full_disk(recipe, run, emit):
     raise OSError(errno.ENOSPC, "No space left on device", "weights")
 
 
+def full_for_safetensors(recipe, run, emit):
+    import resource
+
+    import torch
+    from safetensors.torch import save_file
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    save_file({"weights": torch.zeros(1000)}, run.path / "weights.safetensors")
+
+
+def read_only(recipe, run, emit):
+    raise OSError(errno.EROFS, "Read-only file system", "weights")
+
+
+def tidy(recipe, run, emit):
+    def end(number, frame):
+        time.sleep(0.5)
+        (run.path / "tidied").touch()
+        raise sftrun.Interrupted
+
+    signal.signal(signal.SIGTERM, end)
+    emit({"event": "ready"})
+    time.sleep(60)
+
+
 def stopped(recipe, run, emit):
     raise sftrun.Interrupted
 

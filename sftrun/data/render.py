@@ -86,7 +86,7 @@ class Renderer:
 
     def check(self) -> list[Problem]:
         """What is wrong with the template itself, seen on a short talk."""
-        return talk.problems(self._habits, self.eot_token)
+        return [] if self.template.missing else talk.problems(self._habits, self.eot_token)
 
     @cached_property
     def _steering(self) -> re.Pattern[str] | None:

@@ -39,7 +39,9 @@ class Habits(NamedTuple):
 
 
 def habits(template: Template) -> Habits:
-    """Looks at a talk of two turns and at its first."""
+    """Looks at a talk of two turns and at its first; sees nothing where there is no template."""
+    if template.missing:
+        return Habits()
     plain = _messages(as_lists=False)
     failures: list[str] = []
     for messages in (plain, _messages(as_lists=True), [{"role": "system", "content": "instruction"}, *plain]):

@@ -33,8 +33,10 @@ class Template:
     tells, by default the moment of construction: the text of a row must not depend on when it is rendered.
     With `wraps_text` set, it is given each text content as a list of one part, for templates that read no other.
     `name` is what messages call it: a model, a built-in template or a file. `generation` is the extension that
-    reads the tags `{% generation %}`.
+    reads the tags `{% generation %}`. With `missing`, the reason why there is none, it refuses to render.
     """
+
+    missing: Problem | None = None
 
     def __init__(
         self,
@@ -83,6 +85,8 @@ class Template:
         **template_kwargs: Any,
     ) -> str:
         """The text of a conversation. Raises RowError, with the template's own words where it has any."""
+        if self.missing:
+            raise UserError(self.missing)
         try:
             return self._run(
                 {

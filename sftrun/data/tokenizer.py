@@ -46,7 +46,7 @@ class Tokenizer:
         self.engine.no_padding()
         self.config: dict[str, Any] = _read(folder / "tokenizer_config.json")
         self.special = _special_tokens(self.config, _read(folder / "special_tokens_map.json"))
-        self.template = Template(_template_source(folder, self.config, model), self.special, name=_template_name(model))
+        self.template = _template(folder, self.config, self.special, model)
         self.fingerprint = hashlib.sha256(file.read_bytes() + json.dumps(self.special).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> "list[Encoding]":
@@ -110,13 +110,14 @@ class Tokenizer:
         return self.engine.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def save(self, folder: Path) -> None:
-        """Copies the tokenizer's files to a model folder, with the chat template that was trained on."""
+        """Copies the tokenizer's files to a model folder, with the chat template that was trained on, if any."""
         for name in ("tokenizer.json", "special_tokens_map.json"):
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, folder / name)
         config = {key: value for key, value in self.config.items() if key != "chat_template"}
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
-        (folder / "chat_template.jinja").write_text(self.template.source, "utf-8")
+        if not self.template.missing:
+            (folder / "chat_template.jinja").write_text(self.template.source, "utf-8")
 
     def id_of(self, name: str) -> int | None:
         """The id of a special token by its role (`eos_token`), or None."""
@@ -170,7 +171,18 @@ def _template_name(model: ModelOptions) -> str:
     return f"of {model.name}" if model.chat_template is None else model.chat_template
 
 
-def _template_source(folder: Path, config: dict[str, Any], model: ModelOptions) -> str:
+def _template(folder: Path, config: dict[str, Any], special: dict[str, str], model: ModelOptions) -> Template:
+    """The template; where there is none, one that says so when it is first needed: plain text needs none."""
+    source = _template_source(folder, config, model)
+    template = Template(source or "", special, name=_template_name(model))
+    if source is None:
+        names = ", ".join(sorted(_built_in()))
+        message = f"{model.name} has no chat template to write messages with"
+        template.missing = Problem(message, path=NAME, hint=f"set model.chat_template: a .jinja file, or {names}")
+    return template
+
+
+def _template_source(folder: Path, config: dict[str, Any], model: ModelOptions) -> str | None:
     if model.chat_template is not None:
         return _named_template(model.chat_template)
     if (folder / "chat_template.jinja").is_file():
@@ -178,15 +190,7 @@ def _template_source(folder: Path, config: dict[str, Any], model: ModelOptions) 
     own = config.get("chat_template")
     if isinstance(own, list):
         own = {each["name"]: each["template"] for each in own}.get("default")
-    if isinstance(own, str):
-        return own
-    raise UserError(
-        Problem(
-            f"{model.name} has no chat template",
-            path=NAME,
-            hint=f"set model.chat_template: a .jinja file, or {', '.join(sorted(_built_in()))}",
-        )
-    )
+    return own if isinstance(own, str) else None
 
 
 def _built_in() -> dict[str, Path]:

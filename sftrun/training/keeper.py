@@ -89,6 +89,21 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         progress = self.start.progress if self.start else {}
         return {"tokens": progress.get("tokens", 0), "trained_tokens": progress.get("trained", 0)}
 
+    def _kept(self, lowest: tuple[int, float]) -> tuple[int, float] | None:
+        """The best evaluation whose checkpoint can be kept: another one, with a warning, where someone has spoilt it."""
+        found: tuple[int, float] | None = lowest
+        if self.keep_best and _ranks.first():
+            there = _checkpoints.best(self.folder)
+            while there and there.broken():
+                _checkpoints.remove(there.folder)
+                there = _checkpoints.best(self.folder)
+            found = (there.step, there.loss) if there and there.loss is not None else None
+            if found != lowest:
+                message = f"checkpoint-{lowest[0]}, with the lowest validation loss so far, is no longer whole"
+                instead = f"checkpoint-{found[0]} is the best one left" if found else "the next evaluation takes its place"
+                self.emit({"event": "warning", "message": f"{message}; {instead}"})
+        return tuple(found) if (found := _ranks.told(found)) else None
+
     def _choose(self, lowest: tuple[int, float]) -> None:
         """Puts the weights of the best checkpoint into the model."""
         step, loss = lowest
@@ -199,7 +214,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
     def _take(self, progress: dict[str, Any]) -> None:
         for name in COUNTED:
             setattr(self.trainer, name, progress[name])
-        self.lowest = tuple(progress["lowest"]) if progress["lowest"] else None
+        self.lowest = self._kept(tuple(progress["lowest"])) if progress["lowest"] else None
         self.worse = progress["worse"]
         if hasattr(self.trainer, "_metrics"):
             self.trainer._metrics["train"] = defaultdict(list, progress["metrics"])

@@ -84,6 +84,10 @@ class Bnb:
     def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
         yield from sftrun.missing(*limits.MODULES, extra="train", path=("backend",), why="the backend bnb")
         yield from sftrun.missing("bitsandbytes", extra="bnb", path=("backend",), why="the backend bnb")
+        if recipe.tuning.lora.dora and self.bits(recipe) == 8 and not sftrun.gpus():
+            # peft 0.21 moves the weights to the CPU once more to measure them, and bitsandbytes then has no scales
+            message = "dora on a base in 8 bits needs a GPU, and there is none"
+            yield sftrun.Problem(message, path=("tuning", "lora", "dora"), hint="use tuning.mode qlora: 4 bits")
         yield from hf.kernels(recipe)
         yield from _strategies.ready(recipe)
 
