@@ -91,9 +91,14 @@ def sftrun(folder: Path) -> dict[str, Any]:
     run = Path(tempfile.mkdtemp(dir=folder)) / "run"
     shutil.copytree(folder / "prepared-run", run)
     events: list[dict[str, Any]] = []
-    train_here(loaded(folder), RunDir(run), lambda event: events.append({**event, "at": clocks()}))
+
+    def note(event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            events.append({**event, "at": clocks(event["step"] in (event["steps"] // 2, event["steps"]))})
+
+    train_here(loaded(folder), RunDir(run), note)
     shutil.rmtree(run.parent)
-    return _of_events([event for event in events if event["event"] == "step"])
+    return _of_events(events)
 
 
 def _of_events(steps: list[dict[str, Any]]) -> dict[str, Any]:
@@ -102,11 +107,11 @@ def _of_events(steps: list[dict[str, Any]]) -> dict[str, Any]:
     return {**between(at), "tokens": steps[-1]["tokens"], "trained": steps[-1]["trained_tokens"]}
 
 
-def clocks() -> tuple[float, float]:
-    """Wall and CPU seconds, when a device has ended its work."""
+def clocks(wait: bool) -> tuple[float, float]:
+    """Wall and CPU seconds; with `wait`, as between the two passes, when a GPU has ended its work."""
     import torch
 
-    if torch.cuda.is_available():
+    if wait and torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter(), time.process_time()
 
@@ -117,7 +122,7 @@ def between(at: list[tuple[float, float]]) -> dict[str, list[float]]:
     return {name: [after[i] - before[i] for before, after in pairs] for i, name in enumerate(("steps", "cpu"))}
 
 
-def trl(folder: Path, model: Any = None, **settings: Any) -> dict[str, Any]:
+def trl(folder: Path, model: Any = None, peft_config: Any = None, **settings: Any) -> dict[str, Any]:
     """trl's trainer with masks by completion, its own batches, padding and head; computing in the same precision."""
     import datasets
     import torch
@@ -128,10 +133,10 @@ def trl(folder: Path, model: Any = None, **settings: Any) -> dict[str, Any]:
 
     class Clock(transformers.TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *args: Any, **more: Any) -> None:
-            at.extend([] if at else [clocks()])
+            at.extend([] if at else [clocks(True)])
 
-        def on_step_end(self, *args: Any, **more: Any) -> None:
-            at.append(clocks())
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            at.append(clocks(state.global_step in (state.max_steps // 2, state.max_steps)))
 
     datasets.disable_progress_bars()
     recipe, pairs = loaded(folder), json.loads((folder / "pairs.json").read_text())
@@ -146,7 +151,7 @@ def trl(folder: Path, model: Any = None, **settings: Any) -> dict[str, Any]:
     model = model or transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     trainer = SFTTrainer(
         model=model, args=SFTConfig(**{**usual, **settings}), train_dataset=datasets.Dataset.from_list(texts),
-        processing_class=tokenizer, callbacks=[Clock()],
+        processing_class=tokenizer, callbacks=[Clock()], peft_config=peft_config,
     )  # fmt: skip
     trained = sum(label != -100 for row in trainer.train_dataset for label in row["labels"][1:])
     trainer.train()

@@ -132,24 +132,30 @@ def test_what_was_used_is_said_and_stands_in_the_lock(train):
 
 
 @pytest.mark.slow
-def test_compiled_layers_train_the_same_to_rounding(train):
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+@pytest.mark.parametrize("packing", ["best-fit", "none"])
+def test_compiled_layers_train_the_same_to_rounding(train, packing, checkpointing):
+    import torch._dynamo
     from torch._dynamo.utils import counters
 
-    def graphs(name, *more):
+    more = (f"packing.strategy={packing}", "model.max_seq_len=64", f"train.gradient_checkpointing={checkpointing}")
+
+    def graphs(name, *compiles):
+        torch._dynamo.reset()
         counters.clear()
-        events, _, run = train(name, "packing.strategy=best-fit", "model.max_seq_len=64", *more)
+        events, _, run = train(name, *more, *compiles)
         return counters["stats"]["unique_graphs"], events, run
 
     before, plain, _ = graphs("plain")
     after, compiled, run = graphs("compiled", "train.compile=true")
-    assert after > before
+    assert after - before >= 2  # not only what transformers compiles itself, if anything
     assert run.read_json("lock.json")["used"]["compiled"] == "2 layers"
     assert losses(compiled) == pytest.approx(losses(plain), abs=1e-4)
 
 
 def test_a_model_without_layers_to_compile_is_refused(recipe):
     with pytest.raises(UserError, match="nothing to compile"):
-        _switches._compile(torch.nn.Linear(2, 2))
+        _switches._compile(torch.nn.Linear(2, 2), False)
 
 
 @pytest.mark.parametrize("key", ["attention", "compile"])

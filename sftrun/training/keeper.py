@@ -92,17 +92,19 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
     def _kept(self, lowest: tuple[int, float]) -> tuple[int, float] | None:
         """The best evaluation whose checkpoint can be kept: another one, with a warning, where someone has spoilt it."""
         found: tuple[int, float] | None = lowest
-        if self.keep_best and _ranks.first():
-            there = _checkpoints.best(self.folder)
+        if self.keep_best and ranks.first():
+            there = checkpoints.best(self.folder)
             while there and there.broken():
-                _checkpoints.remove(there.folder)
-                there = _checkpoints.best(self.folder)
+                checkpoints.remove(there.folder)
+                there = checkpoints.best(self.folder)
             found = (there.step, there.loss) if there and there.loss is not None else None
             if found != lowest:
                 message = f"checkpoint-{lowest[0]}, with the lowest validation loss so far, is no longer whole"
-                instead = f"checkpoint-{found[0]} is the best one left" if found else "the next evaluation takes its place"
+                instead = (
+                    f"checkpoint-{found[0]} is the best one left" if found else "the next evaluation takes its place"
+                )
                 self.emit({"event": "warning", "message": f"{message}; {instead}"})
-        return tuple(found) if (found := _ranks.told(found)) else None
+        return tuple(found) if (found := ranks.told(found)) else None
 
     def _choose(self, lowest: tuple[int, float]) -> None:
         """Puts the weights of the best checkpoint into the model."""

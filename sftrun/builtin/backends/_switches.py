@@ -74,7 +74,8 @@ def give(model: Any, recipe: sftrun.Recipe, emit: sftrun.Emit) -> dict[str, str]
     used = {"attention": (_packed if recipe.packing.strategy != "none" else _padded)(model, recipe, emit)}
     used["optimizer"] = recipe.train.optimizer + (" (fused)" if recipe.train.optimizer == "adamw" else "")
     used |= {"precision": compute.precision(recipe), "cross_entropy": recipe.train.cross_entropy}
-    used["compiled"] = f"{_compile(model)} layers" if recipe.train.compile else "nothing"
+    checkpoints = recipe.train.gradient_checkpointing
+    used["compiled"] = f"{_compile(model, checkpoints)} layers" if recipe.train.compile else "nothing"
     emit({"event": "using", **used})
     return used
 
@@ -125,12 +126,17 @@ def _set(model: Any, wanted: str) -> None:
         raise sftrun.UserError(sftrun.Problem(message, path=PATH, hint="use attention: auto"))
 
 
-def _compile(model: Any) -> int:
-    """Compiles each layer apart, for any length: the head and the search for sequences change from batch to batch."""
+def _compile(model: Any, checkpoints: bool) -> int:
+    """Compiles each layer apart, for any length: the head and the search for sequences change from batch to batch.
+
+    With `checkpoints`, which transformers makes within a layer, the parts of each layer: torch would not compile a
+    checkpoint that holds the attention of packed rows, and would not say so.
+    """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         message = "this model has no layers that transformers knows as such, so there is nothing to compile"
         raise sftrun.UserError(sftrun.Problem(message, path=("train", "compile"), hint="leave it out"))
     for layer in layers:
-        layer.compile(dynamic=True)
+        for module in layer.children() if checkpoints else [layer]:
+            module.compile(dynamic=True)
     return len(layers)
