@@ -31,7 +31,9 @@ def answerer(path: str | Path, which: Literal["base", "tuned"] = "tuned") -> Ans
 
     tokenizer = load_tokenizer(recipe.model)
     if tokenizer.template.missing:
-        raise UserError(tokenizer.template.missing.message, hint="it was trained on texts, and goes on with those alone")
+        raise UserError(
+            tokenizer.template.missing.message, hint="it was trained on texts, and goes on with those alone"
+        )
     model = current().create("backend", as_use(recipe.backend)).load(recipe, folder.path, which)
     renderer = Renderer(tokenizer.template, eot_token=recipe.model.eot_token)
 

@@ -187,7 +187,9 @@ def test_a_best_checkpoint_that_someone_has_spoilt_is_left_out_with_a_warning(fo
     for step in [] if left else others:
         shutil.rmtree(run.checkpoints / f"checkpoint-{step}")
     assert attempt(run)
-    (said,) = [event["message"] for event in run.events() if event["event"] == "warning" and "lowest" in event["message"]]
+    (said,) = [
+        event["message"] for event in run.events() if event["event"] == "warning" and "lowest" in event["message"]
+    ]
     assert (f"checkpoint-{others[0]} is the best one left" if left else "the next evaluation takes its place") in said
     (best,) = [event for event in run.events() if event["event"] == "best"]
     assert best["step"] == others[0] if left else best["step"] > 84

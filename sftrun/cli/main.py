@@ -115,15 +115,19 @@ def run(args: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FIXABLE
     except Exception as error:
-        from sftrun import disk
-
-        if hint := disk.advice(error):
-            print(f"error: {disk.said(error)}; {hint}", file=sys.stderr)
-            return FIXABLE
-        traceback.print_exc()
-        print(_report(args), file=sys.stderr)
-        return BUG
+        return _failed(error, args)
     return code if isinstance(code, int) else DONE
+
+
+def _failed(error: Exception, args: Sequence[str]) -> int:
+    from sftrun import disk
+
+    if hint := disk.advice(error):
+        print(f"error: {disk.said(error)}; {hint}", file=sys.stderr)
+        return FIXABLE
+    traceback.print_exc()
+    print(_report(args), file=sys.stderr)
+    return BUG
 
 
 def _report(args: Sequence[str]) -> str:

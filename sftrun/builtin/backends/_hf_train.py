@@ -61,7 +61,7 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
         _isolation.check(model, _hf_model.precision(recipe))
     tokens = transformers.AutoTokenizer.from_pretrained(sftrun.load_tokenizer(recipe.model).folder)
     _check_tokenizer(tokens, run, emit)
-    for message in _without_effect(recipe, "val" in samples):
+    for message in _without_effect(recipe, "val" in samples, len(rows)):
         emit({"event": "warning", "message": message})
     adapter = None if recipe.tuning.mode == "full" else _adapter.attach(model, recipe, run, emit)
     trainer = _sharding.trainer(strategy, Trainer)(
@@ -149,12 +149,25 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
 def total_steps(recipe: sftrun.Recipe, rows: int) -> int:
     """Optimizer steps of a run: the epochs' worth, or max_steps where that is fewer."""
     t = recipe.train
-    an_epoch = math.ceil(math.ceil(rows / (t.micro_batch * _ranks.size())) / t.grad_accum)
-    return min(math.ceil(t.epochs * an_epoch), t.max_steps or math.inf)  # type: ignore[return-value]
+    return min(math.ceil(t.epochs * _an_epoch(recipe, rows)), t.max_steps or math.inf)  # type: ignore[return-value]
 
 
-def _without_effect(recipe: sftrun.Recipe, validates: bool) -> Iterator[str]:
+def _an_epoch(recipe: sftrun.Recipe, rows: int) -> int:
+    t = recipe.train
+    return math.ceil(math.ceil(rows / (t.micro_batch * _ranks.size())) / t.grad_accum)
+
+
+def _without_effect(recipe: sftrun.Recipe, validates: bool, rows: int) -> Iterator[str]:
     """What the recipe asks for, and these data or this machine cannot have."""
+    if recipe.train.early_stopping and validates:
+        patience = recipe.train.early_stopping.patience
+        every = recipe.train.eval_steps or _an_epoch(recipe, rows)
+        count = math.ceil(total_steps(recipe, rows) / every)
+        if count <= patience:
+            yield (
+                f"train.early_stopping cannot stop anything: there are {count} evaluations, and with patience "
+                f"{patience} the first one that could is number {patience + 1}; evaluate more often (train.eval_steps)"
+            )
     if recipe.train.eval_strategy != "no" and not validates:
         yield "there are no validation rows, so no validation loss is computed (train.eval_strategy)"
     if recipe.train.optimizer.startswith("paged_") and not torch.cuda.is_available():

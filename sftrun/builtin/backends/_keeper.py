@@ -81,7 +81,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         return {"tokens": progress.get("tokens", 0), "trained_tokens": progress.get("trained", 0)}
 
     def _kept(self, lowest: tuple[int, float]) -> tuple[int, float] | None:
-        """The best evaluation whose checkpoint can be kept: another one, with a warning, where someone has spoilt it."""
+        """The best evaluation whose checkpoint is there; another one, with a warning, where someone has spoilt it."""
         found: tuple[int, float] | None = lowest
         if self.keep_best and _ranks.first():
             there = _checkpoints.best(self.folder)
@@ -91,7 +91,9 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             found = (there.step, there.loss) if there and there.loss is not None else None
             if found != lowest:
                 message = f"checkpoint-{lowest[0]}, with the lowest validation loss so far, is no longer whole"
-                instead = f"checkpoint-{found[0]} is the best one left" if found else "the next evaluation takes its place"
+                instead = (
+                    f"checkpoint-{found[0]} is the best one left" if found else "the next evaluation takes its place"
+                )
                 self.emit({"event": "warning", "message": f"{message}; {instead}"})
         return tuple(found) if (found := _ranks.told(found)) else None
 
