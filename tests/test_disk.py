@@ -24,9 +24,14 @@ def test_a_folder_is_there_when_all_of_it_is_written(tmp_path):
 def test_what_fails_leaves_the_folder_that_was_there_and_no_rest(tmp_path, error):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/weights").write_text("old")
-    with pytest.raises(type(error)), disk.whole_folder(tmp_path / "model") as making:
-        (making / "weights").write_text("half")
-        raise error
+
+    def write():
+        with disk.whole_folder(tmp_path / "model") as making:
+            (making / "weights").write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
     assert (tmp_path / "model/weights").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -136,5 +136,5 @@ def test_a_disk_that_is_full_for_a_library_is_so_for_us(run):
 
 
 def test_a_folder_of_someone_else_is_something_to_fix(run):
-    with pytest.raises(UserError, match="Read-only file system.*see who may write there"):
+    with pytest.raises(UserError, match=r"Read-only file system.*see who may write there"):
         work("workers:read_only", run, print)

@@ -239,6 +239,19 @@ def test_a_few_rows_without_a_validation_split_train_and_it_is_said(sftrun, writ
     assert (tmp_path / "out/model/model.safetensors").is_file()
 
 
+def test_early_stopping_that_comes_too_late_to_stop_anything_is_said(sftrun, write, tmp_path):
+    train = {"epochs": 2, "batch_size": 8, "early_stopping": {"patience": 2}}
+    rows = {"train": ROWS[:16], "val": ROWS[16:20]}
+    late = sftrun(write(rows, train=train), "--out", tmp_path / "late")
+    assert late.code == 0, late.err
+    assert "early_stopping cannot stop anything: there are 2 evaluations, and with patience 2 the first" in late.err
+    often = ["train.eval_strategy=steps", "train.eval_steps=1"]
+    said = sftrun(
+        tmp_path / "recipe.yaml", *(word for each in often for word in ("--set", each)), "--out", tmp_path / "b"
+    )
+    assert "cannot stop anything" not in said.err
+
+
 @pytest.mark.parametrize("split", [None, "test"])
 def test_prompts_that_are_not_there_are_missed_before_training(sftrun, write, tmp_path, split):
     evaluators = [{"use": "generation", "with": {"split": split}}]

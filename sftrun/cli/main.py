@@ -26,6 +26,7 @@ COMMANDS = {
     "eval": ("sftrun.cli.eval", "Score the models of a run again."),
     "chat": ("sftrun.cli.chat", "Talk to the model of a run."),
     "generate": ("sftrun.cli.generate", "Answer a file of prompts."),
+    "cache": ("sftrun.cli.cache", "Show what the cache holds, or empty it."),
     "plugins": ("sftrun.cli.plugins", "List what is installed, and what is broken."),
     "schema": ("sftrun.cli.schema", "Print the JSON Schema of a recipe, for editors."),
 }

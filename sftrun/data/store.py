@@ -103,12 +103,31 @@ def find(key: str) -> Path | None:
         whole = all((entry / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return None
-    return entry if whole else None
+    if not whole:
+        return None
+    with contextlib.suppress(OSError):  # a cache that may only be read
+        os.utime(entry / DONE)  # so that it counts as used
+    return entry
+
+
+@contextlib.contextmanager
+def free(key: str) -> Iterator[bool]:
+    """Whether no other process is at the entry of a key; if so, none comes to it meanwhile."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(cache_folder() / "prepared" / f".{key}.lock", timeout=0):
+            yield True
+    except Timeout:
+        yield False
 
 
 @contextlib.contextmanager
 def locked(key: str, waiting: Callable[[], None]) -> Iterator[None]:
-    """Only one process at a time makes the entry of a key; `waiting` is called where another one is at it."""
+    """Only one process at a time makes, takes or removes the entry of a key; `waiting` is called where another does.
+
+    In a cache that may only be read, nobody does more than take it.
+    """
     from filelock import FileLock, Timeout
 
     root = cache_folder() / "prepared"
@@ -119,6 +138,9 @@ def locked(key: str, waiting: Callable[[], None]) -> Iterator[None]:
     except Timeout:
         waiting()
         lock.acquire()
+    except OSError:
+        if find(key) is None:
+            raise
     try:
         yield
     finally:

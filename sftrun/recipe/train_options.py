@@ -157,6 +157,9 @@ class TrainOptions(Options):
 
         Of packed rows, `rows` counts the packs.
         """
-        an_epoch = math.ceil(math.ceil(rows / (self.micro_batch * processes)) / self.grad_accum)
-        every = math.ceil(self.epochs * an_epoch)
+        every = math.ceil(self.epochs * self.epoch_steps(rows, processes))
         return every if self.max_steps is None else min(every, self.max_steps)
+
+    def epoch_steps(self, rows: int, processes: int) -> int:
+        """Optimizer steps of a whole epoch."""
+        return math.ceil(math.ceil(rows / (self.micro_batch * processes)) / self.grad_accum)

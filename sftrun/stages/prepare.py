@@ -37,15 +37,10 @@ def prepare(recipe: Recipe, run: RunDir, registry: Registry, emit: Emit) -> None
         emit({"event": "warning", "message": warning.message})
     parts = key_parts(recipe, line, registry)
     key = store.key_of(parts)
-    entry = store.find(key)
-    if entry is None:
-        with store.locked(key, lambda: emit({"event": "prepare", "waiting": True})):
-            entry = store.find(key)  # another process may have made it meanwhile
-            emit({"event": "prepare", "cached": entry is not None})
-            entry = entry or _make(recipe, line, key, emit)
-    else:
-        emit({"event": "prepare", "cached": True})
-    store.link(entry, run.prepared)
+    with store.locked(key, lambda: emit({"event": "prepare", "waiting": True})):
+        entry = store.find(key)
+        emit({"event": "prepare", "cached": entry is not None})
+        store.link(entry or _make(recipe, line, key, emit), run.prepared)
     _check_expected(recipe, run)
     facts = {"model": _model(recipe, line), "prepared": {"key": key, **parts}}
     run.merge_json("lock.json", {**facts, "mask": run.read_json("prepared/proof.json")["hash"]})

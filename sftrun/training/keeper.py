@@ -90,7 +90,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         return {"tokens": progress.get("tokens", 0), "trained_tokens": progress.get("trained", 0)}
 
     def _kept(self, lowest: tuple[int, float]) -> tuple[int, float] | None:
-        """The best evaluation whose checkpoint can be kept: another one, with a warning, where someone has spoilt it."""
+        """The best evaluation whose checkpoint is there; another one, with a warning, where someone has spoilt it."""
         found: tuple[int, float] | None = lowest
         if self.keep_best and ranks.first():
             there = checkpoints.best(self.folder)

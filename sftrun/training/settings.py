@@ -63,12 +63,28 @@ def optimizer(recipe: sftrun.Recipe) -> str:
     return OPTIMIZERS.get(recipe.train.optimizer, recipe.train.optimizer)
 
 
-def without_effect(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[str]:
+def without_effect(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> Iterator[str]:
     """What the recipe asks for, and these data or this machine cannot have."""
-    if recipe.train.eval_strategy != "no" and not _validates(run):
+    t = recipe.train
+    if t.eval_strategy != "no" and not _validates(run):
         yield "there are no validation rows, so no validation loss is computed (train.eval_strategy)"
-    if recipe.train.optimizer.startswith("paged_") and not torch.cuda.is_available():
-        yield f"without a GPU there are no pages to move: {recipe.train.optimizer} works as if it were not paged"
+    elif t.early_stopping:
+        yield from _never_stops(t.early_stopping.patience, _evaluations(recipe, rows))
+    if t.optimizer.startswith("paged_") and not torch.cuda.is_available():
+        yield f"without a GPU there are no pages to move: {t.optimizer} works as if it were not paged"
+
+
+def _never_stops(patience: int, evaluations: int) -> Iterator[str]:
+    if evaluations <= patience:
+        yield (
+            f"train.early_stopping cannot stop anything: there are {evaluations} evaluations, and with patience "
+            f"{patience} the first one that could is number {patience + 1}; evaluate more often (train.eval_steps)"
+        )
+
+
+def _evaluations(recipe: sftrun.Recipe, rows: int) -> int:
+    t, processes = recipe.train, ranks.size()
+    return math.ceil(t.steps(rows, processes) / (t.eval_steps or t.epoch_steps(rows, processes)))
 
 
 def _validates(run: sftrun.RunDir) -> bool:

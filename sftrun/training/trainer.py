@@ -31,7 +31,7 @@ class RunTrainer:
     def __init__(self, keeper: Keeper, rows: Any, score: Score, **settings: Any) -> None:
         recipe, run = keeper.recipe, keeper.run
         tokenizer = tokens.load(recipe, run, keeper.emit)
-        for message in without_effect(recipe, run):
+        for message in without_effect(recipe, run, len(rows)):
             keeper.emit({"event": "warning", "message": message})
         super().__init__(  # type: ignore[call-arg]
             data_collator=batches.collator(rows, tokens.pad_id(tokenizer)),
