@@ -100,12 +100,12 @@ def test_objects_in_the_ends_of_blocks_keep_malloc_from_using_gaps_again():
     size, count = 2**20, 20
     kept = [2 * number for number in range(count)]
 
-    def trace(nodes):
+    def trace(graph):
         """Of each two tensors one is kept until the end, as activations are."""
         for number in kept:
-            yield from ((number, size, nodes), (number + 1, size, nodes), (number + 1, 0, False))
+            yield from ((number, size, graph), (number + 1, size, graph), (number + 1, 0, 0))
 
-    without, between = (_gaps.taken(trace(nodes), []) / (count * size) for nodes in (False, True))
+    without, between = (_gaps.taken(trace(graph), []) / (count * size) for graph in (0, 1))
     assert 1 < without < 1.3
     assert between > 2  # no gap is used again
 

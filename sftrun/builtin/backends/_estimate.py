@@ -149,9 +149,10 @@ def _stepped(model: Any, recipe: sftrun.Recipe, shape: sftrun.Shape, where: str)
         each.register_post_accumulate_grad_hook(lambda p: live.belongs(p.grad, "gradients"))
     with live:
         for _ in range(min(recipe.train.grad_accum, 2)):  # from the second on, there are gradients from the start
-            live.phase = "activations"
+            live.phase, live.forward = "activations", True
             with _autocast(recipe, where):
                 loss = _loss(model, shape, where, live)
+            live.forward = False
             loss.backward()
             del loss
     found = {name: live.peak[name] for name in ("gradients", "activations", "logits")}

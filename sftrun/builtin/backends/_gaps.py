@@ -5,6 +5,7 @@ chunks those of a process before its first step, as a record of all calls of mal
 training with torch 2.13: of the objects, chunks of 48 bytes matter most, as they fit into the ends of aligned blocks.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
 
 from sftrun.builtin.backends._heap import Heap
@@ -15,7 +16,7 @@ TENSORS = (184, 24, 24, 184)
 FREE = {80: 160, 96: 210, 112: 80, 128: 40, 160: 60, 20480: 50}  # chunks by size
 
 
-def taken(trace: Iterable[tuple[int, int, bool]], states: Iterable[int]) -> int:
+def taken(trace: Iterable[tuple[int, int, int]], states: Iterable[int]) -> int:
     """Bytes that a heap takes at most for two steps of a trace, as `Live` has it; optimizer states come in between."""
     heap, steps = Heap(), list(trace)
     before = _used(heap)
@@ -37,19 +38,25 @@ def _used(heap: Heap) -> int:
     return heap.end
 
 
-def _replay(heap: Heap, trace: list[tuple[int, int, bool]]) -> None:
-    """One step; what it leaves, which are gradients and the graph, is given back at its end."""
-    left: dict[Hashable, list[Hashable]] = {}
-    for number, size, node in trace:
+def _replay(heap: Heap, trace: list[tuple[int, int, int]]) -> None:
+    """One step; what it leaves, which are gradients and the graph of the forward pass, is given back at its end."""
+    left: dict[int, list[Hashable]] = {}
+    nodes: defaultdict[int, list[Hashable]] = defaultdict(list)
+    of, alive = {number: graph for number, size, graph in trace if size}, Counter[int]()
+    for number, size, graph in trace:
         if size:
-            if node:
-                left["node", number] = _objects(heap, ("node", number), NODE)
+            if graph:
+                nodes[graph] += _objects(heap, ("node", number), NODE)
             before = _objects(heap, ("before", number), STORAGE)
             heap.allocate(number, size)
             left[number] = [number, *before, *_objects(heap, ("after", number), TENSORS)]
-        else:
-            _release(heap, left.pop(number, []))
-    for names in left.values():
+            alive[graph] += 1
+        elif number in left:
+            _release(heap, left.pop(number))
+            alive[of[number]] -= 1
+            if of[number] > 1 and not alive[of[number]]:
+                _release(heap, nodes.pop(of[number]))
+    for names in (*left.values(), *nodes.values()):
         _release(heap, names)
 
 

@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_leaves
 class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages that are made within it, by the phase in which each was made.
 
-    `peak` has what was alive, by phase, when it was most. `trace` has every storage's number, its size, and whether a
-    node of the graph came with it, in order; a second entry of a number, with size 0, is its end. Storages of `known`
-    tensors do not count.
+    `peak` has what was alive, by phase, when it was most. `trace` has every storage's number, its size, and the graph
+    whose node came with it, in order; a second entry of a number, with size 0, is its end. Graph 1 is that of the
+    forward pass, each of the others of what is computed again at a time in the backward pass; 0 is none. Storages of
+    `known` tensors do not count.
     """
 
     def __init__(self, phase: str, known: Iterable[torch.Tensor]) -> None:
@@ -28,7 +29,8 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.most = self.total = 0
-        self.trace: list[tuple[int, int, bool]] = []
+        self.trace: list[tuple[int, int, int]] = []
+        self.forward, self.graphs, self.graph = True, 1, 0
         self.seen: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
         for tensor in known:
             self.seen[tensor.untyped_storage()] = ["", 0]
@@ -48,12 +50,22 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         entry = self.seen[storage] = [self.phase, storage.nbytes()]
         self._count(entry, 1)
         number = len(self.trace)
-        self.trace.append((number, entry[1], torch.is_grad_enabled()))
+        self.trace.append((number, entry[1], self._graph()))
         weakref.finalize(storage, self._end, entry, number)
+
+    def _graph(self) -> int:
+        if not torch.is_grad_enabled():
+            self.graph = 0
+        elif self.forward:
+            self.graph = 1
+        elif self.graph < 2:
+            self.graphs += 1
+            self.graph = self.graphs
+        return self.graph
 
     def _end(self, entry: list[Any], number: int) -> None:
         self._count(entry, -1)
-        self.trace.append((number, 0, False))
+        self.trace.append((number, 0, 0))
 
     def _count(self, entry: list[Any], sign: int) -> None:
         phase, size = entry
