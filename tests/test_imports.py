@@ -22,7 +22,7 @@ LAYERS = [
     {"registry"},
     {"recipe"},
     {"data", "rundir", "lock", "report", "world"},
-    {"launch"},
+    {"launch", "pulse"},
     {"meeting", "plan"},
     {"oom"},
     {"elastic", "stages"},
