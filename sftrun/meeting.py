@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import socket
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -91,20 +92,30 @@ class Meeting(RendezvousHandler):
             raise UserError(message, hint=WHERE) from error
 
     def _reached(self, host: str, port: int) -> Store:
+        """The store on node 0, when it is there; what listens in its place may be a program that never answers."""
         pulse, end = Pulse(self.file.parent, heard=True), time.monotonic() + PATIENCE.seconds
-        while True:
+        found: list[Store] = []
+        error = "no answer"
+
+        def connect() -> None:
+            nonlocal error
             try:
-                store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=TRY)
-            except RuntimeError as error:
-                if ended := pulse.ended():
-                    raise UserError(f"node 0 {ended}, before the nodes met", hint=LOGS) from error
-                if time.monotonic() > end:
-                    message = f"node 0 was not found at {host}:{port}: {str(error).splitlines()[0]}"
-                    raise UserError(message, hint=WHERE) from error
-                time.sleep(EVERY)
-            else:
-                store.set_timeout(MOMENT)
-                return store
+                found.append(TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=TRY))
+            except RuntimeError as failed:
+                error = str(failed).splitlines()[0]
+
+        trying = threading.Thread(target=connect, daemon=True)
+        while not found:
+            if not trying.is_alive():
+                trying = threading.Thread(target=connect, daemon=True)
+                trying.start()
+            trying.join(EVERY)
+            if not found and (ended := pulse.ended()):
+                raise UserError(f"node 0 {ended}, before the nodes met", hint=LOGS)
+            if time.monotonic() > end:
+                raise UserError(f"node 0 was not found at {host}:{port}: {error}", hint=WHERE)
+        found[0].set_timeout(MOMENT)
+        return found[0]
 
     def _wait_for_all(self, store: Store) -> None:
         start, told = time.monotonic(), False

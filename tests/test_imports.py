@@ -23,7 +23,7 @@ LAYERS = [
     {"registry"},
     {"recipe"},
     {"data", "rundir", "lock", "report", "world"},
-    {"launch"},
+    {"launch", "pulse"},
     {"meeting", "plan"},
     {"oom"},
     {"elastic", "stages"},

@@ -285,6 +285,20 @@ def test_where_a_node_is_killed_the_other_ends_and_names_it(folder, dead, part, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_a_port_that_another_program_has_ends_all_nodes(folder):
+    with socket.socket() as other:
+        other.bind(("localhost", 0))
+        other.listen()  # and never answers
+        meet = ["--out", "taken", "--nodes", "2", "--rendezvous", f"localhost:{other.getsockname()[1]}"]
+        nodes = [command(folder, "recipe.yaml", *meet, "--node-rank", number) for number in (0, 1)]
+        (code, error), (other_code, other_error) = [said(each) for each in nodes]
+    assert (code, other_code) == (1, 1)
+    assert "node 0 cannot listen at localhost" in error
+    assert "node 0 has ended, before the nodes met" in other_error or "node 0 could not train" in other_error
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_node_ends_where_the_first_one_is_killed_before_they_meet(folder):
     run = RunDir(folder / "killed early")
     meet = ["--out", run.path, "--nodes", "2", "--rendezvous", f"localhost:{free_port()}"]
