@@ -158,6 +158,11 @@ def _without_effect(recipe: sftrun.Recipe, validates: bool) -> Iterator[str]:
     """What the recipe asks for, and these data or this machine cannot have."""
     if recipe.train.eval_strategy != "no" and not validates:
         yield "there are no validation rows, so no validation loss is computed (train.eval_strategy)"
+    computes = _hf_model.precision(recipe)
+    if recipe.train.tf32 and computes != "fp32":
+        yield f"tf32 is for matrices in fp32, and almost all of them are in {computes} (train.precision)"
+    if recipe.train.precision == "auto" and computes == "fp32" and torch.cuda.is_available():
+        yield "this GPU has no bf16, so precision auto is fp32; fp16 takes half the memory, and is faster"
     if recipe.train.optimizer.startswith("paged_") and not torch.cuda.is_available():
         yield f"without a GPU there are no pages to move: {recipe.train.optimizer} works as if it were not paged"
 
