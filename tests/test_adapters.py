@@ -264,3 +264,50 @@ def test_a_special_token_whose_embedding_is_empty_is_trained(prepared, bases, tm
     said = [event["message"] for event in train(run) if event["event"] == "warning"]
     assert any("has no trained embedding for <|im_end|>: trained" in message for message in said)
     assert load(run).model.get_input_embeddings()(torch.tensor([tiny.END_OF_TURN])).any()
+
+
+def stepped(base_dtype, ours, **more):
+    """Loss, gradients and bytes kept for the backward pass of an adapter under bf16, with peft's casts or without."""
+    import peft
+    import transformers
+
+    from sftrun.builtin.backends import _adapter
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    base = transformers.AutoModelForCausalLM.from_config(
+        transformers.LlamaConfig(vocab_size=700, **sizes), dtype=base_dtype
+    )
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **more))
+    _adapter.in_fp32(model)
+    if ours:
+        _adapter.leave_to_autocast(model)
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda each: each), torch.autocast("cpu", torch.bfloat16):
+        loss = model(input_ids=IDS, labels=IDS).loss
+    loss.backward()
+    return (
+        loss,
+        {name: each.grad for name, each in model.named_parameters() if each.grad is not None},
+        sum(kept.values()),
+    )
+
+
+def test_in_16_bits_an_adapter_learns_the_same_without_copies_of_its_input_in_32():
+    loss, slopes, kept = stepped(torch.bfloat16, ours=False)
+    same, others, less = stepped(torch.bfloat16, ours=True)
+    assert torch.equal(loss, same)
+    assert all(torch.equal(slopes[name], others[name]) for name in slopes)
+    assert less < kept
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_all_that_is_trained_is_held_in_fp32(dtype):
+    _, slopes, _ = stepped(dtype, ours=True, modules_to_save=["lm_head"])
+    assert any("lm_head" in name for name in slopes)
+    assert {each.dtype for each in slopes.values()} == {torch.float32}

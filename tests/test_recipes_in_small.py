@@ -212,6 +212,11 @@ def planned(size, overrides, folder):
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2", **values}))
     always = [f"model.name={folder}", "train.precision=bf16"]
     recipe = library.load(RECIPES / "8gb-gpu.yaml", [*always, *overrides])
+    return on_a_gpu(recipe)
+
+
+def on_a_gpu(recipe):
+    """The same of a recipe."""
     backend = library.create("backend", recipe.backend)
     found = backend.estimate(recipe, batches.training(recipe, None), batches.evaluation(recipe, None))
     only_cpu = ("libraries", "gaps of malloc")
@@ -231,6 +236,17 @@ def test_the_figures_for_8_gb_are_those_of_plan(tmp_path):
     ]
     for gb, size, overrides in said:
         assert planned(size, overrides, tmp_path / size) == pytest.approx(gb, abs=0.06), (size, overrides)
+
+
+@pytest.mark.slow
+def test_the_figure_for_mistral_is_that_of_plan(tmp_path):
+    text = (RECIPES / "mistral-inst.yaml").read_text("utf-8")
+    (said,) = re.findall(r"sftrun plan\n# estimates ([\d.]+)\)", text)
+    folder = small.model("mistral", tmp_path, weights=False)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 32768}))
+    recipe = library.load(RECIPES / "mistral-inst.yaml", [f"model.name={folder}", "train.precision=bf16"])
+    assert on_a_gpu(recipe) == pytest.approx(float(said), abs=0.06)
 
 
 @pytest.fixture

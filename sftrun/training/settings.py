@@ -70,6 +70,11 @@ def without_effect(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> Iter
         yield "there are no validation rows, so no validation loss is computed (train.eval_strategy)"
     elif t.early_stopping:
         yield from _never_stops(t.early_stopping.patience, _evaluations(recipe, rows))
+    computes = compute.precision(recipe)
+    if t.tf32 and computes != "fp32":
+        yield f"tf32 is for matrices in fp32, and almost all of them are in {computes} (train.precision)"
+    if t.precision == "auto" and computes == "fp32" and torch.cuda.is_available():
+        yield "this GPU has no bf16, so precision auto is fp32; fp16 takes half the memory, and is faster"
     if t.optimizer.startswith("paged_") and not torch.cuda.is_available():
         yield f"without a GPU there are no pages to move: {t.optimizer} works as if it were not paged"
 

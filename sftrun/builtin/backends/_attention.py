@@ -67,7 +67,7 @@ def _sequences(asked: dict[str, Any]) -> Sequences | None:
     """Where the mask says that a token does not see the one before it, a sequence starts."""
     length, device = asked["q_length"], asked["device"]
     index = torch.arange(length, device=device)
-    zero = torch.zeros((), dtype=torch.long, device=device)
+    zero = index[:1]  # a vector: the value of a scalar is read back, to be an index
     sees_previous = asked["mask_function"](zero, zero, index[1:], index[:-1]).cpu()  # the one wait for a GPU
     inner = (~sees_previous).nonzero().flatten() + 1
     if not len(inner):
