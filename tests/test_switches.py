@@ -82,6 +82,13 @@ def test_all_that_cannot_be_had_is_said_at_once(recipe):
     assert len(caught.value.problems) == 3
 
 
+def test_tf32_where_almost_nothing_is_in_fp32_is_said(recipe):
+    from sftrun.builtin.backends import _hf_train
+
+    (said,) = _hf_train._without_effect(recipe("train.tf32=true", "train.precision=bf16"), True)
+    assert "tf32 is for matrices in fp32, and almost all of them are in bf16" in said
+
+
 @pytest.mark.parametrize(
     ("setting", "package"),
     [
