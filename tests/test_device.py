@@ -9,7 +9,8 @@ import torch
 import transformers
 from torch.utils import backend_registration
 
-from sftrun.builtin.backends import _attention, _batches, _head
+from sftrun.builtin.backends import _attention, _head
+from sftrun.training import batches
 
 pytestmark = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="needs torch's python devices"
@@ -39,7 +40,7 @@ def batch(packed):
         labels = ids.copy()
         labels[: length // 2] = -100
         rows.append({"input_ids": ids, "labels": labels, "seq_lengths": [length]})
-    return _batches.flattened(rows) if packed else _batches.Padded(pad_token_id=0)(rows)
+    return _head.collated(batches.flattened if packed else batches.Padded(0), rows)
 
 
 def step(model, given, device):
