@@ -82,10 +82,12 @@ def test_all_that_cannot_be_had_is_said_at_once(recipe):
     assert len(caught.value.problems) == 3
 
 
-def test_tf32_where_almost_nothing_is_in_fp32_is_said(recipe):
-    from sftrun.builtin.backends import _hf_train
+def test_tf32_where_almost_nothing_is_in_fp32_is_said(recipe, tmp_path):
+    from sftrun.rundir import RunDir
+    from sftrun.training import settings
 
-    (said,) = _hf_train._without_effect(recipe("train.tf32=true", "train.precision=bf16"), True)
+    wanted = recipe("train.tf32=true", "train.precision=bf16", "train.eval_strategy=no")
+    (said,) = settings.without_effect(wanted, RunDir(tmp_path), rows=1)
     assert "tf32 is for matrices in fp32, and almost all of them are in bf16" in said
 
 

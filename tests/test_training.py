@@ -260,3 +260,15 @@ def test_prompts_that_are_not_there_are_missed_before_training(sftrun, write, tm
     assert "no held-out prompts to answer: the data have no rows in " in said.err
     assert "recipe.yaml:" in said.err
     assert not (tmp_path / "out/model").exists()
+
+
+@pytest.mark.parametrize("which", ["base", "tuned"])
+def test_a_model_is_evaluated_in_the_precision_of_the_computation(recipe, full, which):
+    import torch
+
+    import sftrun
+
+    described = sftrun.load(recipe, ["train.precision=bf16"])
+    model = sftrun.create("backend", "hf").load(described, full.path, which)
+    assert model.model.dtype == torch.bfloat16
+    assert model.losses("val").tokens > 0

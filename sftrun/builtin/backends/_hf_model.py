@@ -20,13 +20,14 @@ def load_base(
     quantisation: dict[str, Any] | None = None,
     where: torch.device | None = None,
     empty: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Any:
-    """The base model, with an embedding for each token: fp32 weights where they are trained in full, else in the
-    precision of the computation, or quantised as `BnbOptions` says. An `empty` one has its weights to come.
+    """The base model, with an embedding for each token, as it is trained on: by default with fp32 weights where they
+    are trained in full, else in the precision of the computation, or quantised as `BnbOptions` says.
 
-    Raises UserError where it cannot be loaded.
+    An `empty` one has its weights to come. Raises UserError where it cannot be loaded.
     """
-    location, dtype = base_model.location(recipe), compute.weights_dtype(recipe)
+    location, dtype = base_model.location(recipe), dtype or compute.weights_dtype(recipe)
     where = where or compute.device()
     held = _quant.settings(quantisation, compute.precision(recipe), where) if quantisation else {}
     load = _empty.model if empty else transformers.AutoModelForCausalLM.from_pretrained
@@ -47,7 +48,8 @@ def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
     """The tuned model: whole weights, or the adapter on the base that it was trained on."""
     saved.check(run)
     if not saved.has_adapter(run.model):
-        return transformers.AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32).to(compute.device())
+        dtype = compute.DTYPES[compute.precision(recipe)]
+        return transformers.AutoModelForCausalLM.from_pretrained(run.model, dtype=dtype).to(compute.device())
     from peft import PeftModel
 
     base_model.check(recipe, run)
@@ -58,8 +60,8 @@ def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
 def loaded(
     recipe: sftrun.Recipe, path: Path, which: Literal["base", "tuned"], quantisation: dict[str, Any] | None = None
 ) -> LoadedModel:
-    """The model before or after training, for evaluators."""
-    run = sftrun.RunDir(path)
-    model = load_base(recipe, quantisation) if which == "base" else load_tuned(recipe, run)
+    """The model before or after training, for evaluators: its weights in the precision of the computation."""
+    run, dtype = sftrun.RunDir(path), compute.DTYPES[compute.precision(recipe)]
+    model = load_base(recipe, quantisation, dtype=dtype) if which == "base" else load_tuned(recipe, run)
     _head.add(model)
     return LoadedModel(model, recipe, run, _head.score)
