@@ -1,6 +1,5 @@
 """Merges an adapter with unsloth and compares what both models say on prepared rows."""
 
-import shutil
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,21 +20,17 @@ def merge(recipe: sftrun.Recipe, path: Path, max_difference: float) -> dict[str,
     model = _model.load_tuned(recipe, run).eval()
     rows = [sample.ids for sample in islice(sftrun.read_samples(run.prepared / "train.arrow"), ROWS)]
     before = [_log_probabilities(model, ids) for ids in rows]
-    making, done = run.export / ".unsloth-merged", run.export / "unsloth-merged"
-    shutil.rmtree(making, ignore_errors=True)
-    _write(model, recipe, run, making)
-    merged = _model.load(str(making), recipe, merged=True).eval()
-    after = [_log_probabilities(merged, ids) for ids in rows]
-    difference = max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
-    if difference > max_difference:
-        shutil.rmtree(making)
-        raise sftrun.UserError(
-            f"the merged model differs from the adapter by {difference:.3g} in a log-probability, "
-            f"more than {max_difference:g}; it was not written",
-            hint="serve the adapter as it is, or raise max_difference of unsloth-merged after looking at the answers",
-        )
-    shutil.rmtree(done, ignore_errors=True)
-    making.rename(done)
+    with sftrun.whole_folder(run.export / "unsloth-merged") as making:
+        _write(model, recipe, run, making)
+        merged = _model.load(str(making), recipe, merged=True).eval()
+        after = [_log_probabilities(merged, ids) for ids in rows]
+        difference = max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
+        if difference > max_difference:
+            raise sftrun.UserError(
+                f"the merged model differs from the adapter by {difference:.3g} in a log-probability, "
+                f"more than {max_difference:g}; it was not written",
+                hint="serve the adapter as it is, or raise max_difference of unsloth-merged after looking at the answers",
+            )
     same = [bool(torch.equal(a.argmax(-1), b.argmax(-1))) for a, b in zip(before, after, strict=True)]
     facts = {"path": "export/unsloth-merged", "rows": len(rows), "max_difference": difference}
     return {**facts, "same_argmax_rows": sum(same)}
