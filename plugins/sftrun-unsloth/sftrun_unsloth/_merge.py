@@ -29,7 +29,7 @@ def merge(recipe: sftrun.Recipe, path: Path, max_difference: float) -> dict[str,
             raise sftrun.UserError(
                 f"the merged model differs from the adapter by {difference:.3g} in a log-probability, "
                 f"more than {max_difference:g}; it was not written",
-                hint="serve the adapter as it is, or raise max_difference of unsloth-merged after looking at the answers",
+                hint="serve the adapter as it is, or raise max_difference after looking at the answers",
             )
     same = [bool(torch.equal(a.argmax(-1), b.argmax(-1))) for a, b in zip(before, after, strict=True)]
     facts = {"path": "export/unsloth-merged", "rows": len(rows), "max_difference": difference}
