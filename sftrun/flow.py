@@ -50,7 +50,7 @@ def run(  # noqa: PLR0913, PLR0917  (as many as the command has options)
         settled = resuming.settled(loaded.recipe, found)
         return _go_on(found, msgspec.structs.replace(loaded, recipe=settled), watch, node)
     with (
-        _started(loaded, (path, overrides, out), watch, KINDS) as (recipe, folder, emit),
+        _started(loaded, (path, overrides, out), watch, KINDS, resume) as (recipe, folder, emit),
         pulse.beating(folder, recipe.launch.nodes),
     ):
         _stages(recipe, folder, emit, node)
@@ -150,11 +150,16 @@ def started(
 
 
 @contextlib.contextmanager
-def _started(loaded: Loaded, asked: Asked, watch: Emit, kinds: Sequence[str]) -> Iterator[tuple[Recipe, RunDir, Emit]]:
+def _started(
+    loaded: Loaded, asked: Asked, watch: Emit, kinds: Sequence[str], again: bool = False
+) -> Iterator[tuple[Recipe, RunDir, Emit]]:
+    path, overrides, out = asked
     with explained(loaded.document):
         warnings = [*loaded.warnings, *ready(loaded.recipe, kinds)]
-        folder = begin(loaded, *asked)
+        folder = rundir.create(Path(path), Path(out) if out else None, again=again)
         with held(folder, watch) as emit:
+            rundir.vacate(folder, again)  # what is there by now, another process may have written meanwhile
+            begin(loaded, Path(path), overrides, folder)
             for warning in warnings:
                 emit({"event": "warning", "message": str(warning)})
             yield loaded.recipe, folder, emit
@@ -207,13 +212,11 @@ def fit(recipe: Recipe, folder: RunDir, emit: Emit) -> None:
         emit({"event": "warning", "message": str(warning)})
 
 
-def begin(loaded: Loaded, path: str | Path, overrides: Sequence[str], out: str | Path | None) -> RunDir:
-    """A new run directory with the recipe as given, as resolved, and the lock."""
-    folder = rundir.create(Path(path), Path(out) if out else None)
+def begin(loaded: Loaded, path: Path, overrides: Sequence[str], folder: RunDir) -> None:
+    """Fills a new run directory with the recipe as given, as resolved, and the lock."""
     folder.write("resolved.yaml", resolved_yaml(loaded.recipe))
-    folder.write("recipe.yaml", Path(path).read_text("utf-8-sig"))
+    folder.write("recipe.yaml", path.read_text("utf-8-sig"))
     folder.write_json(rundir.BEGUN, lock.facts(loaded.recipe, current(), overrides))
-    return folder
 
 
 def recorder(folder: RunDir, watch: Emit) -> Emit:

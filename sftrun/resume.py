@@ -36,7 +36,6 @@ def find(recipe_file: Path, out: Path | None) -> RunDir | None:
         return rundir.latest(recipe_file)
     if (out / rundir.BEGUN).is_file():
         return rundir.open_run(out)
-    rundir.clear(out)
     return None
 
 
@@ -93,9 +92,16 @@ def versions(run: RunDir, now: dict[str, Any]) -> Iterator[str]:
 
 def advice(run: RunDir) -> str:
     """What there is to go on from, and the command that does."""
+    if not (run.path / rundir.BEGUN).is_file():
+        return "nothing was done yet: start it again, with --resume"
+    again = f"sftrun resume {launch.shown(run.path)}"
+    if run.done("train"):
+        recipe = from_resolved((run.path / "resolved.yaml").read_text("utf-8"))
+        left = [stage for stage in _stages(recipe) if not run.done(stage)]
+        return f"the model is trained; to go on with {', '.join([*left, 'report'])}: {again}"
     steps = [event["step"] for event in run.events() if event["event"] == "checkpoint" and "path" in event]
     kept = f"{launch.shown(run.checkpoints)}/checkpoint-{steps[-1]} is whole; " if steps else ""
-    return f"{kept}to go on: sftrun resume {launch.shown(run.path)}"
+    return f"{kept}to go on: {again}"
 
 
 def _stages(recipe: Recipe) -> list[str]:

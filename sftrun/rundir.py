@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -16,6 +17,7 @@ from sftrun.errors import UserError
 STAMPED = re.compile(r"(.+)-(\d{8}-\d{6})(?:-(\d+))?")  # the name of a run directory that nobody named
 FIRST = ("resolved.yaml", "recipe.yaml")  # what is written before the first stage,
 BEGUN = "lock.json"  # and the last of it
+LOCK = ".lock"
 PATIENCE = 10.0  # seconds to wait for the processes of an attempt that was killed
 
 
@@ -88,7 +90,7 @@ class RunDir:
         """
         import fcntl
 
-        with (self.path / ".lock").open("a") as file:
+        with (self.path / LOCK).open("a") as file:
             _lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, self.path)
             self.locks.append(file.fileno())
             try:
@@ -130,19 +132,51 @@ def _lock(file: int, how: int, path: Path) -> None:
             return None
 
 
-def create(recipe_file: Path, out: Path | None, root: Path = Path("runs")) -> RunDir:
+def create(recipe_file: Path, out: Path | None, root: Path = Path("runs"), again: bool = False) -> RunDir:
     """A new run directory: `out`, or one below `root` named after the recipe and the time.
 
-    Raises UserError where `out` already holds something.
+    Raises UserError where `out` already holds something; with `again`, what a run that was killed before it began has
+    left is nothing.
     """
     if out is None:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        names = [f"{recipe_file.stem}-{stamp}", *(f"{recipe_file.stem}-{stamp}-{n}" for n in range(2, 100))]
-        out = next(root / name for name in names if not (root / name).exists())
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is not empty", hint="name another --out, or remove it")
+        return RunDir(_stamped(recipe_file.stem, root).absolute())
+    _nothing_in(out, again)
     out.mkdir(parents=True, exist_ok=True)
     return RunDir(out.absolute())
+
+
+def _stamped(stem: str, root: Path) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    root.mkdir(parents=True, exist_ok=True)
+    for name in (f"{stem}-{stamp}", *(f"{stem}-{stamp}-{number}" for number in range(2, 100))):
+        with contextlib.suppress(FileExistsError):  # of a run that began in the same second
+            (root / name).mkdir()
+            return root / name
+    raise UserError(f"{root} holds a hundred runs of {stem} that began in this second", hint="name another --out")
+
+
+def vacate(run: RunDir, again: bool) -> None:
+    """Empties a new run directory, which the caller holds; raises UserError where another process was faster."""
+    for path in _nothing_in(run.path, again):
+        path.unlink()
+
+
+def _nothing_in(out: Path, again: bool) -> list[Path]:
+    """The files of a run that was killed before it began, without its lock, which another process may hold."""
+    if not out.exists():
+        return []
+    left = [path for path in out.iterdir() if path.name != LOCK] if out.is_dir() else [out]
+    if left and not (again and _never_began(left)):
+        hint = "name another --out, or remove it"
+        if (out / BEGUN).is_file():
+            hint = f"name another --out; to go on with the run in it: sftrun resume {shlex.quote(str(out))}"
+        raise UserError(f"{out} is not empty", hint=hint)
+    return left
+
+
+def _never_began(left: list[Path]) -> bool:
+    known = all(path.is_file() and (path.name[0] == "." or path.name in FIRST) for path in left)
+    return known and any(path.name == FIRST[0] for path in left)
 
 
 def point_latest(run: RunDir, stem: str) -> None:
@@ -151,14 +185,6 @@ def point_latest(run: RunDir, stem: str) -> None:
     making = link.with_name(f".{link.name}.{os.getpid()}")
     making.symlink_to(run.path.name)
     making.replace(link)
-
-
-def clear(out: Path) -> None:
-    """Removes what a run that was killed before it began has left in `out`."""
-    left = list(out.iterdir()) if (out / FIRST[0]).is_file() else []
-    if all(path.is_file() and (path.name[0] == "." or path.name in FIRST) for path in left):
-        for path in left:
-            path.unlink()
 
 
 def latest(recipe_file: Path, root: Path = Path("runs")) -> RunDir | None:

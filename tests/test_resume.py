@@ -347,6 +347,18 @@ def test_a_signal_saves_the_step_in_flight_and_says_how_to_go_on(folder, referen
     assert curves(run) == curves(reference)
 
 
+def test_after_training_a_signal_names_the_stages_that_are_left(folder):
+    run = RunDir(folder / "evaluating")
+    sets = ["--set", "train.max_steps=4", "--set", "evaluators=[loss]", "--set", "exporters=[merged]", "--set", *LORA]
+    process = command(folder, "recipe.yaml", "--out", "evaluating", *sets)
+    wait_for(lambda: run.read_json("state.json").get("evaluate"))
+    process.send_signal(signal.SIGINT)
+    code, error = said(process)
+    assert code == 130, error
+    left = "the model is trained; to go on with evaluate, export, report: sftrun resume evaluating"
+    assert f"interrupted; {left}" in error
+
+
 def test_a_full_disk_leaves_the_last_whole_checkpoint_and_names_it(folder, reference):
     """A limit on the size of files stands for the disk: the weights fit, the optimizer's state does not."""
     run = prepared(folder, "full-disk")
