@@ -51,7 +51,7 @@ def auto(recipe: Recipe, sets: Sets) -> Sets:
 
 def _held(footprint: Footprint) -> int:
     """Bytes that are there whatever the batch is."""
-    parts = ("libraries", "weights", "optimizer states")
+    parts = ("libraries", "weights", "optimizer states", "gathered")
     return max(sum(each.get(part, 0) for part in parts) for each in footprint.memory.values())
 
 

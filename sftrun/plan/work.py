@@ -45,11 +45,11 @@ def sizes_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     peaks: list[tuple[int, int]] = []
     for sets in changes.splits(recipe):
         footprint = ask(changes.changed(recipe, sets))
-        here = machine(footprint.device)
+        free = machine(footprint.device).free // (world.processes(recipe) if footprint.device == "cpu" else 1)
         peaks.append((sets["train.batch_size"], changes.peak(footprint)))
-        if peaks[-1][1] > here.free and world.strategy(recipe) in (None, "ddp"):
-            break  # estimates are of the whole model: what is shared takes less
-    emit({"event": "sizes", "free": here.free, "peaks": peaks})
+        if peaks[-1][1] > free:
+            break
+    emit({"event": "sizes", "free": free, "peaks": peaks})
 
 
 def _asking(run: RunDir, train: batches.Rows | None) -> changes.Ask:

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import peft
@@ -14,7 +14,18 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import sftrun
 from sftrun import tiny
-from sftrun.builtin.backends import _adapter, _attention, _floor, _gaps, _head, _sizes, _vocabulary
+from sftrun.builtin.backends import (
+    _adapter,
+    _attention,
+    _floor,
+    _gaps,
+    _head,
+    _moments,
+    _shares,
+    _sizes,
+    _strategies,
+    _vocabulary,
+)
 from sftrun.builtin.backends._live import Live
 from sftrun.training import compute
 
@@ -31,44 +42,65 @@ def estimate(
 
     The forward and the backward pass of one micro-batch run on fake tensors, with the attention, the head, the
     adapter, the checkpointing and the autocast of the backend: activations are what autograd really keeps, and
-    temporaries what is really alive beside them. Optimizer states follow from the optimizer's definition.
+    temporaries what is really alive beside them. Optimizer states follow from the optimizer's definition. Where
+    processes share the model, all of it is of one of them.
     """
     libraries = _floor.floor(sftrun.load_tokenizer(recipe.model).folder)
     where = compute.device().type
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         model = _built(recipe)
-        notes = ["what activation_offload moves is not taken off"] if recipe.train.activation_offload else []
+        trained = [each for each in model.parameters() if each.requires_grad]
+        share = _shares.of(model, recipe, quantisation, where)
+        notes = list(_notes(recipe))
         logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # what fails is said in a note
         try:
             step, evaluated = _dry_run(model, recipe, training, evaluation, where)
         except Exception as error:  # whatever a model does that depends on data, such as choosing experts
             notes.append(f"activations by a formula, as a dry run does not work here ({type(error).__name__})")
             step, evaluated = _by_formula(model, recipe, training, evaluation)
-    held = {"libraries": libraries, "weights": _sizes.weights(model, quantisation)}
-    memory = _moments(model, recipe, held, step, where)
+    held = {"libraries": libraries, "weights": share.weights, "optimizer states": share.states}
+    memory = _moments.of(held, share, step, _temporaries(recipe, trained, where), where)
     if evaluated:
-        states = memory["forward and backward"]["optimizer states"]
-        memory["evaluation"] = {**held, "optimizer states": states, "activations": evaluated}
-    return _footprint(model, memory, where, notes)
+        memory["evaluation"] = {**held, "activations": evaluated, **_moments.gathered(share.gathered)}
+    return sftrun.Footprint(
+        trained=sum(each.numel() for each in trained),
+        frozen=sum(each.numel() for each in model.parameters() if not each.requires_grad),
+        device=where,
+        memory=memory,
+        checkpoint=sum(map(_sizes.size, trained)) + _sizes.states(recipe.train.optimizer, trained),
+        notes=notes,
+    )
+
+
+def _notes(recipe: sftrun.Recipe) -> Iterator[str]:
+    if recipe.train.activation_offload:
+        yield "what activation_offload moves is not taken off"
+    if said := _strategies.note(recipe):
+        yield said
 
 
 def _dry_run(
     model: Any, recipe: sftrun.Recipe, training: sftrun.Shape, evaluation: sftrun.Shape | None, where: str
 ) -> tuple[dict[str, int], int]:
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _give_fake_tensors(model, where)
+        _give_fake_tensors(model, where, _shared_dtype(recipe))
         evaluated = _evaluated(model, evaluation, where) if evaluation else 0
         return _stepped(model, recipe, training, where), evaluated
 
 
-def _give_fake_tensors(model: Any, where: str) -> None:
+def _shared_dtype(recipe: sftrun.Recipe) -> torch.dtype | None:
+    """What processes that share a model gather its weights in; None where each has them as they are."""
+    return compute.DTYPES[compute.precision(recipe)] if _strategies.sharing(recipe) > 1 else None
+
+
+def _give_fake_tensors(model: Any, where: str, dtype: torch.dtype | None = None) -> None:
     """Puts fake tensors of a device in the place of those on meta, which attention and autocast do not know."""
     made: dict[int, Any] = {}
     for module in model.modules():
         for name, each in module._parameters.items():
             if each is not None and id(each) not in made:
-                empty = torch.empty(each.shape, dtype=each.dtype, device=where)
+                empty = torch.empty(each.shape, dtype=dtype or each.dtype, device=where)
                 made[id(each)] = torch.nn.Parameter(empty, requires_grad=each.requires_grad)
             if each is not None:
                 module._parameters[name] = made[id(each)]  # weights that are shared stay so
@@ -93,14 +125,16 @@ def _by_formula(
     layers = text.num_hidden_layers
     kept = layers * text.hidden_size + layer if recipe.train.gradient_checkpointing else layers * layer
     tokens = _tokens(training)
-    step = {"gradients": sum(_sizes.size(each) for each in model.parameters() if each.requires_grad)}
-    step |= {"activations": tokens * kept * size, "logits": _logits(training, text.vocab_size)}
-    evaluated = _tokens(evaluation) * layer * size + _logits(evaluation, text.vocab_size) if evaluation else 0
-    return step, evaluated
+    at_once = training.trained if _strategies.sharing(recipe) > 1 else _head.at_once(text.vocab_size)
+    step = {"activations": tokens * kept * size, "logits": _logits(training, text.vocab_size, at_once)}
+    if not evaluation:
+        return step, 0
+    logits = _logits(evaluation, text.vocab_size, _head.at_once(text.vocab_size))
+    return step, _tokens(evaluation) * layer * size + logits
 
 
-def _logits(shape: sftrun.Shape, vocabulary: int) -> int:
-    return 3 * 4 * min(shape.trained, _head.at_once(vocabulary)) * vocabulary
+def _logits(shape: sftrun.Shape, vocabulary: int, at_once: int) -> int:
+    return 3 * 4 * min(shape.trained, at_once) * vocabulary
 
 
 def _tokens(shape: sftrun.Shape) -> int:
@@ -145,17 +179,26 @@ def _stepped(model: Any, recipe: sftrun.Recipe, shape: sftrun.Shape, where: str)
     """Bytes alive at the peak of a micro-batch's forward and backward pass: gradients, activations, logits."""
     trained = [each for each in model.train().parameters() if each.requires_grad]
     live = Live("activations", [*model.parameters(), *model.buffers()])
+    shared = _strategies.sharing(recipe) > 1
+
+    def made(weight: Any) -> None:
+        if shared:
+            weight.grad = None  # on its way to the others
+        else:
+            live.belongs(weight.grad, "gradients")
+
     for each in trained:
-        each.register_post_accumulate_grad_hook(lambda p: live.belongs(p.grad, "gradients"))
+        each.register_post_accumulate_grad_hook(made)
     with live:
         for _ in range(min(recipe.train.grad_accum, 2)):  # from the second on, there are gradients from the start
             live.phase, live.forward = "activations", True
             with _autocast(recipe, where):
-                loss = _loss(model, shape, where, live)
+                loss = _loss(model, shape, where, live, _head.whole if shared else _head.in_parts)
             live.forward = False
             loss.backward()
             del loss
-    found = {name: live.peak[name] for name in ("gradients", "activations", "logits")}
+    parts = ("activations", "logits") if shared else ("gradients", "activations", "logits")
+    found = {name: live.peak[name] for name in parts}
     if where == "cpu":
         held = [_sizes.states(recipe.train.optimizer, [each]) for each in trained]
         found["gaps of malloc"] = max(_gaps.taken(live.trace, held) - live.most - sum(held), 0)
@@ -167,13 +210,13 @@ def _autocast(recipe: sftrun.Recipe, where: str) -> Any:
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(where, dtype)
 
 
-def _loss(model: Any, shape: sftrun.Shape, where: str, live: Live) -> Any:
+def _loss(model: Any, shape: sftrun.Shape, where: str, live: Live, summed: Callable[..., Any]) -> Any:
     """The loss as `_head` computes it, on trained positions; kernels that make no logits take less."""
     rows, tokens, tail, logits = _scored(model, shape, where)
     live.phase = "logits"
     if rows.requires_grad:
         rows.register_hook(lambda _: setattr(live, "phase", "activations"))
-    return _head.in_parts(rows, tokens, tail, logits)
+    return summed(rows, tokens, tail, logits)
 
 
 def _scored(model: Any, shape: sftrun.Shape, where: str) -> tuple[Any, torch.Tensor, _head.Tail, torch.Tensor]:
@@ -222,28 +265,15 @@ def _evaluated(model: Any, shape: sftrun.Shape, where: str) -> int:
     return live.most
 
 
-def _moments(
-    model: Any, recipe: sftrun.Recipe, held: dict[str, int], step: dict[str, int], where: str
-) -> dict[str, dict[str, int]]:
-    """Bytes by moment and part. Loading takes no more: weights come through pages of files, which can be taken back."""
-    trained = [each for each in model.parameters() if each.requires_grad]
-    gradients, states = sum(map(_sizes.size, trained)), _sizes.states(recipe.train.optimizer, trained)
-    at_once = max(map(_sizes.size, trained), default=0) if where == "cpu" else gradients  # one by one, or all
-    if recipe.train.optimizer == "adamw":  # one kernel, without anything in between
-        at_once = 0
-    return {
-        "forward and backward": {**held, "optimizer states": states, **step},
-        "optimizer step": {**held, "optimizer states": states, "gradients": gradients, "temporaries": 2 * at_once},
-    }
+def _temporaries(recipe: sftrun.Recipe, trained: list[Any], where: str) -> int:
+    """Of the optimizer: twice one weight after the other on a CPU, twice all of them on a GPU; of adamw none.
 
-
-def _footprint(model: Any, memory: dict[str, dict[str, int]], where: str, notes: list[str]) -> sftrun.Footprint:
-    step = memory["optimizer step"]
-    return sftrun.Footprint(
-        trained=sum(each.numel() for each in model.parameters() if each.requires_grad),
-        frozen=sum(each.numel() for each in model.parameters() if not each.requires_grad),
-        device=where,
-        memory=memory,
-        checkpoint=step["gradients"] + step["optimizer states"],
-        notes=notes,
-    )
+    DeepSpeed makes the gradients of its fp32 weights for it.
+    """
+    sizes, processes = [_sizes.size(each) for each in trained], _strategies.sharing(recipe)
+    taken = 0
+    if recipe.train.optimizer != "adamw":  # which is one kernel, without anything in between
+        taken = 2 * (max(sizes, default=0) if where == "cpu" else sum(sizes))
+    if processes > 1 and recipe.launch.strategy == "deepspeed":
+        taken += sum(sizes)
+    return taken // processes

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-import msgspec
-
 import sftrun
 
 SHARING = ("fsdp", "deepspeed")
@@ -66,14 +64,21 @@ def quantised(recipe: sftrun.Recipe, bits: int, storage: str) -> Iterator[sftrun
         yield sftrun.Problem(message, path=STRATEGY, hint="use backend: hf, or fsdp with tuning.mode qlora")
 
 
-def noted(recipe: sftrun.Recipe, footprint: sftrun.Footprint) -> sftrun.Footprint:
-    """What a recipe takes, with what strategies change about it."""
-    if recipe.launch.strategy not in SHARING:
-        return footprint
-    note = (
-        f"memory is that of a process with the whole model; where {recipe.launch.strategy} shares it, each takes less"
-    )
-    return msgspec.structs.replace(footprint, notes=[*footprint.notes, note])
+def sharing(recipe: sftrun.Recipe) -> int:
+    """Processes that share the model: all of them, or 1 where each has it whole."""
+    launch = recipe.launch
+    here = max(sftrun.gpus(), 1) if launch.processes == "auto" else launch.processes
+    return here * launch.nodes if launch.strategy in SHARING else 1
+
+
+def note(recipe: sftrun.Recipe) -> str | None:
+    """What a reader of an estimate has to know of the strategy."""
+    strategy, count = recipe.launch.strategy, sharing(recipe)
+    if strategy not in SHARING:
+        return None
+    if count == 1:
+        return f"{alone(strategy)}: memory is that of a process with the whole model; set launch.processes"
+    return f"memory is that of one of {count} processes, which share the model by {strategy}"
 
 
 def ready(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:

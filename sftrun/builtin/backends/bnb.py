@@ -109,7 +109,7 @@ class Bnb:
     ) -> sftrun.Footprint:
         from sftrun.builtin.backends import _estimate
 
-        return _strategies.noted(recipe, _estimate.estimate(recipe, training, evaluation, self.quantisation(recipe)))
+        return _estimate.estimate(recipe, training, evaluation, self.quantisation(recipe))
 
     def bits(self, recipe: sftrun.Recipe) -> int:
         """Bits of a weight of the base."""

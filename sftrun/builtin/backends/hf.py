@@ -58,7 +58,7 @@ class Hf:
     ) -> sftrun.Footprint:
         from sftrun.builtin.backends import _estimate
 
-        return _strategies.noted(recipe, _estimate.estimate(recipe, training, evaluation))
+        return _estimate.estimate(recipe, training, evaluation)
 
 
 def problems(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
