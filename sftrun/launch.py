@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -217,8 +218,8 @@ MEMORY_ADVICE = (
 def shown(path: Path) -> str:
     """A path as one would type it."""
     with contextlib.suppress(ValueError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)
+        path = path.relative_to(Path.cwd())
+    return shlex.quote(str(path))
 
 
 def _problem(data: dict[str, Any]) -> Problem:

@@ -313,6 +313,23 @@ def test_the_batch_may_be_split_otherwise_which_is_said(folder, killed):
         resume.fit(load(folder / "recipe.yaml", sets[:1]), killed)
 
 
+def test_an_adapter_goes_on_with_the_base_that_it_began_with_and_no_other(folder):
+    from sftrun import tiny
+
+    base = folder / "base"
+    base.mkdir()
+    tiny.save(base, seed=1)
+    kept = (base / "model.safetensors").read_bytes()
+    run = prepared(folder, "on-a-base", [*LORA, f"model.name={base}", "train.max_steps=8"])
+    assert not attempt(run, at("step", 6))
+    tiny.save(base, seed=2)
+    with pytest.raises(UserError, match="are not those that the run has trained on so far"):
+        attempt(run)
+    (base / "model.safetensors").write_bytes(kept)
+    assert attempt(run)
+    assert [event["step"] for event in run.events() if event["event"] == "resumed"] == [4]
+
+
 def test_other_samples_than_before_are_refused(folder, killed):
     from sftrun.stages.train import train
 
