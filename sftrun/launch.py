@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -182,8 +183,7 @@ def _explained(failure: dict[str, Any] | None, code: int, run: RunDir) -> BaseEx
     if failure:
         code = failure["code"]  # of the one among many that ended first
     if code == -signal.SIGKILL:
-        hint = f"{MEMORY_ADVICE}; {_going_on(run)}"
-        return OutOfMemory("the worker was killed, most often because memory ran out", hint=hint)
+        return OutOfMemory(KILLED, hint=MEMORY_ADVICE + if_killed(KILLED, run))
     return WorkerError(f"the worker ended with code {code}; the end of {run.log}:\n{_tail(run.log)}")
 
 
@@ -204,6 +204,14 @@ def _said(failure: dict[str, Any], run: RunDir) -> BaseException:
     return WorkerError(failure["traceback"])
 
 
+KILLED = "the worker was killed, most often because memory ran out"
+
+
+def if_killed(said: str, run: RunDir) -> str:
+    """How to go on where a worker was killed by someone, after what to change if it was for its memory."""
+    return f"; if it was something else, {_going_on(run)}" if said == KILLED else ""
+
+
 def _going_on(run: RunDir) -> str:
     return f"sftrun resume {shown(run.path)} goes on where it was whole"
 
@@ -217,8 +225,8 @@ MEMORY_ADVICE = (
 def shown(path: Path) -> str:
     """A path as one would type it."""
     with contextlib.suppress(ValueError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)
+        path = path.relative_to(Path.cwd())
+    return shlex.quote(str(path))
 
 
 def _problem(data: dict[str, Any]) -> Problem:

@@ -47,7 +47,7 @@ def guarded(attempt: Attempt, recipe: Recipe, run: RunDir, emit: Emit) -> None:
             said, sets = error.problems[0].message, smaller(recipe, heard.validating)
             if recipe.train.on_oom == "error" or sets is None:
                 hint = _advice(recipe, run, sets) if sets else otherwise(recipe, run, run)
-                raise OutOfMemory(said, hint=hint) from error
+                raise OutOfMemory(said, hint=hint + launch.if_killed(said, run)) from error
             doing = "evaluation" if heard.validating else "training"
             recipe = settle(recipe, run, sets, shrunk={"while": doing, "said": said})
             emit({"event": "shrunk", **_split(recipe), "while": doing, "said": said})

@@ -49,6 +49,7 @@ class Listener:
         self.watch(event)
         if event["event"] == "checkpoint" and event["step"] < STEPS and not self.stopped:
             self.stopped = True
+            self.watch({"event": "rehearsed_stop", "step": event["step"]})
             raise StopError
 
 
@@ -146,6 +147,8 @@ def _sets(recipe: Recipe, rows: Path, model: str) -> Iterator[str]:
     yield f"train.batch_size={LARGEST if train.batch_size == 'auto' else min(train.batch_size, LARGEST)}"
     for key in ("eval_batch_size", "grad_accum"):
         yield f"train.{key}={min(getattr(train, key), LARGEST)}"
+    if train.early_stopping:
+        yield "train.early_stopping.patience=1"  # more evaluations than there are could not stop anything
     for key in ("eval", "save"):
         if getattr(train, f"{key}_strategy") != "no":
             yield f"train.{key}_strategy=steps"

@@ -39,3 +39,13 @@ def test_a_model_that_is_neither_cached_nor_to_be_had_is_an_error_at_its_place(s
     assert said.code == 1
     assert ":8:9: error: the model HuggingFaceTB/SmolLM2-135M cannot be fetched from the Hub" in said.err
     assert "check the network" in said.err
+
+
+def test_a_folder_that_is_written_as_an_id_is_told_how_to_be_written(sftrun, write, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    said = sftrun(write([{}], model={"name": "mine"}), "--out", tmp_path / "out")
+    assert "for the folder of this name write ./mine; for the Hub, check the network" in said.err

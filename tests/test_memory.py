@@ -70,6 +70,8 @@ class Mute:
 class Frail(Mute):
     """A backend on a small machine."""
 
+    launches = True
+
     def __init__(self, options):
         super().__init__()
         self.options = options
@@ -214,10 +216,10 @@ def test_smaller_batches_give_the_same_curve(recipe, tmp_path):
 
 def test_out_of_memory_says_the_exact_change(recipe, tmp_path):
     with pytest.raises(UserError) as raised:
-        run(recipe(backend=frail(rows=4)), out=tmp_path / "run")
+        run(recipe(backend=frail(rows=4)), out=tmp_path / "a run")
     (problem,) = raised.value.problems
     assert problem.message == "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB."
-    command = f"sftrun resume {tmp_path / 'run'} --set train.batch_size=4 --set train.grad_accum=2"
+    command = f"sftrun resume '{tmp_path / 'a run'}' --set train.batch_size=4 --set train.grad_accum=2"
     change = "set train.batch_size: 4 and train.grad_accum: 2 (the same 8 rows a step)"
     assert problem.hint == f"{change}: {command}; train.on_oom: shrink does so by itself"
 
@@ -278,6 +280,16 @@ def test_a_worker_that_was_killed_goes_on_with_fewer_rows_until_one(recipe, tmp_
     assert "gradient_checkpointing: true" in problem.hint
     state = load(tmp_path / "run" / "resolved.yaml").train
     assert (state.batch_size, state.grad_accum) == (1, 4)
+
+
+@pytest.mark.slow
+def test_two_processes_shrink_together_and_go_on_from_their_checkpoint(recipe, tmp_path):
+    keys = {"backend": frail(rows=2), "launch": {"processes": 2}}
+    folder = run(recipe({"on_oom": "shrink", "batch_size": 4}, **keys), out=tmp_path / "run")
+    (event,) = events(folder, "shrunk")
+    assert (event["batch_size"], event["grad_accum"]) == (2, 2)
+    assert [each["step"] for each in events(folder, "resumed")] == [2]
+    assert [step for step, _ in losses(folder)] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow

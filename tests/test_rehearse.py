@@ -62,6 +62,15 @@ def test_what_a_recipe_does_not_have_is_said(write, sftrun, tmp_path, cache):
     assert not list(cache.glob(".rehearsal-*"))
 
 
+@pytest.mark.slow
+def test_a_rehearsal_warns_of_nothing_that_is_only_so_in_small_and_says_where_it_stops(write, sftrun):
+    train = {"save_strategy": "epoch", "eval_strategy": "epoch", "early_stopping": {"patience": 3}}
+    said = sftrun("rehearse", write(DATA, tuning={"mode": "lora"}, train=train), "--rows", 6)
+    assert said.code == 0, said.err
+    assert "warning" not in said.err
+    assert "stopped after step 2, on purpose; now it is resumed" in said.err
+
+
 def test_a_bad_row_is_named_by_its_place(write, sftrun):
     said = sftrun("rehearse", write(["{not json"]))
     assert said.code == 1

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 from conftest import talk
@@ -205,6 +207,40 @@ def test_generate_answers_a_file_of_prompts(full, sftrun, tmp_path):
     rows = [json.loads(line) for line in said.out.splitlines()]
     assert [row["prompt"] for row in rows] == ["What comes after 3?", "What comes after 4?"]
     assert all(isinstance(row["answer"], str) for row in rows)
+
+
+PLAIN = """
+import json, sys
+
+sys.modules["sftrun"] = None  # importing it fails from now on
+import transformers
+from peft import AutoPeftModelForCausalLM
+
+folder, kind, prompts = sys.argv[1:]
+model = (AutoPeftModelForCausalLM if kind == "adapter" else transformers.AutoModelForCausalLM).from_pretrained(folder)
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+for prompt in open(prompts).read().splitlines():
+    talk = [{"role": "user", "content": prompt}]
+    asked = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    made = model.generate(**asked, do_sample=False, max_new_tokens=16)[0, asked["input_ids"].shape[1] :]
+    print(json.dumps(tokenizer.decode(made, skip_special_tokens=True).strip()))
+"""
+
+
+@pytest.mark.slow
+def test_without_sftrun_other_tools_load_what_was_made_and_answer_the_same(lora, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"What comes after {number}?" for number in range(9)))
+
+    def said(*words):
+        done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=True)
+        return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+    ours, noise = said("-m", "sftrun", "generate", lora.path, prompts, "--max-new-tokens", 16)
+    assert "kernels" not in noise  # what others would tell whoever loads an adapter
+    assert "deprecated" not in noise
+    for folder, kind in ((lora.model, "adapter"), (lora.export / "merged", "merged")):
+        assert said("-c", PLAIN, folder, kind, prompts)[0] == [row["answer"] for row in ours]
 
 
 def test_generate_names_the_line_of_a_bad_prompt(full, sftrun, tmp_path):

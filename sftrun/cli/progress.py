@@ -170,6 +170,7 @@ TELLERS: dict[str, Callable[[dict[str, Any]], str | None]] = {
     "warning": _warning,
     "resumed": _resumed,
     "restarted": _restarted,
+    "rehearsed_stop": lambda event: f"  stopped after step {event['step']}, on purpose; now it is resumed",
     "joining": _joining,
     "launched": _launched,
     "using": lambda event: (

@@ -1,5 +1,6 @@
 """`sftrun RECIPE`: a recipe through every stage."""
 
+import shlex
 import sys
 
 import click
@@ -31,4 +32,4 @@ def tell(done: RunDir) -> None:
     scores.show(done)
     print(f"report: {done.path / 'report.html'}", file=sys.stderr)
     print(f"model:  {done.model}", file=sys.stderr)
-    print(f"talk to it: sftrun chat {done.path}", file=sys.stderr)
+    print(f"talk to it: sftrun chat {shlex.quote(str(done.path))}", file=sys.stderr)

@@ -61,9 +61,11 @@ def explained(what: str, name: str, error: Exception, path: RecipePath) -> Probl
         RepositoryNotFoundError: ("is not on the Hub", "check the id; a folder is written ./…; private: hf auth login"),
         HFValidationError: ("is no id of the Hub", "write owner/name, or ./… for a folder"),
     }
-    unreachable = (
-        f"cannot be fetched from the Hub ({type(error).__name__})",
-        "check the network; if it is in the cache already, set HF_HUB_OFFLINE=1; else download it and name its folder",
+    hint = (
+        "check the network; if it is in the cache already, set HF_HUB_OFFLINE=1; else download it and name its folder"
     )
+    if Path(name).is_dir():
+        hint = f"for the folder of this name write ./{name}; for the Hub, {hint}"
+    unreachable = (f"cannot be fetched from the Hub ({type(error).__name__})", hint)
     reason, hint = next((said for kind, said in told.items() if isinstance(error, kind)), unreachable)
     return Problem(f"the {what} {name} {reason}", path=path, hint=hint)

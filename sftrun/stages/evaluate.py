@@ -24,7 +24,8 @@ def evaluate(run: RunDir, emit: Emit) -> None:
     except OutOfMemory as error:
         command = f"sftrun resume {launch.shown(run.path)} --set train.eval_batch_size=1"
         hint = f"lower train.eval_batch_size ({command}), or the batch_size of evaluators that generate"
-        raise OutOfMemory(error.problems[0].message, hint=hint) from error
+        said = error.problems[0].message
+        raise OutOfMemory(said, hint=hint + launch.if_killed(said, run)) from error
 
 
 def evaluate_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:

@@ -47,7 +47,7 @@ def weights_hash(location: str) -> str | None:
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin")):
         digest.update(file.name.encode())
         with file.open("rb") as weights:
             while block := weights.read(1 << 20):
@@ -72,3 +72,22 @@ def check(recipe: sftrun.Recipe, run: sftrun.RunDir) -> None:
     if weights_hash(location(recipe)) != then:
         message = f"the adapter {run.model} does not match its base {recipe.model.name}: those weights have changed"
         raise sftrun.UserError(message, hint=f"train it again, or put back the base with hash {then}")
+
+
+def hold(recipe: sftrun.Recipe, run: sftrun.RunDir, going_on: bool) -> None:
+    """Notes in lock.json which base an adapter is trained on.
+
+    Raises UserError where training is `going_on` from a checkpoint, and the base is another one than it began with.
+    """
+    if recipe.tuning.mode == "full":  # a checkpoint has all weights
+        return
+    weights = weights_hash(location(recipe))
+    now = {"weights": weights} if weights else {"commit": commit(recipe)}
+    then = run.read_json("lock.json").get("base", now)
+    if going_on and then != now:
+        message = f"the weights of {recipe.model.name} are not those that the run has trained on so far"
+        hint = "put them back, or start a new run, without --resume"
+        if "commit" in then:
+            hint = f"the Hub has others now: start a new run, with model.revision: {then['commit']} for those before"
+        raise sftrun.UserError(sftrun.Problem(message, path=("model", "name"), hint=hint))
+    run.merge_json("lock.json", {"base": now})

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers.integrations import TensorBoardCallback
 
 import sftrun
-from sftrun.training import checkpoints, ranks, trained
+from sftrun.training import base_model, checkpoints, ranks, trained
 
 COUNTED = ("tokens", "trained", "seen", "seen_trained", "_total_train_tokens")  # of the trainer, from its start
 EXACT = 1e-9  # of an epoch: what a sum of steps may be short of a whole one
@@ -32,6 +32,8 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         self.limit, self.saves = options.save_total_limit, options.save_strategy != "no"
         self.stopping, self.keep_best = options.early_stopping, options.keeps_best
         self.start = self._found()
+        if ranks.first():
+            base_model.hold(recipe, run, going_on=self.start is not None)
         begun = self.start is not None or ranks.again() or any(event["event"] == "step" for event in run.events())
         self.again = bool(ranks.told(begun))
         self.making: Path | None = None

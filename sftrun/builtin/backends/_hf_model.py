@@ -1,5 +1,6 @@
 """Loads transformers models."""
 
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +55,9 @@ def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
 
     base_model.check(recipe, run)
     base = load_base(recipe, base_model.trained_on(run).get("quantisation"))
-    return PeftModel.from_pretrained(base, run.model)
+    with warnings.catch_warnings():  # peft 0.21 asks for a name that transformers 5.23 is about to drop
+        warnings.simplefilter("ignore", FutureWarning)
+        return PeftModel.from_pretrained(base, run.model)
 
 
 def loaded(
