@@ -180,12 +180,16 @@ def _stepped(model: Any, recipe: sftrun.Recipe, shape: sftrun.Shape, where: str)
     trained = [each for each in model.train().parameters() if each.requires_grad]
     live = Live("activations", [*model.parameters(), *model.buffers()])
     shared = _strategies.sharing(recipe) > 1
+    # fsdp keeps a part of each gradient, with gaps in between; ZeRO has a buffer for them
+    parts_stay = shared and recipe.launch.strategy == "fsdp"
 
     def made(weight: Any) -> None:
-        if shared:
-            weight.grad = None  # on its way to the others
-        else:
+        if not shared:
             live.belongs(weight.grad, "gradients")
+            return
+        live.leaves(weight.grad)  # to the others
+        if not parts_stay:
+            weight.grad = None
 
     for each in trained:
         each.register_post_accumulate_grad_hook(made)
@@ -201,7 +205,8 @@ def _stepped(model: Any, recipe: sftrun.Recipe, shape: sftrun.Shape, where: str)
     found = {name: live.peak[name] for name in parts}
     if where == "cpu":
         held = [_sizes.states(recipe.train.optimizer, [each]) for each in trained]
-        found["gaps of malloc"] = max(_gaps.taken(live.trace, held) - live.most - sum(held), 0)
+        most = max(live.most, sum(map(_sizes.size, trained)) if parts_stay else 0)
+        found["gaps of malloc"] = max(_gaps.taken(live.trace, held) - most - sum(held), 0)
     return found
 
 
