@@ -180,19 +180,8 @@ def _stepped(model: Any, recipe: sftrun.Recipe, shape: sftrun.Shape, where: str)
     trained = [each for each in model.train().parameters() if each.requires_grad]
     live = Live("activations", [*model.parameters(), *model.buffers()])
     shared = _strategies.sharing(recipe) > 1
-    # fsdp keeps a part of each gradient, with gaps in between; ZeRO has a buffer for them
-    parts_stay = shared and recipe.launch.strategy == "fsdp"
-
-    def made(weight: Any) -> None:
-        if not shared:
-            live.belongs(weight.grad, "gradients")
-            return
-        live.leaves(weight.grad)  # to the others
-        if not parts_stay:
-            weight.grad = None
-
     for each in trained:
-        each.register_post_accumulate_grad_hook(made)
+        each.register_post_accumulate_grad_hook(_taking(recipe, live) if shared else _keeping(live))
     with live:
         for _ in range(min(recipe.train.grad_accum, 2)):  # from the second on, there are gradients from the start
             live.phase, live.forward = "activations", True
@@ -205,9 +194,29 @@ def _stepped(model: Any, recipe: sftrun.Recipe, shape: sftrun.Shape, where: str)
     found = {name: live.peak[name] for name in parts}
     if where == "cpu":
         held = [_sizes.states(recipe.train.optimizer, [each]) for each in trained]
-        most = max(live.most, sum(map(_sizes.size, trained)) if parts_stay else 0)
+        most = max(live.most, sum(map(_sizes.size, trained)) if shared and _parts_stay(recipe) else 0)
         found["gaps of malloc"] = max(_gaps.taken(live.trace, held) - most - sum(held), 0)
     return found
+
+
+def _keeping(live: Live) -> Callable[[Any], None]:
+    return lambda weight: live.belongs(weight.grad, "gradients")
+
+
+def _taking(recipe: sftrun.Recipe, live: Live) -> Callable[[Any], None]:
+    """Gradients do not count where they are sent to other processes as soon as they are there."""
+
+    def sent(weight: Any) -> None:
+        live.leaves(weight.grad)
+        if not _parts_stay(recipe):
+            weight.grad = None
+
+    return sent
+
+
+def _parts_stay(recipe: sftrun.Recipe) -> bool:
+    """Whether a part of each gradient stays, with gaps in between; ZeRO has a buffer for them."""
+    return recipe.launch.strategy == "fsdp"
 
 
 def _autocast(recipe: sftrun.Recipe, where: str) -> Any:
