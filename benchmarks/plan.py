@@ -1,11 +1,12 @@
 """What `sftrun plan` estimates, beside what a training process really takes at most, on the CPU.
 
-    python benchmarks/plan.py [--steps N] [--others | --only WORD]
+    python benchmarks/plan.py [--steps N] [--others | --shared] [--only WORD]
 
 Each case, of two sizes of models with random weights, full tuning and LoRA, and two batch sizes, is estimated and then
 trained for a few steps on rows of one length, in processes of their own. With `--others`, cases beside these: a larger
-vocabulary, longer rows, more layers, checkpointing, packing, a base in 4 bits. Prints a line a case: parameters,
-estimated and measured peak (the largest resident size of the worker, as the system counts it), and their ratio.
+vocabulary, longer rows, more layers, checkpointing, packing, a base in 4 bits. With `--shared`, two processes that
+share the model, of which the larger one counts. Prints a line a case: parameters, estimated and measured peak (the
+largest resident size of the worker, as the system counts it), and their ratio.
 """
 
 import argparse
@@ -45,6 +46,20 @@ OTHERS: dict[str, Case] = {
     "16 layers, lora": ("deep", LENGTH, {"tuning": LORA, "train": {"batch_size": 4}}),
     "16 layers, summed": ("deep", LENGTH, {"tuning": FULL, "train": {"batch_size": 2, "grad_accum": 4}}),
     "4 bits": ("60M", LENGTH, {"tuning": {"mode": "qlora"}, "backend": "bnb", "train": {"batch_size": 2}}),
+}
+STRATEGIES = {
+    "fsdp": {"strategy": "fsdp"},
+    "zero 2": {"strategy": "deepspeed", "zero_stage": 2},
+    "zero 3": {"strategy": "deepspeed", "zero_stage": 3},
+}
+SHARED: dict[str, Case] = {
+    f"60M {mode} {name}": (
+        "60M",
+        LENGTH,
+        {"tuning": {"mode": mode}, "train": {"batch_size": 2}, "launch": {"processes": 2, **launch}},
+    )
+    for name, launch in STRATEGIES.items()
+    for mode in MODES
 }
 
 
@@ -95,13 +110,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--others", action="store_true", help="cases that the estimate was not tuned on")
+    parser.add_argument("--shared", action="store_true", help="two processes that share the model")
     parser.add_argument("--only", default="", help="cases whose name has this word")
     parser.add_argument("--case", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case:
         print(json.dumps(case(given.case)))
         return
-    cases = OTHERS if given.others else CASES
+    cases = OTHERS if given.others else SHARED if given.shared else CASES
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         wanted = [(name, each) for name, each in cases.items() if given.only in name]

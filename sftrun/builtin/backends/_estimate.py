@@ -180,15 +180,8 @@ def _stepped(model: Any, recipe: sftrun.Recipe, shape: sftrun.Shape, where: str)
     trained = [each for each in model.train().parameters() if each.requires_grad]
     live = Live("activations", [*model.parameters(), *model.buffers()])
     shared = _strategies.sharing(recipe) > 1
-
-    def made(weight: Any) -> None:
-        if shared:
-            weight.grad = None  # on its way to the others
-        else:
-            live.belongs(weight.grad, "gradients")
-
     for each in trained:
-        each.register_post_accumulate_grad_hook(made)
+        each.register_post_accumulate_grad_hook(_taking(recipe, live) if shared else _keeping(live))
     with live:
         for _ in range(min(recipe.train.grad_accum, 2)):  # from the second on, there are gradients from the start
             live.phase, live.forward = "activations", True
@@ -201,8 +194,29 @@ def _stepped(model: Any, recipe: sftrun.Recipe, shape: sftrun.Shape, where: str)
     found = {name: live.peak[name] for name in parts}
     if where == "cpu":
         held = [_sizes.states(recipe.train.optimizer, [each]) for each in trained]
-        found["gaps of malloc"] = max(_gaps.taken(live.trace, held) - live.most - sum(held), 0)
+        most = max(live.most, sum(map(_sizes.size, trained)) if shared and _parts_stay(recipe) else 0)
+        found["gaps of malloc"] = max(_gaps.taken(live.trace, held) - most - sum(held), 0)
     return found
+
+
+def _keeping(live: Live) -> Callable[[Any], None]:
+    return lambda weight: live.belongs(weight.grad, "gradients")
+
+
+def _taking(recipe: sftrun.Recipe, live: Live) -> Callable[[Any], None]:
+    """Gradients do not count where they are sent to other processes as soon as they are there."""
+
+    def sent(weight: Any) -> None:
+        live.leaves(weight.grad)
+        if not _parts_stay(recipe):
+            weight.grad = None
+
+    return sent
+
+
+def _parts_stay(recipe: sftrun.Recipe) -> bool:
+    """Whether a part of each gradient stays, with gaps in between; ZeRO has a buffer for them."""
+    return recipe.launch.strategy == "fsdp"
 
 
 def _autocast(recipe: sftrun.Recipe, where: str) -> Any:

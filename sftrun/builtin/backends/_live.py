@@ -79,3 +79,10 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._count(entry, -1)
             entry[0] = phase
             self._count(entry, 1)
+
+    def leaves(self, tensor: torch.Tensor) -> None:
+        """Counts a tensor no more; in the trace it stays until its end."""
+        entry = self.seen.get(tensor.untyped_storage())
+        if entry is not None and entry[1]:
+            self._count(entry, -1)
+            entry[1] = 0

@@ -67,8 +67,10 @@ def quantised(recipe: sftrun.Recipe, bits: int, storage: str) -> Iterator[sftrun
 def sharing(recipe: sftrun.Recipe) -> int:
     """Processes that share the model: all of them, or 1 where each has it whole."""
     launch = recipe.launch
+    if launch.strategy not in SHARING:
+        return 1
     here = max(sftrun.gpus(), 1) if launch.processes == "auto" else launch.processes
-    return here * launch.nodes if launch.strategy in SHARING else 1
+    return here * launch.nodes
 
 
 def note(recipe: sftrun.Recipe) -> str | None:
