@@ -1,6 +1,8 @@
 """The whole flow: a recipe to a trained, evaluated, exported and reported model."""
 
 import contextlib
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +11,7 @@ import msgspec
 
 from sftrun import disk, launch, lock, nodes, pulse, rundir, world
 from sftrun import resume as resuming
+from sftrun.data.store import cache_folder
 from sftrun.errors import Interrupted, Problem, UserError
 from sftrun.hookspecs import KINDS
 from sftrun.need import missing
@@ -177,6 +180,20 @@ def held(folder: RunDir, watch: Emit) -> Iterator[Emit]:
         if hint := disk.advice(error):
             raise UserError(disk.said(error), hint=f"{hint}; {resuming.advice(folder)}") from error
         raise
+
+
+@contextlib.contextmanager
+def passing(prefix: str) -> Iterator[Path]:
+    """A folder in the cache that is gone afterwards; so is a run in it, with which no one can go on."""
+    root = cache_folder()
+    root.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+    try:
+        yield folder
+    except KeyboardInterrupt as error:
+        raise Interrupted("nothing is kept of it but what was prepared") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def ready(recipe: Recipe, kinds: Sequence[str] = KINDS) -> list[Problem]:

@@ -1,13 +1,11 @@
 """`sftrun plan`: the stage prepare, then estimates in a worker process, and a few real steps where asked for."""
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sftrun import flow, launch, oom
-from sftrun.data.store import cache_folder
 from sftrun.errors import OutOfMemory, Problem, UserError
 from sftrun.options import as_use
 from sftrun.plan import batches, changes, size
@@ -33,28 +31,23 @@ def plan(
     With `probe`, a few steps are run and measured. Raises UserError as `run` does. Nothing of it stays but what
     preparing leaves in the cache.
     """
-    root = cache_folder()
-    root.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".plan-", dir=root))
-    try:
-        with flow.started(path, overrides, folder / "run", watch, KINDS) as (given, run, emit):
-            estimates = _estimates(given, probe)
-            if data or probe:
-                from sftrun.stages.prepare import prepare
+    with flow.passing(".plan-") as folder, flow.started(path, overrides, folder / "run", watch, KINDS) as begun:
+        given, run, emit = begun
+        estimates = _estimates(given, probe)
+        if data or probe:
+            from sftrun.stages.prepare import prepare
 
-                prepare(given, run, current(), emit)
-            chosen = _chosen(given, run, emit, probe) if given.train.batch_size == "auto" else None
-            recipe = flow.written(run)
-            found = {**_seen(recipe, run), "chosen": chosen}
-            if estimates:
-                estimate = _estimated(run, emit)
-                found["disk"]["checkpoint"] = estimate.pop("checkpoint")
-                found |= estimate
-            if probe:
-                found["measured"] = _measured(recipe, run, folder / "probe")
-            return {**found, **_verdict(found)}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            prepare(given, run, current(), emit)
+        chosen = _chosen(given, run, emit, probe) if given.train.batch_size == "auto" else None
+        recipe = flow.written(run)
+        found = {**_seen(recipe, run), "chosen": chosen}
+        if estimates:
+            estimate = _estimated(run, emit)
+            found["disk"]["checkpoint"] = estimate.pop("checkpoint")
+            found |= estimate
+        if probe:
+            found["measured"] = _measured(recipe, run, folder / "probe")
+        return {**found, **_verdict(found)}
 
 
 def _estimates(recipe: Recipe, probe: bool) -> bool:

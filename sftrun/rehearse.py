@@ -1,8 +1,6 @@
 """A recipe in small: its own tokenizer, template and first rows, and a tiny model, through every stage."""
 
 import json
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -12,7 +10,6 @@ from typing import Any
 import msgspec
 
 from sftrun import flow, launch, rundir, tiny, world
-from sftrun.data.store import cache_folder
 from sftrun.errors import UserError
 from sftrun.options import as_use
 from sftrun.recipe.model import LaunchOptions, Recipe
@@ -79,13 +76,8 @@ def rehearse(
     if out:
         folder = rundir.create(Path(path), Path(out)).path
         return msgspec.structs.replace(within(folder), run=str(folder / "run"))
-    root = cache_folder()
-    root.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".rehearsal-", dir=root))
-    try:
+    with flow.passing(".rehearsal-") as folder:
         return within(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run(path: str | Path, sets: list[str], out: Path, heard: Listener) -> RunDir:

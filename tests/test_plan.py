@@ -224,3 +224,14 @@ def test_a_plan_with_a_probe_is_measured(write, sftrun):
     assert (plan["data"]["rows"], plan["data"]["steps"]) == (35, 18)
     assert plan["peak"] == pytest.approx(plan["measured"]["peak"], rel=0.15)
     assert plan["measured"]["seconds"] == pytest.approx(18 * plan["measured"]["seconds_per_step"])
+
+
+def test_an_interrupted_plan_names_no_run_to_go_on_with(write):
+    from sftrun.errors import Interrupted
+    from sftrun.planning import plan
+
+    def stop(event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="nothing is kept of it but what was prepared"):
+        plan(write(ROWS), watch=stop)
