@@ -4,7 +4,9 @@ __version__ = "0.1.0"
 
 from typing import TYPE_CHECKING, Any
 
+from sftrun.disk import digest as file_digest
 from sftrun.disk import full as disk_full
+from sftrun.disk import sync as disk_sync
 from sftrun.disk import whole_folder
 from sftrun.errors import Interrupted, Place, Problem, RowError, UserError
 from sftrun.hookspecs import API_VERSION, Register, hookimpl
@@ -123,6 +125,8 @@ __all__ = [
     "component",
     "create",
     "disk_full",
+    "disk_sync",
+    "file_digest",
     "gpus",
     "hookimpl",
     "load",

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -59,3 +60,12 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def digest(file: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    found = hashlib.sha256()
+    with file.open("rb") as data:
+        while block := data.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()

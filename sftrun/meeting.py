@@ -15,7 +15,7 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 
 from sftrun.errors import UserError
 from sftrun.launch import Ranks
-from sftrun.pulse import SILENT, Pulse
+from sftrun.pulse import AGAIN, SILENT, Pulse
 from sftrun.types import Emit
 from sftrun.world import address
 
@@ -29,7 +29,7 @@ BEAT = 2.0  # seconds between two signs of life of a node
 ENDED = 2**32  # more of them than there can be: the node has ended well
 HOME = "127.0.0.1"
 WHERE = "--rendezvous names a free port of node 0, by a name that every node knows"
-LOGS = "run.log and run-node*.log may say why; start all nodes again: sftrun resume, or --resume"
+LOGS = f"run.log and run-node*.log may say why; {AGAIN}"
 
 
 class Meeting(RendezvousHandler):

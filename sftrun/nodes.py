@@ -7,7 +7,7 @@ from typing import Any
 
 from sftrun import launch, rundir
 from sftrun.errors import UserError
-from sftrun.pulse import Pulse
+from sftrun.pulse import AGAIN, Pulse
 from sftrun.recipe.resolved import normal, resolved_yaml
 from sftrun.recipe.validate import Loaded
 from sftrun.rundir import RunDir
@@ -15,7 +15,6 @@ from sftrun.types import Emit
 from sftrun.world import Node
 
 EVERY = 0.5  # seconds between two looks at the run directory
-AGAIN = "start all nodes again: sftrun resume, or --resume"
 STAGES = ("prepare", "train")
 
 
@@ -54,9 +53,7 @@ def _trains(run: RunDir) -> bool:
                 reason = now[stage].get("reason", "").removeprefix("error: ")
                 raise UserError(f"node 0 could not {stage}: {reason}")
         if ended:
-            raise UserError(
-                f"node 0 {ended}, before it trained", hint="start all nodes again: sftrun resume, or --resume"
-            )
+            raise UserError(f"node 0 {ended}, before it trained", hint=AGAIN)
         time.sleep(EVERY)
 
 

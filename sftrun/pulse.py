@@ -12,6 +12,7 @@ FILE = ".node0"
 EVERY = 2.0  # seconds between two signs
 SILENT = 60.0  # seconds without one after which node 0 is gone
 PATIENCE = 30 * 60.0  # seconds to wait for the first one
+AGAIN = "start all nodes again: sftrun resume, or --resume"  # what to do then
 
 
 @contextlib.contextmanager
@@ -44,9 +45,8 @@ class Pulse:
     def __init__(self, run: Path, heard: bool = False) -> None:
         self.file, self.heard = run / FILE, heard
         self.last, self.since = self._read(), time.monotonic()
-        with contextlib.suppress(
-            ValueError
-        ):  # by the clocks of two machines, so an older one may be of another attempt
+        with contextlib.suppress(ValueError):
+            # by the clocks of two machines, so an older one may be of another attempt
             self.heard |= time.time() - float(self.last or "") < SILENT
 
     def ended(self) -> str | None:

@@ -1,9 +1,6 @@
 """Stage 2, train: the backend trains on the prepared samples, in a worker process."""
 
-import hashlib
-from pathlib import Path
-
-from sftrun import launch, oom, world
+from sftrun import disk, launch, oom, world
 from sftrun.errors import UserError
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
@@ -49,7 +46,7 @@ def train_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
 
 def _check_samples(run: RunDir) -> None:
     before = run.read_json("lock.json").get("samples")
-    now = {file.name: _hash(file) for file in sorted(run.prepared.glob("*.arrow"))}
+    now = {file.name: disk.digest(file) for file in sorted(run.prepared.glob("*.arrow"))}
     if before is None:
         run.merge_json("lock.json", {"samples": now})
         return
@@ -57,11 +54,3 @@ def _check_samples(run: RunDir) -> None:
     if changed:
         message = f"{', '.join(changed)} in {run.prepared} is not what the run was trained on so far"
         raise UserError(message, hint="the rows have changed: start a new run, without --resume")
-
-
-def _hash(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as data:
-        while block := data.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -4,9 +4,7 @@ What has no marker, or not the files that its marker names, is no checkpoint.
 """
 
 import contextlib
-import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -38,7 +36,9 @@ class Checkpoint:
 
     def broken(self) -> str | None:
         """The first file whose content is not what was written."""
-        return next((name for name, (_, digest) in self.files.items() if _hash(self.folder / name) != digest), None)
+        return next(
+            (name for name, (_, digest) in self.files.items() if sftrun.file_digest(self.folder / name) != digest), None
+        )
 
 
 def begin(folder: Path) -> Path:
@@ -68,16 +68,16 @@ def seal(made: Path, **facts: Any) -> Path:
     """Makes what stands in `.saving/<name>` the whole checkpoint `<name>`; a kill leaves all of it or nothing."""
     found = {}
     for name in files(made):
-        _sync(made / name)
-        found[name] = ((made / name).stat().st_size, _hash(made / name))
+        sftrun.disk_sync(made / name)
+        found[name] = ((made / name).stat().st_size, sftrun.file_digest(made / name))
     (made / MARKER).write_text(json.dumps({**facts, "files": found}), "utf-8")
-    _sync(made / MARKER)
+    sftrun.disk_sync(made / MARKER)
     for folder in (made, *(path for path in made.rglob("*") if path.is_dir())):
-        _sync(folder)
+        sftrun.disk_sync(folder)
     named = made.parent.parent / made.name
     remove(named)
     made.rename(named)
-    _sync(named.parent)
+    sftrun.disk_sync(named.parent)
     made.parent.rmdir()
     return named
 
@@ -159,19 +159,3 @@ def _read(folder: Path) -> Checkpoint | None:
         return Checkpoint(folder=folder, files=files, **facts) if complete else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-
-
-def _hash(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as data:
-        while block := data.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
