@@ -85,7 +85,7 @@ def bare(folder: Path) -> dict[str, Any]:
 
 def sftrun(folder: Path) -> dict[str, Any]:
     """The stage train, as its worker runs it; a step is from one event to the next."""
-    from sftrun.rundir import RunDir
+    from sftrun.runs.directory import RunDir
     from sftrun.stages.train import train_here
 
     run = Path(tempfile.mkdtemp(dir=folder)) / "run"

@@ -47,9 +47,9 @@ OUT_OF_MEMORY = "out of memory"
 
 def sftrun(folder: Path, name: str) -> dict[str, Any]:
     """sftrun's worker; its base is made in place, and not read from a disk."""
-    from sftrun.builtin.backends import _hf_model
+    from sftrun.training.model import load
 
-    _hf_model.load_base = lambda *_, **__: _shapes.built(folder, name)
+    load.load_base = lambda *_, **__: _shapes.built(folder, name)
     return _ways.sftrun(folder)
 
 
@@ -87,12 +87,12 @@ def trl(folder: Path, name: str, checkpointing: bool, batch: int, steps: int) ->
 
 def planned(folder: Path) -> dict[str, Any]:
     """What `sftrun plan` says of a recipe: the peak of what torch allocates, without the libraries."""
-    from sftrun.builtin.backends import _estimate
-    from sftrun.plan import batches
+    from sftrun.memory import batches
+    from sftrun.training.memory import estimate
 
     recipe = _ways.loaded(folder)
     rows = batches.read(folder / "prepared-run" / "prepared", "train", packed=True)
-    moments = _estimate.estimate(recipe, batches.training(recipe, rows), None).memory.values()
+    moments = estimate.estimate(recipe, batches.training(recipe, rows), None).memory.values()
     return {"estimated_mb": max(sum(each.values()) - each["libraries"] for each in moments) // 2**20}
 
 

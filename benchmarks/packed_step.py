@@ -18,8 +18,8 @@ import numpy as np
 import torch
 import transformers
 
-from sftrun.builtin.backends import _attention, _isolation
 from sftrun.training.batches import Padded, flattened
+from sftrun.training.model import attention, isolation
 
 BATCH = 8  # rows that are padded together
 WORDS = 8192
@@ -99,11 +99,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads or torch.get_num_threads())
     model, rows = built(given.hidden, given.layers, given.tokens), samples(given.tokens, given.longest)
-    _attention.isolate(model)
-    _isolation.check(model, "fp32")
+    attention.isolate(model)
+    isolation.check(model, "fp32")
     batches = {"packed": packed(rows), "one by one": padded(rows, 1), "padded": padded(rows, BATCH)}
     ways: dict[str, Callable[[], float]] = {
-        "packed": lambda: step(model, batches["packed"], _attention.NAME),
+        "packed": lambda: step(model, batches["packed"], attention.NAME),
         "packed, length × length": lambda: step(model, batches["packed"], "sdpa"),
         "one by one": lambda: step(model, batches["one by one"], "sdpa"),
         "padded": lambda: step(model, batches["padded"], "sdpa"),

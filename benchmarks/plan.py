@@ -95,7 +95,7 @@ def recipe(folder: Path, file: str, case: Case, steps: int) -> Path:
 def case(file: Path) -> dict[str, Any]:
     """Estimates one recipe, trains it, and compares; this process has had no other children that large."""
     import sftrun
-    from sftrun.planning import plan
+    from sftrun.tools.plan import plan
 
     planned = plan(file)
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -4,13 +4,12 @@ __version__ = "0.1.0"
 
 from typing import TYPE_CHECKING, Any
 
-from sftrun.disk import digest as file_digest
-from sftrun.disk import full as disk_full
-from sftrun.disk import sync as disk_sync
-from sftrun.disk import whole_folder
-from sftrun.errors import Interrupted, Place, Problem, RowError, UserError
+from sftrun.errors import Interrupted, Place, Problem, RowError, UserError, missing_packages
+from sftrun.files import digest as file_digest
+from sftrun.files import full as disk_full
+from sftrun.files import sync as disk_sync
+from sftrun.files import whole_folder
 from sftrun.hookspecs import API_VERSION, Register, hookimpl
-from sftrun.need import missing
 from sftrun.options import Meta, NameOrPath, Options, PathText, SecretText, Use, component
 from sftrun.types import (
     Backend,
@@ -40,16 +39,16 @@ from sftrun.types import (
 )
 
 if TYPE_CHECKING:
-    from sftrun.data.hub import check_dataset
     from sftrun.data.pack import read_packs
     from sftrun.data.store import IGNORED, cache_folder, read_samples, to_sample
-    from sftrun.data.tokenizer import load_tokenizer
+    from sftrun.data.tokens.tokenizer import load_tokenizer
     from sftrun.flow import run
+    from sftrun.hub import check_dataset
+    from sftrun.launch.topology import gpus
     from sftrun.recipe.model import Recipe
     from sftrun.recipe.validate import load, validate
     from sftrun.registry import create
-    from sftrun.rundir import RunDir
-    from sftrun.world import gpus
+    from sftrun.runs.directory import RunDir
 
 _LATE = {
     "Recipe": "sftrun.recipe.model",
@@ -57,15 +56,15 @@ _LATE = {
     "validate": "sftrun.recipe.validate",
     "run": "sftrun.flow",
     "create": "sftrun.registry",
-    "RunDir": "sftrun.rundir",
-    "gpus": "sftrun.world",
-    "load_tokenizer": "sftrun.data.tokenizer",
+    "RunDir": "sftrun.runs.directory",
+    "gpus": "sftrun.launch.topology",
+    "load_tokenizer": "sftrun.data.tokens.tokenizer",
     "read_packs": "sftrun.data.pack",
     "read_samples": "sftrun.data.store",
     "to_sample": "sftrun.data.store",
     "IGNORED": "sftrun.data.store",
     "cache_folder": "sftrun.data.store",
-    "check_dataset": "sftrun.data.hub",
+    "check_dataset": "sftrun.hub",
 }
 
 
@@ -131,7 +130,7 @@ __all__ = [
     "hookimpl",
     "load",
     "load_tokenizer",
-    "missing",
+    "missing_packages",
     "read_packs",
     "read_samples",
     "run",

@@ -1,6 +1,7 @@
 """What can go wrong, as data: checks yield problems, only the command line prints them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from typing import Literal
 
 import msgspec
@@ -65,3 +66,11 @@ class Interrupted(KeyboardInterrupt):
 
 class RowError(ValueError):
     """A row or a conversation that cannot be used; whoever knows its origin adds it."""
+
+
+def missing_packages(*modules: str, path: RecipePath, why: str, extra: str = "") -> Iterator[Problem]:
+    """Yields a problem if any of the modules is not installed; `extra` names the extra of sftrun that brings them."""
+    absent = [module for module in modules if find_spec(module) is None]
+    if absent:
+        hint = f"pip install 'sftrun[{extra}]'" if extra else f"pip install {' '.join(absent)}"
+        yield Problem(f"{why} needs {', '.join(absent)}: not installed", path=path, hint=hint)

@@ -9,22 +9,24 @@ from pathlib import Path
 
 import msgspec
 
-from sftrun import disk, launch, lock, nodes, pulse, rundir, world
-from sftrun import resume as resuming
+from sftrun import files
 from sftrun.data.store import cache_folder
-from sftrun.errors import Interrupted, Problem, UserError
+from sftrun.errors import Interrupted, Problem, UserError, missing_packages
 from sftrun.hookspecs import KINDS
-from sftrun.need import missing
+from sftrun.launch import follower, heartbeat, signals, topology
+from sftrun.launch.topology import Node
 from sftrun.options import as_use
+from sftrun.recipe.document import Document
 from sftrun.recipe.model import Recipe, components
-from sftrun.recipe.nodes import Document
 from sftrun.recipe.resolved import normal
 from sftrun.recipe.validate import Loaded, from_resolved, read, resolved_yaml
 from sftrun.registry import current
-from sftrun.rundir import RunDir
+from sftrun.runs import directory, lockfile
+from sftrun.runs import resume as resuming
+from sftrun.runs.directory import RunDir
 from sftrun.types import Emit
-from sftrun.world import Node
 
+TRAIN = "sftrun.stages.train:train_here"
 DATA_LINE = ("source", "transform", "formatter", "masker")
 Asked = tuple[str | Path, Sequence[str], str | Path | None]  # a recipe's file, overrides, and the folder of the run
 PACKAGES = ("jinja2", "numpy", "pyarrow", "tokenizers")  # of the data line; what else is needed, components say
@@ -48,13 +50,13 @@ def run(  # noqa: PLR0913, PLR0917  (as many as the command has options)
     with explained(loaded.document):
         launchable(loaded.recipe, node, out is not None)
     if node and node.rank and out:
-        return nodes.join(loaded, Path(out), node, watch)
+        return follower.join(loaded, Path(out), node, watch, TRAIN)
     if resume and (found := resuming.find(Path(path), Path(out) if out else None)):
         settled = resuming.settled(loaded.recipe, found)
         return _go_on(found, msgspec.structs.replace(loaded, recipe=settled), watch, node)
     with (
         _started(loaded, (path, overrides, out), watch, KINDS, resume) as (recipe, folder, emit),
-        pulse.beating(folder, recipe.launch.nodes),
+        heartbeat.beating(folder, recipe.launch.nodes),
     ):
         _stages(recipe, folder, emit, node)
     return folder
@@ -64,21 +66,25 @@ def go_on(
     path: str | Path, overrides: Sequence[str] = (), watch: Emit = lambda event: None, node: Node | None = None
 ) -> RunDir:
     """Goes on with a run directory, through the stages that are not done; raises as `run` does."""
-    folder = rundir.open_run(Path(path))
+    folder = directory.open_run(Path(path))
     loaded = read(folder.path / "resolved.yaml", overrides)
     with explained(loaded.document):
         launchable(loaded.recipe, node, named=True)
-    return nodes.join(loaded, folder.path, node, watch) if node and node.rank else _go_on(folder, loaded, watch, node)
+    return (
+        follower.join(loaded, folder.path, node, watch, TRAIN)
+        if node and node.rank
+        else _go_on(folder, loaded, watch, node)
+    )
 
 
 def _go_on(folder: RunDir, loaded: Loaded, watch: Emit, node: Node | None) -> RunDir:
-    several = pulse.beating(folder, loaded.recipe.launch.nodes)
+    several = heartbeat.beating(folder, loaded.recipe.launch.nodes)
     with explained(loaded.document), held(folder, watch) as emit, several:
         recipe = normal(loaded.recipe)
-        found = resuming.fit(recipe, folder)
+        found = resuming.reconcile(recipe, folder, topology.size(recipe))
         folder.mend()
         folder.write("resolved.yaml", resolved_yaml(recipe))
-        packages = lock.facts(recipe, current(), [])["packages"]
+        packages = lockfile.facts(recipe, current(), [])["packages"]
         for warning in [*found, *resuming.versions(folder, packages), *ready(recipe)]:
             emit({"event": "warning", "message": str(warning)})
         _stages(recipe, folder, emit, node)
@@ -87,11 +93,11 @@ def _go_on(folder: RunDir, loaded: Loaded, watch: Emit, node: Node | None) -> Ru
 
 def _stages(recipe: Recipe, folder: RunDir, emit: Emit, node: Node | None) -> None:
     """Every stage that is not done; each of them sees only what those before it wrote."""
+    from sftrun.stages.batch_size import size
     from sftrun.stages.evaluate import evaluate
     from sftrun.stages.export import export
     from sftrun.stages.prepare import prepare
     from sftrun.stages.report import report
-    from sftrun.stages.size import size
     from sftrun.stages.train import train
 
     once(folder, emit, "prepare", lambda: prepare(recipe, folder, current(), emit))
@@ -125,7 +131,7 @@ def prepare_only(
 
 def evaluate_again(path: str | Path, watch: Emit = lambda event: None) -> RunDir:
     """The evaluators of an existing run directory, and a new report; raises UserError where there is no model."""
-    folder = rundir.open_run(Path(path))
+    folder = directory.open_run(Path(path))
     recipe = written(folder)
     if not recipe.evaluators:
         raise UserError(f"the recipe of {path} names no evaluators", hint="add some, and run it again")
@@ -159,9 +165,9 @@ def _started(
     path, overrides, out = asked
     with explained(loaded.document):
         warnings = [*loaded.warnings, *ready(loaded.recipe, kinds)]
-        folder = rundir.create(Path(path), Path(out) if out else None, again=again)
+        folder = directory.create(Path(path), Path(out) if out else None, again=again)
         with held(folder, watch) as emit:
-            rundir.vacate(folder, again)  # what is there by now, another process may have written meanwhile
+            directory.vacate(folder, again)  # what is there by now, another process may have written meanwhile
             begin(loaded, Path(path), overrides, folder)
             for warning in warnings:
                 emit({"event": "warning", "message": str(warning)})
@@ -172,13 +178,13 @@ def _started(
 def held(folder: RunDir, watch: Emit) -> Iterator[Emit]:
     """A run directory that no one else writes to; a signal ends what is done there in order, and says how to go on."""
     try:
-        with folder.held(), launch.SIGNALS.heard():
+        with folder.held(), signals.SIGNALS.heard():
             yield recorder(folder, watch)
     except KeyboardInterrupt as error:
         raise Interrupted(resuming.advice(folder)) from error
     except OSError as error:
-        if hint := disk.advice(error):
-            raise UserError(disk.said(error), hint=f"{hint}; {resuming.advice(folder)}") from error
+        if hint := files.advice(error):
+            raise UserError(files.said(error), hint=f"{hint}; {resuming.advice(folder)}") from error
         raise
 
 
@@ -201,7 +207,7 @@ def ready(recipe: Recipe, kinds: Sequence[str] = KINDS) -> list[Problem]:
 
     Nothing heavy may be imported before it: it says which package is missing.
     """
-    problems = list(missing(*PACKAGES, extra="train", path=("model",), why="reading text as tokens"))
+    problems = list(missing_packages(*PACKAGES, extra="train", path=("model",), why="reading text as tokens"))
     for kind, use in components(recipe):
         item = current().create(kind, use)
         if kind in kinds and hasattr(item, "ready"):
@@ -214,7 +220,7 @@ def ready(recipe: Recipe, kinds: Sequence[str] = KINDS) -> list[Problem]:
 def launchable(recipe: Recipe, node: Node | None, named: bool) -> None:
     """Raises UserError where the processes that the recipe asks for cannot train on this machine."""
     backend = current().create("backend", as_use(recipe.backend))
-    world.check(recipe, node, named, backend)
+    topology.check(recipe, node, named, backend)
 
 
 def fit(recipe: Recipe, folder: RunDir, emit: Emit) -> None:
@@ -233,7 +239,7 @@ def begin(loaded: Loaded, path: Path, overrides: Sequence[str], folder: RunDir) 
     """Fills a new run directory with the recipe as given, as resolved, and the lock."""
     folder.write("resolved.yaml", resolved_yaml(loaded.recipe))
     folder.write("recipe.yaml", path.read_text("utf-8-sig"))
-    folder.write_json(rundir.BEGUN, lock.facts(loaded.recipe, current(), overrides))
+    folder.write_json(directory.BEGUN, lockfile.facts(loaded.recipe, current(), overrides))
 
 
 def recorder(folder: RunDir, watch: Emit) -> Emit:
@@ -262,7 +268,7 @@ def staged(folder: RunDir, emit: Emit, name: str, work: Callable[[], None]) -> N
     seconds = round(time.monotonic() - started, 2)
     folder.stage(name, "done", seconds=seconds)
     emit({"event": "stage", "stage": name, "status": "done", "seconds": seconds})
-    launch.SIGNALS.check()
+    signals.SIGNALS.check()
 
 
 def once(folder: RunDir, emit: Emit, name: str, work: Callable[[], None]) -> None:
@@ -275,11 +281,11 @@ def once(folder: RunDir, emit: Emit, name: str, work: Callable[[], None]) -> Non
 
 def _point_latest(folder: RunDir, emit: Emit) -> None:
     """For a run that has its name from its recipe; one that the user named is found by that name."""
-    name = rundir.STAMPED.fullmatch(folder.path.name)
+    name = directory.STAMPED.fullmatch(folder.path.name)
     if not name:
         return
     try:
-        rundir.point_latest(folder, name[1])
+        directory.point_latest(folder, name[1])
     except OSError as error:  # a file system without links: the run itself is whole
         emit({"event": "warning", "message": f"no link {name[1]}-latest could be made: {error}"})
 

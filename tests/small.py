@@ -9,7 +9,8 @@ import datasets
 import tokenizers
 import trl
 
-from sftrun import miniature, tiny
+from sftrun import tiny
+from sftrun.tools import shrink
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 
@@ -70,7 +71,7 @@ def model(family: str, folder: Path, weights: bool = True) -> Path:
     if not weights:
         return whole
     (folder / family).mkdir()
-    miniature.save(whole, folder / family, seed=0)
+    shrink.save(whole, folder / family, seed=0)
     shutil.copyfile(whole / "tokenizer_config.json", folder / family / "tokenizer_config.json")
     return folder / family
 

@@ -76,10 +76,10 @@ def logits(model, ids=IDS):
 
 def attached(run):
     """An adapter on the base of a recipe, before training."""
-    from sftrun.builtin.backends import _adapter, _hf_model
+    from sftrun.training.model import adapter, load
 
     recipe = recipe_of(run)
-    return _adapter.attach(_hf_model.load_base(recipe), recipe, run, lambda event: None)
+    return adapter.attach(load.load_base(recipe), recipe, run, lambda event: None)
 
 
 FORMS = {
@@ -144,8 +144,8 @@ def test_a_run_that_goes_on_from_a_checkpoint_ends_on_the_same_adapter(form, pre
 @pytest.mark.parametrize("form", ["plain", "dora", "pissa", "olora", "with-norm"])
 def test_logits_before_saving_and_after_loading_are_equal(form, prepared, bases):
     """The adapter is moved as training would, and saved; the base that it meets again is the untouched one."""
-    from sftrun.builtin.backends import _hf_model
     from sftrun.training import base_model
+    from sftrun.training.model import load
 
     base = bases["tied"]
     run = prepared(base, **FORMS[form])
@@ -156,8 +156,8 @@ def test_logits_before_saving_and_after_loading_are_equal(form, prepared, bases)
     before = logits(adapter.model)
     adapter.save(run.model)
     run.write_json("model/base.json", {"weights": base_model.weights_hash(str(base))})
-    after = logits(_hf_model.load_tuned(recipe_of(run), run))
-    assert (before - logits(_hf_model.load_base(recipe_of(run)))).abs().max() > 0.01
+    after = logits(load.load_tuned(recipe_of(run), run))
+    assert (before - logits(load.load_base(recipe_of(run)))).abs().max() > 0.01
     assert (before - after).abs().max() < 1e-5
 
 
@@ -271,7 +271,7 @@ def stepped(base_dtype, ours, **more):
     import peft
     import transformers
 
-    from sftrun.builtin.backends import _adapter
+    from sftrun.training.model import adapter
 
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
@@ -279,9 +279,9 @@ def stepped(base_dtype, ours, **more):
         transformers.LlamaConfig(vocab_size=700, **sizes), dtype=base_dtype
     )
     model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **more))
-    _adapter.in_fp32(model)
+    adapter.in_fp32(model)
     if ours:
-        _adapter.leave_to_autocast(model)
+        adapter.leave_to_autocast(model)
     kept = {}
 
     def keep(tensor):

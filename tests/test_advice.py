@@ -2,8 +2,8 @@
 
 from sftrun.options import parse
 from sftrun.recipe.model import Recipe
-from sftrun.report import history
-from sftrun.report.advice import Watch
+from sftrun.runs import history
+from sftrun.runs.advice import Watch
 
 
 def recipe(**train):

@@ -182,12 +182,13 @@ def test_every_option_changes_how_the_base_is_held_and_it_trains(option, prepare
 
 
 def test_loftq_starts_nearer_to_the_exact_model_than_four_bits_alone(prepared):
-    from sftrun.builtin.backends import _adapter, _hf_model
+    from sftrun.training.model import load
+    from sftrun.training.model.adapter import attach
 
     run = prepared(**{"tuning.lora.init": "loftq", "tuning.lora.r": 16, "tuning.lora.alpha": 40})
     recipe, quantisation = recipe_of(run), api.create("backend", "bnb").quantisation(recipe_of(run))
-    exact, rounded = (logits(_hf_model.load_base(recipe, held)) for held in (None, quantisation))
-    adapter = _adapter.attach(_hf_model.load_base(recipe, quantisation), recipe, run, print)
+    exact, rounded = (logits(load.load_base(recipe, held)) for held in (None, quantisation))
+    adapter = attach(load.load_base(recipe, quantisation), recipe, run, print)
     assert (logits(adapter.model) - exact).norm() < 0.9 * (rounded - exact).norm()
 
 
@@ -272,7 +273,7 @@ def test_dora_on_eight_bits_is_refused_on_a_cpu_where_it_fails(write):
 
 
 def test_without_bitsandbytes_the_extra_that_brings_it_is_named(write, monkeypatch):
-    monkeypatch.setattr("sftrun.need.find_spec", lambda name: None if name == "bitsandbytes" else True)
+    monkeypatch.setattr("sftrun.errors.find_spec", lambda name: None if name == "bitsandbytes" else True)
     for keys in ({"backend": "bnb", "tuning": {"mode": "qlora"}}, {"train": {"optimizer": "adamw_8bit"}}):
         recipe = api.load(write(ROWS, **keys))
         problems = list(api.create("backend", recipe.backend).ready(recipe))

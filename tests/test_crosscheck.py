@@ -8,9 +8,9 @@ import pytest
 from conversations import KINDS, assistant, system, user
 
 import sftrun.data
-from sftrun.data.crosscheck import EVERY, PER_SHAPE, SHAPES, CrossCheck, check, tagged
-from sftrun.data.render import Renderer
-from sftrun.data.template import Template
+from sftrun.data.masks.crosscheck import EVERY, PER_SHAPE, SHAPES, CrossCheck, check, tagged
+from sftrun.data.masks.render import Renderer
+from sftrun.data.masks.template import Template
 from sftrun.errors import UserError
 from sftrun.types import Conversation, Rendered
 

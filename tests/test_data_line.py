@@ -14,7 +14,7 @@ def trained(said):
 
 
 def _marked(row):
-    from sftrun.data.tokenizer import load_tokenizer
+    from sftrun.data.tokens.tokenizer import load_tokenizer
     from sftrun.options import parse
     from sftrun.recipe.model import ModelOptions
 

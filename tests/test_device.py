@@ -9,8 +9,8 @@ import torch
 import transformers
 from torch.utils import backend_registration
 
-from sftrun.builtin.backends import _attention, _head
 from sftrun.training import batches
+from sftrun.training.model import attention, head
 
 pytestmark = pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="needs torch's python devices"
@@ -27,8 +27,8 @@ def built(name):
     config, more = MODELS[name]
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**USUAL, **more)).train()
-    _attention.isolate(model)
-    _head.add(model)
+    attention.isolate(model)
+    head.add(model)
     return model
 
 
@@ -40,7 +40,7 @@ def batch(packed):
         labels = ids.copy()
         labels[: length // 2] = -100
         rows.append({"input_ids": ids, "labels": labels, "seq_lengths": [length]})
-    return _head.collated(batches.flattened if packed else batches.Padded(0), rows)
+    return head.collated(batches.flattened if packed else batches.Padded(0), rows)
 
 
 def step(model, given, device):

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from sftrun import disk
-from sftrun.rundir import RunDir
+from sftrun import files
+from sftrun.runs.directory import RunDir
 
 
 def test_a_folder_is_there_when_all_of_it_is_written(tmp_path):
-    with disk.whole_folder(tmp_path / "model") as making:
+    with files.whole_folder(tmp_path / "model") as making:
         (making / "inner").mkdir()
         (making / "inner/weights").write_text("1")
         assert not (tmp_path / "model").exists()
@@ -26,7 +26,7 @@ def test_what_fails_leaves_the_folder_that_was_there_and_no_rest(tmp_path, error
     (tmp_path / "model/weights").write_text("old")
 
     def write():
-        with disk.whole_folder(tmp_path / "model") as making:
+        with files.whole_folder(tmp_path / "model") as making:
             (making / "weights").write_text("half")
             raise error
 
@@ -46,7 +46,7 @@ def test_what_fails_leaves_the_folder_that_was_there_and_no_rest(tmp_path, error
     ],
 )
 def test_an_error_of_the_disk_is_told_from_a_bug(error, words):
-    said = disk.advice(error)
+    said = files.advice(error)
     assert said is None if words is None else words in said
 
 
@@ -65,7 +65,7 @@ def test_an_event_that_the_disk_took_half_of_does_not_spoil_those_that_follow(tm
     filling = f"""
 import resource
 from pathlib import Path
-from sftrun.rundir import RunDir
+from sftrun.runs.directory import RunDir
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 RunDir(Path({str(tmp_path)!r})).event({{"event": "step", "step": 2}})
 """

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 from conftest import talk
 
-from sftrun import Interrupted, UserError, pulse
-from sftrun.launch import Ranks, WorkerError, work
+from sftrun import Interrupted, UserError
+from sftrun.launch import heartbeat
+from sftrun.launch.failures import WorkerError
+from sftrun.launch.topology import Node
+from sftrun.launch.workers import Ranks, work
 from sftrun.options import parse
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.resolved import normal, resolved_yaml
-from sftrun.rundir import RunDir
-from sftrun.world import Node
+from sftrun.runs.directory import RunDir
 
 TESTS = Path(__file__).parent
 TWO = Ranks(processes=2)
@@ -154,7 +156,7 @@ def on_two_nodes(target, run, first=None, second=None, **more):
             ended[number] = error
 
     threads = [threading.Thread(target=node, args=each) for each in enumerate((first, second))]
-    with pulse.beating(run, 2):
+    with heartbeat.beating(run, 2):
         for each in threads:
             each.start()
         for each in threads:
@@ -235,7 +237,7 @@ def test_more_processes_than_gpus_are_refused(write, sftrun, gpus):
 
 def test_a_step_of_all_processes_sees_their_rows_together(write, gpus, monkeypatch):
     from sftrun import load
-    from sftrun.plan import batches
+    from sftrun.memory import batches
 
     recipe = write([talk("hi", "ho")], train={"epochs": 1, "batch_size": 4, "grad_accum": 2})
     counts = {"launch.processes=1": 13, "launch={processes: 4, nodes: 2}": 2}

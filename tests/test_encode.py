@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sftrun import tiny
-from sftrun.data.encode import Encoder
-from sftrun.data.render import Renderer
-from sftrun.data.tokenizer import Tokenizer
+from sftrun.data.masks.render import Renderer
+from sftrun.data.tokens.encode import Encoder
+from sftrun.data.tokens.tokenizer import Tokenizer
 from sftrun.errors import RowError, UserError
 from sftrun.recipe.model import ModelOptions
 from sftrun.types import Conversation, Rendered

@@ -264,8 +264,8 @@ def test_an_assistant_that_calls_a_tool_is_trained_on_the_call():
 def tool_renderer(name):
     import trl
 
-    from sftrun.data.render import Renderer
-    from sftrun.data.template import Template
+    from sftrun.data.masks.render import Renderer
+    from sftrun.data.masks.template import Template
 
     source = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
     return Renderer(Template(source, {"bos_token": "", "eos_token": "<|im_end|>"}))

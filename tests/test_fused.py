@@ -35,9 +35,9 @@ def built(adapter=None, config="LlamaConfig", **more):
 
 def stepped(model, kernel, trained):
     """The loss and the gradients of a row of which so many tokens are trained."""
-    from sftrun.builtin.backends import _head
+    from sftrun.training.model import head
 
-    _head.add(model, kernel)
+    head.add(model, kernel)
     model.zero_grad()
     ids = torch.arange(1, 18)[None]
     labels = ids.where(torch.arange(17) < trained, -100)
@@ -55,10 +55,10 @@ def recipe(name, precision="fp32"):
 
 def differences(adapter):
     """How far liger's loss and gradients are from those of the model's own head."""
-    from sftrun.builtin.backends import _fused
+    from sftrun.training.model import fused
 
     model = built(adapter)
-    kernel = _fused.kernel(model, recipe("liger"))
+    kernel = fused.kernel(model, recipe("liger"))
     pairs = zip(stepped(model, None, 9), stepped(model, kernel, 9), strict=True)
     nothing = max(float(each.abs().max()) for each in stepped(model, kernel, 0))
     return [max(float((one - other).abs().max()) for one, other in pairs), nothing]
@@ -67,10 +67,10 @@ def differences(adapter):
 def refusal(name, precision="fp32", **more):
     """What is said of a head that a kernel does not compute."""
     from sftrun import UserError
-    from sftrun.builtin.backends import _fused
+    from sftrun.training.model import fused
 
     with pytest.raises(UserError) as caught:
-        _fused.kernel(built(**more), recipe(name, precision))
+        fused.kernel(built(**more), recipe(name, precision))
     return str(caught.value)
 
 

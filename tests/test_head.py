@@ -8,8 +8,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from sftrun.builtin.backends import _attention, _head
 from sftrun.training import batches
+from sftrun.training.model import attention, head
 
 pytestmark = pytest.mark.older
 
@@ -108,11 +108,11 @@ def agree(model, given):
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("name", MODELS)
 def test_loss_and_gradient_are_those_of_all_logits(name, packed, at_once, monkeypatch):
-    monkeypatch.setattr(_head, "AT_ONCE", at_once)
+    monkeypatch.setattr(head, "AT_ONCE", at_once)
     model = built(name)
     if packed:
-        _attention.isolate(model)
-    _head.add(model)
+        attention.isolate(model)
+    head.add(model)
     agree(model, batch(packed))
 
 
@@ -124,14 +124,14 @@ def test_whatever_an_adapter_does_to_the_head_is_trained(kind):
     with torch.no_grad():  # an adapter is nothing at first, and so is half of its gradient
         for each in model.parameters():
             each.add_(0.2 * torch.randn_like(each)) if each.requires_grad else None
-    _head.add(model)
+    head.add(model)
     agree(model, batch(packed=False))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_only_trained_positions_reach_the_head(name):
     model, seen = built(name), []
-    _head.add(model)
+    head.add(model)
     hook = model.lm_head.register_forward_pre_hook(lambda _module, given: seen.append(given[0].shape[-2]))
     of_the_head(model, batch(packed=False))
     hook.remove()
@@ -140,7 +140,7 @@ def test_only_trained_positions_reach_the_head(name):
 
 def test_a_batch_with_nothing_trained_has_a_loss_and_a_gradient_of_nothing():
     model, given = built("llama"), batch(packed=False)
-    _head.add(model)
+    head.add(model)
     given["labels"] = torch.full_like(given["labels"], -100)
     loss = of_the_head(model, given)
     assert loss.item() == 0
@@ -149,7 +149,7 @@ def test_a_batch_with_nothing_trained_has_a_loss_and_a_gradient_of_nothing():
 
 def test_without_gradients_it_counts_what_was_argmax():
     model, given = built("llama"), batch(packed=False)
-    _head.add(model)
+    head.add(model)
     labels = given.pop("labels")
     with torch.no_grad():
         found = model(**given, scored=labels, use_cache=False)
@@ -164,20 +164,20 @@ def test_a_router_of_experts_keeps_its_own_loss():
     given = batch(packed=False)
     labels = given.pop("labels")
     alone = model(**given, use_cache=False, output_router_logits=True).aux_loss
-    _head.add(model)
+    head.add(model)
     found = model(**given, scored=labels, use_cache=False, output_router_logits=True)
     assert found["aux_loss"].item() == pytest.approx(alone.item(), abs=1e-6)
     assert alone.item() > 0
 
 
 def test_the_logits_are_in_memory_twice_at_most():
-    from sftrun.builtin.backends._live import Live
+    from sftrun.training.memory.live import Live
 
     model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**{**USUAL, "vocab_size": 20_000}))
-    _head.add(model)
+    head.add(model)
     ids = torch.arange(1, 61)[None]
     live = Live("step", model.parameters())
     with live:
         model(input_ids=ids, scored=ids, use_cache=False)["loss"]
-    logits, head = 59 * 20_000 * 4, 32 * 20_000 * 4  # and the gradient of the head
-    assert 2 * logits < live.most < 2.5 * logits + head
+    logits, gradient = 59 * 20_000 * 4, 32 * 20_000 * 4  # of the head
+    assert 2 * logits < live.most < 2.5 * logits + gradient

@@ -43,8 +43,8 @@ SPLITS = {
 @pytest.fixture(scope="module", params=["answers", "everything"])
 def step(request, tmp_path_factory):
     """Trains one step on all rows; returns the loss and the weights. `everything`: the very first token too."""
-    from sftrun.builtin.backends import _hf_train
     from sftrun.flow import prepare_only
+    from sftrun.training import train
 
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -60,7 +60,7 @@ def step(request, tmp_path_factory):
         if request.param == "everything":
             train_on_everything(made.prepared / "train.arrow")
         events = []
-        _hf_train.train(sftrun.load(folder / "recipe.yaml", sets), made.path, events.append)
+        train.train(sftrun.load(folder / "recipe.yaml", sets), made.path, events.append)
         (said,) = (event for event in events if event["event"] == "step")
         return said, load_file(made.model / "model.safetensors")
 

@@ -9,8 +9,8 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from sftrun import UserError
-from sftrun.builtin.backends import _attention, _isolation
 from sftrun.training.batches import flattened
+from sftrun.training.model import attention, isolation
 
 pytestmark = pytest.mark.older
 
@@ -87,7 +87,7 @@ def read(model, row, **more):
 def attending(name, how):
     chosen = model(name)
     if how == "ours":
-        assert _attention.isolate(chosen) == (name not in ONLY_EAGER)
+        assert attention.isolate(chosen) == (name not in ONLY_EAGER)
     else:
         chosen.set_attn_implementation("eager")
     return chosen
@@ -97,7 +97,7 @@ def attending(name, how):
 @pytest.mark.parametrize("name", EXACT)
 def test_the_loss_of_a_sequence_is_the_same_packed_and_alone(name, how):
     chosen, row = attending(name, how), pack()
-    _isolation.check(chosen, "fp32")
+    isolation.check(chosen, "fp32")
     with torch.no_grad():
         packed = [each.sum().item() for each in token_losses(read(chosen, row), row).split([16, 1, 9, 23])]
         alone = []
@@ -126,9 +126,9 @@ def test_a_sequence_has_exactly_no_gradient_in_its_neighbours(name, how):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_model_whose_sequences_see_each_other_is_refused(name, precision):
     chosen = model(name)
-    _attention.isolate(chosen)
+    attention.isolate(chosen)
     with pytest.raises(UserError, match="cannot be trained on packed rows") as caught:
-        _isolation.check(chosen, precision)
+        isolation.check(chosen, precision)
     (problem,) = caught.value.problems
     assert problem.path == ("packing", "strategy")
     assert "set packing: {strategy: none}" in problem.hint
@@ -149,14 +149,14 @@ def test_positions_that_do_not_start_again_are_refused():
             return type("Made", (), {"logits": row.cumsum(-1) * torch.arange(row.shape[1])[None, :, None]})
 
     with pytest.raises(UserError, match="sequences read otherwise in one row than apart"):
-        _isolation.check(Unplaced(), "fp32")
+        isolation.check(Unplaced(), "fp32")
 
 
 def test_the_check_leaves_no_trace():
     chosen = model("gpt2").train()
     before = torch.random.get_rng_state()
-    _attention.isolate(chosen)
-    _isolation.check(chosen, "fp32")
+    attention.isolate(chosen)
+    isolation.check(chosen, "fp32")
     assert chosen.training
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(parameter.grad is None for parameter in chosen.parameters())
@@ -199,7 +199,7 @@ def test_padded_batches_and_generation_are_those_of_sdpa(name):
     for how in ("sdpa", "ours"):
         chosen.set_attn_implementation("sdpa")
         if how == "ours":
-            _attention.isolate(chosen)
+            attention.isolate(chosen)
         with torch.no_grad():
             logits = chosen(input_ids=ids, attention_mask=mask).logits
             answers = chosen.generate(
@@ -216,8 +216,8 @@ def test_on_a_gpu_one_kernel_reads_all_sequences(name):
     chosen, row = attending(name, "ours"), pack()
     chosen = chosen.to("cuda", torch.bfloat16)
     try:
-        assert _attention._kernel(True) is not None
-        _isolation.check(chosen, "bf16")
+        assert attention._kernel(True) is not None
+        isolation.check(chosen, "bf16")
         packed = read(chosen, row).logits[0].float()
         alone = torch.cat(
             [chosen(input_ids=ids[None].cuda(), use_cache=False).logits[0].float() for ids in sequences()]

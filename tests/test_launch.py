@@ -11,11 +11,12 @@ import pytest
 
 from sftrun import Interrupted, UserError
 from sftrun.errors import OutOfMemory
-from sftrun.launch import WorkerError, work
+from sftrun.launch.failures import WorkerError
+from sftrun.launch.workers import work
 from sftrun.options import parse
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.resolved import normal, resolved_yaml
-from sftrun.rundir import RunDir
+from sftrun.runs.directory import RunDir
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ import os, pty, signal
 from pathlib import Path
 from sftrun.errors import Interrupted
 from sftrun.launch import work
-from sftrun.rundir import RunDir
+from sftrun.runs.directory import RunDir
 def watch(event):
     os.kill(os.getpid(), signal.SIGHUP)
 master, slave = pty.openpty()

@@ -13,8 +13,8 @@ import pytest
 from conftest import talk
 
 from sftrun import UserError
-from sftrun.report import history
-from sftrun.rundir import RunDir
+from sftrun.runs import history
+from sftrun.runs.directory import RunDir
 
 ROWS = [talk(f"What comes after {number}?", str(number + 1) * (1 + number % 7)) for number in range(26)]
 DATA = {"train": ROWS[:21], "val": ROWS[21:]}
@@ -326,10 +326,13 @@ def test_a_node_ends_where_the_first_one_cannot_prepare(folder):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_may_go_on_with_other_processes_where_a_step_sees_as_many_rows(folder, two):
-    from sftrun import load, resume
+    from sftrun import load
+    from sftrun.launch import topology
+    from sftrun.runs import resume
 
     def fits(*sets):
-        return resume.fit(load(folder / "recipe.yaml", list(sets)), two)
+        recipe = load(folder / "recipe.yaml", list(sets))
+        return resume.reconcile(recipe, two, topology.size(recipe))
 
     (warning,) = fits("train.batch_size=4")
     assert warning.startswith("launch.processes, train.batch_size changed: the weights will differ by rounding")

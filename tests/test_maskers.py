@@ -7,8 +7,8 @@ import pytest
 from conversations import TOOL, assistant, call, result, system, user
 
 from sftrun import Conversation, Use, UserError, create, testing
-from sftrun.data.render import Renderer
-from sftrun.data.template import Template
+from sftrun.data.masks.render import Renderer
+from sftrun.data.masks.template import Template
 
 SOURCE = """{%- for m in messages -%}
 {{- '<' + m.role + '>' -}}

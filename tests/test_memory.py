@@ -12,7 +12,7 @@ from conftest import talk
 from sftrun import UserError, load, validate
 from sftrun.errors import OutOfMemory
 from sftrun.flow import go_on, prepare_only, run
-from sftrun.plan.size import Trial, search
+from sftrun.memory.search import Trial, search
 from sftrun.registry import current
 
 pytestmark = pytest.mark.timeout(900)
@@ -134,7 +134,7 @@ def events(folder, kind):
 
 
 def losses(folder):
-    from sftrun.report.history import history
+    from sftrun.runs.history import history
 
     return history(folder.events()).loss
 
@@ -225,11 +225,11 @@ def test_out_of_memory_says_the_exact_change(recipe, tmp_path):
 
 
 def test_with_one_row_at_a_time_the_next_changes_are_said_in_order(recipe, tmp_path):
-    from sftrun import oom
+    from sftrun.memory import recover
 
     folder = prepare_only(recipe(), out=tmp_path / "run")
     one = load(tmp_path / "recipe.yaml", ["train.batch_size=1", "train.grad_accum=8"])
-    first, shorter, lora, *qlora = oom.otherwise(one, folder, folder).split("; or ")
+    first, shorter, lora, *qlora = recover.otherwise(one, folder, folder).split("; or ")
     assert first.startswith("set train.gradient_checkpointing: true (the same training, slower): sftrun resume")
     length = "in a new run set model.max_seq_len: 32 (12 of 40 rows are longer, and would be left out)"
     assert shorter == length  # a row in twenty is as long as the longest: half of that
@@ -241,10 +241,10 @@ def test_with_one_row_at_a_time_the_next_changes_are_said_in_order(recipe, tmp_p
     ("batch", "accum", "smaller"), [(8, 1, (4, 2)), (6, 1, (3, 2)), (5, 2, (2, 5)), (3, 1, (1, 3)), (1, 8, None)]
 )
 def test_a_smaller_batch_divides_the_rows_of_a_step(recipe, batch, accum, smaller):
-    from sftrun import oom
+    from sftrun.memory import recover
 
     given = load(recipe({"batch_size": batch, "grad_accum": accum}))
-    sets = oom.smaller(given, validating=False)
+    sets = recover.smaller(given, validating=False)
     assert (sets and tuple(sets.values())) == smaller
 
 

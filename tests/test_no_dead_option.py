@@ -14,7 +14,7 @@ from sftrun.options import Use, parse, schema
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.resolved import normal
 from sftrun.registry import current
-from sftrun.rundir import RunDir
+from sftrun.runs.directory import RunDir
 
 pytestmark = pytest.mark.older
 
@@ -237,7 +237,7 @@ def built(sets: dict[str, Any]) -> Recipe:
 
 @pytest.mark.parametrize("leaf", TRAINER)
 def test_a_training_option_reaches_the_trainer(leaf, tmp_path):
-    from sftrun.builtin.backends._hf_train import arguments
+    from sftrun.training.train import arguments
 
     (tmp_path / "prepared").mkdir()
     (tmp_path / "prepared/val.arrow").touch()
@@ -251,7 +251,7 @@ def test_a_training_option_reaches_the_trainer(leaf, tmp_path):
 
 @pytest.mark.parametrize("leaf", ADAPTER)
 def test_an_adapter_option_reaches_peft(leaf):
-    from sftrun.builtin.backends._adapter import config
+    from sftrun.training.model.adapter import config
 
     seen = [config(built(sets)) for sets in ({}, {leaf: ADAPTER[leaf]})]
     assert seen[1] is None or seen[0].to_dict() != seen[1].to_dict()
@@ -326,7 +326,7 @@ def test_a_revision_is_the_one_that_is_loaded(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     from sftrun import tiny
-    from sftrun.data.tokenizer import load_tokenizer
+    from sftrun.data.tokens.tokenizer import load_tokenizer
     from sftrun.recipe.model import ModelOptions
 
     root = tmp_path / "models--me--model"

@@ -194,15 +194,15 @@ def test_rows_of_a_batch_are_of_similar_lengths_and_the_seed_decides_which():
 def trained(recipe, name, **changes):
     """Events of a training in this process."""
     import sftrun
-    from sftrun.builtin.backends import _hf_train
     from sftrun.flow import prepare_only
+    from sftrun.training import train
 
     sets = [
         "train.eval_strategy=no",
         *(f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()),
     ]
     events, run = [], prepare_only(recipe, sets, recipe.parent / name)
-    _hf_train.train(sftrun.load(recipe, sets), run.path, events.append)
+    train.train(sftrun.load(recipe, sets), run.path, events.append)
     return [event for event in events if event["event"] in ("step", "warning")]
 
 

@@ -8,9 +8,9 @@ import pytest
 from conftest import talk
 
 from sftrun import Shape, tiny
+from sftrun.memory import batches, changes
+from sftrun.memory.machine import machine
 from sftrun.options import as_use
-from sftrun.plan import batches, changes
-from sftrun.plan.machine import machine
 from sftrun.recipe.validate import load
 from sftrun.registry import current
 
@@ -95,7 +95,7 @@ def test_rows_of_one_length_need_no_mask(recipe):
 
 
 def test_objects_in_the_ends_of_blocks_keep_malloc_from_using_gaps_again():
-    from sftrun.builtin.backends import _gaps
+    from sftrun.training.memory import gaps
 
     size, count = 2**20, 20
     kept = [2 * number for number in range(count)]
@@ -105,7 +105,7 @@ def test_objects_in_the_ends_of_blocks_keep_malloc_from_using_gaps_again():
         for number in kept:
             yield from ((number, size, graph), (number + 1, size, graph), (number + 1, 0, 0))
 
-    without, between = (_gaps.taken(trace(graph), []) / (count * size) for graph in (0, 1))
+    without, between = (gaps.taken(trace(graph), []) / (count * size) for graph in (0, 1))
     assert 1 < without < 1.3
     assert between > 2  # no gap is used again
 
@@ -120,11 +120,11 @@ def test_eager_attention_takes_memory_for_length_by_length(recipe):
 
 
 def test_logits_are_of_trained_positions_and_so_many_at_a_time(recipe, monkeypatch):
-    from sftrun.builtin.backends import _head
+    from sftrun.training.model import head
 
     few, many = (step(estimate(recipe(), Shape([400] * 8, trained)))["logits"] for trained in (800, 3200))
     assert many > 3 * few
-    monkeypatch.setattr(_head, "AT_ONCE", 2**20)
+    monkeypatch.setattr(head, "AT_ONCE", 2**20)
     assert step(estimate(recipe(), Shape([400] * 8, 3200)))["logits"] < many / 2
 
 
@@ -228,7 +228,7 @@ def test_a_plan_with_a_probe_is_measured(write, sftrun):
 
 def test_an_interrupted_plan_names_no_run_to_go_on_with(write):
     from sftrun.errors import Interrupted
-    from sftrun.planning import plan
+    from sftrun.tools.plan import plan
 
     def stop(event):
         raise KeyboardInterrupt

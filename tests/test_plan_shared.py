@@ -8,12 +8,12 @@ import pytest
 from conftest import talk
 
 from sftrun import Shape
-from sftrun.builtin.backends import _shares
-from sftrun.builtin.backends._shares import Unit
+from sftrun.memory import batches, changes
 from sftrun.options import as_use
-from sftrun.plan import batches, changes
 from sftrun.recipe.validate import load
 from sftrun.registry import current
+from sftrun.training.memory import shares
+from sftrun.training.memory.shares import Unit
 
 ROWS = [talk("count to " + "x" * number, "y" * number) for number in range(1, 41)]
 SHAPE = Shape([200, 150, 100, 50], 300)
@@ -21,7 +21,7 @@ MOMENT = "forward and backward"
 GB = 10**9
 
 # 8 billion weights in 32 blocks of 0.2 and a rest of 1.6, in bf16, of which adapters of 0.1 are trained
-LORA = _shares.Model(
+LORA = shares.Model(
     held=16 * GB,
     everywhere=0,
     states=8 * GB // 10,
@@ -54,7 +54,7 @@ def estimate(recipe, shape=SHAPE, evaluation=None):
 
 
 def test_fsdp_divides_all_but_what_is_gathered():
-    four, eight = (_shares.fsdp(LORA, processes, gloo=False) for processes in (4, 8))
+    four, eight = (shares.fsdp(LORA, processes, gloo=False) for processes in (4, 8))
     assert (four.weights, eight.weights) == (4 * GB, 2 * GB)
     assert (four.states, eight.states) == (GB // 5, GB // 10)
     assert (four.gradients, eight.gradients) == (GB // 10, GB // 20)
@@ -63,24 +63,24 @@ def test_fsdp_divides_all_but_what_is_gathered():
 
 
 def test_what_is_not_a_weight_is_in_each_process():
-    scales = _shares.Model(**{name: getattr(LORA, name) for name in LORA.__struct_fields__} | {"everywhere": GB})
-    assert _shares.fsdp(scales, 4, gloo=False).weights == GB + 15 * GB // 4
+    scales = shares.Model(**{name: getattr(LORA, name) for name in LORA.__struct_fields__} | {"everywhere": GB})
+    assert shares.fsdp(scales, 4, gloo=False).weights == GB + 15 * GB // 4
 
 
 def test_zero_2_divides_gradients_and_states_and_zero_3_weights_too():
-    two, three = (_shares.zero(LORA, 4, stage, gloo=False) for stage in (2, 3))
+    two, three = (shares.zero(LORA, 4, stage, gloo=False) for stage in (2, 3))
     fp32_share = 4 * LORA.trained // 4
     assert (two.weights, three.weights) == (16 * GB + fp32_share, 4 * GB + fp32_share)
     assert (two.states, two.gradients) == (three.states, three.gradients) == (GB // 5, GB // 20)
-    assert three.gathered - two.gathered == 2 * (_shares.LIVE + _shares.PREFETCH)
+    assert three.gathered - two.gathered == 2 * (shares.LIVE + shares.PREFETCH)
 
 
 def test_gloo_copies_what_it_sends():
-    gpu, cpu = (_shares.fsdp(LORA, 2, gloo).gathered for gloo in (False, True))
+    gpu, cpu = (shares.fsdp(LORA, 2, gloo).gathered for gloo in (False, True))
     assert cpu - gpu == LORA.block.whole + 4 * LORA.block.trained
-    gpu, cpu = (_shares.zero(LORA, 2, 3, gloo).reduced for gloo in (False, True))
-    assert gpu == 2 * (_shares.LIVE + _shares.BUCKET + LORA.trained)
-    assert cpu == 2 * (_shares.LIVE + 3 * LORA.trained)  # of the bucket, what is not written to is not there
+    gpu, cpu = (shares.zero(LORA, 2, 3, gloo).reduced for gloo in (False, True))
+    assert gpu == 2 * (shares.LIVE + shares.BUCKET + LORA.trained)
+    assert cpu == 2 * (shares.LIVE + 3 * LORA.trained)  # of the bucket, what is not written to is not there
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
@@ -88,9 +88,9 @@ def test_buckets_are_as_large_as_deepspeed_has_them():
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     usual = DeepSpeedZeroConfig()
-    assert usual.reduce_bucket_size == _shares.BUCKET
-    assert usual.max_live_parameters == usual.max_reuse_distance == _shares.LIVE
-    assert usual.prefetch_bucket_size == _shares.PREFETCH
+    assert usual.reduce_bucket_size == shares.BUCKET
+    assert usual.max_live_parameters == usual.max_reuse_distance == shares.LIVE
+    assert usual.prefetch_bucket_size == shares.PREFETCH
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])

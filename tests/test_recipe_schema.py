@@ -40,7 +40,7 @@ def schema():
 def data(path):
     """A recipe's data as an editor sees it: `extends` not followed."""
     from sftrun.recipe.compose import LINE_BREAK, compose
-    from sftrun.recipe.nodes import Origin
+    from sftrun.recipe.document import Origin
 
     text = path.read_text(encoding="utf-8")
     return compose(text, Origin(str(path), path.parent, LINE_BREAK.split(text)))[0].plain()

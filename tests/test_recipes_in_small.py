@@ -16,8 +16,8 @@ import small
 
 import sftrun as library
 from sftrun import tiny
+from sftrun.memory import batches
 from sftrun.options import as_use
-from sftrun.plan import batches
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"

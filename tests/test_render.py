@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sftrun.data
-from sftrun.data.render import Renderer
-from sftrun.data.template import Template
+from sftrun.data.masks.render import Renderer
+from sftrun.data.masks.template import Template
 from sftrun.errors import RowError, UserError
 from sftrun.types import Conversation, Message, Rendered
 

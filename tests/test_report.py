@@ -16,9 +16,10 @@ from ruamel.yaml import YAML
 from sftrun.options import Use
 from sftrun.recipe.model import LoraOptions, ModelOptions, Recipe, TuningOptions
 from sftrun.recipe.train_options import TrainOptions
-from sftrun.report import advice, curves, history, markdown, say, scores
+from sftrun.report import advice, curves, markdown, say, scores
 from sftrun.report.page import visible
-from sftrun.rundir import RunDir
+from sftrun.runs import history, numbers
+from sftrun.runs.directory import RunDir
 from sftrun.stages.report import report
 
 HOSTILE = (
@@ -573,14 +574,14 @@ def test_long_texts_are_cut_and_say_so() -> None:
     ],
 )
 def test_numbers_read_well(value: Any, text: str) -> None:
-    assert say.number(value) == text
+    assert numbers.number(value) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (2.13, "2.1 s"), (61, "1 min 01 s"), (3725, "1 h 02 min"), (math.nan, "–")]
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
-    assert say.duration(seconds) == text
+    assert numbers.duration(seconds) == text
 
 
 def test_hardware_counts_equal_cards() -> None:

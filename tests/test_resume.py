@@ -15,8 +15,8 @@ import pytest
 from conftest import talk
 
 from sftrun import UserError
-from sftrun.report import history
-from sftrun.rundir import RunDir
+from sftrun.runs import history
+from sftrun.runs.directory import RunDir
 
 pytestmark = [pytest.mark.slow, pytest.mark.older, pytest.mark.timeout(300)]
 
@@ -306,13 +306,14 @@ def test_a_recipe_that_would_train_otherwise_is_refused_with_every_difference(fo
 
 
 def test_the_batch_may_be_split_otherwise_which_is_said(folder, killed):
-    from sftrun import load, resume
+    from sftrun import load
+    from sftrun.runs import resume
 
     sets = ["train.batch_size=2", "train.grad_accum=2"]
-    (warning,) = resume.fit(load(folder / "recipe.yaml", sets), killed)
+    (warning,) = resume.reconcile(load(folder / "recipe.yaml", sets), killed, 1)
     assert warning.startswith("train.batch_size, train.grad_accum changed")
     with pytest.raises(UserError, match=r"train\.batch_size is 2"):
-        resume.fit(load(folder / "recipe.yaml", sets[:1]), killed)
+        resume.reconcile(load(folder / "recipe.yaml", sets[:1]), killed, 1)
 
 
 def test_an_adapter_goes_on_with_the_base_that_it_began_with_and_no_other(folder):
@@ -398,7 +399,7 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint_and_names_it(folder, refer
 
 
 def test_two_processes_do_not_write_to_one_run(reference, monkeypatch):
-    monkeypatch.setattr("sftrun.rundir.PATIENCE", 0.1)
+    monkeypatch.setattr("sftrun.runs.directory.PATIENCE", 0.1)
     with reference.held(), pytest.raises(UserError, match="another process is at work"), reference.held():
         pass
 
@@ -422,7 +423,7 @@ def test_a_last_event_that_was_cut_short_is_cut_off(tmp_path):
 
 
 def test_resume_finds_the_newest_run_of_the_recipe(tmp_path):
-    from sftrun import resume, rundir
+    from sftrun.runs import directory, resume
 
     for name in (
         "chat-20260101-000000",
@@ -433,8 +434,8 @@ def test_resume_finds_the_newest_run_of_the_recipe(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "lock.json").write_text("{}")
     (tmp_path / "chat-20280101-000000").mkdir()  # killed before it began
-    assert rundir.latest(Path("chat.yaml"), tmp_path).path.name == "chat-20260101-000000-10"
-    assert rundir.latest(Path("other.yaml"), tmp_path) is None
+    assert directory.latest(Path("chat.yaml"), tmp_path).path.name == "chat-20260101-000000-10"
+    assert directory.latest(Path("other.yaml"), tmp_path) is None
     assert resume.find(Path("chat.yaml"), tmp_path / "chat-20280101-000000") is None
 
 

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sftrun import tiny
-from sftrun.data.sections import Sections
-from sftrun.data.tokenizer import Tokenizer
+from sftrun.data.tokens.sections import Sections
+from sftrun.data.tokens.tokenizer import Tokenizer
 from sftrun.recipe.model import ModelOptions
 
 tokenizers = pytest.importorskip("tokenizers")

@@ -84,7 +84,7 @@ def curve(run, name):
 
 def logits(run):
     """What transformers, and peft for an adapter, compute from the folder `model` alone."""
-    from sftrun.builtin.backends._hf_model import load_tuned
+    from sftrun.training.model.load import load_tuned
 
     ids = torch.arange(5, 45).reshape(2, 20)
     with torch.inference_mode():
@@ -136,13 +136,13 @@ def test_each_process_writes_its_part_of_a_checkpoint(shared):
 
 
 def test_deepspeed_does_not_go_on_with_another_number_of_processes(shared):
-    from sftrun.builtin.backends import _sharding
     from sftrun.training import checkpoints
+    from sftrun.training.sharding import strategy
 
     start = checkpoints.whole(shared("fsdp").checkpoints)[0]
-    _sharding.check_start("fsdp", start)
+    strategy.check_start("fsdp", start)
     with pytest.raises(api.UserError, match="are of 2 processes, and there are 1"):
-        _sharding.check_start("deepspeed", start)
+        strategy.check_start("deepspeed", start)
 
 
 @pytest.fixture
@@ -166,31 +166,31 @@ def model():
 
 
 def test_a_model_that_is_not_sharded_is_refused(process, model):
-    from sftrun.builtin.backends import _fsdp
+    from sftrun.training.sharding import fsdp
 
     with pytest.raises(api.UserError, match=r"embed_tokens.weight is whole in each process"):
-        _fsdp.check(model)
-    _fsdp.shard(model, torch.device("cpu"), half=None)
-    _fsdp.check(model)
+        fsdp.check(model)
+    fsdp.shard(model, torch.device("cpu"), half=None)
+    fsdp.check(model)
     model.model.norm.weight = torch.nn.Parameter(torch.ones(128))
     with pytest.raises(api.UserError, match=r"model.norm.weight is whole in each process"):
-        _fsdp.check(model)
+        fsdp.check(model)
 
 
 def test_a_model_that_does_not_say_what_its_blocks_are_is_refused(process, model):
-    from sftrun.builtin.backends import _fsdp
+    from sftrun.training.sharding import fsdp
 
     model._no_split_modules = None
     with pytest.raises(api.UserError, match="does not say what its blocks are"):
-        _fsdp.shard(model, torch.device("cpu"), half=None)
+        fsdp.shard(model, torch.device("cpu"), half=None)
 
 
 @needs_deepspeed
 def test_a_model_outside_the_engine_of_deepspeed_is_refused(process, model):
-    from sftrun.builtin.backends import _deepspeed
+    from sftrun.training.sharding import deepspeed
 
     with pytest.raises(api.UserError, match="it is trained by Qwen3ForCausalLM"):
-        _deepspeed.check(model, 3)
+        deepspeed.check(model, 3)
 
 
 FSDP, ZERO = STRATEGIES["fsdp"], STRATEGIES["zero-3"]
@@ -220,13 +220,13 @@ def test_what_a_strategy_cannot_do_is_said_by_validate(message, write, sftrun):
 
 
 def test_one_process_cannot_share_a_model():
-    from sftrun.builtin.backends import _sharding
     from sftrun.options import parse
     from sftrun.recipe.model import Recipe
+    from sftrun.training.sharding import strategy
 
     keys = {"model": {"name": "sftrun/tiny"}, "source": "jsonl", "launch": {"strategy": "fsdp"}}
     with pytest.raises(api.UserError, match="fsdp shares a model among processes, and there is only one"):
-        _sharding.strategy(parse(keys, Recipe))
+        strategy.strategy(parse(keys, Recipe))
 
 
 def test_deepspeed_is_asked_for_before_a_run_starts(write, sftrun, tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ from conftest import talk
 from safetensors.torch import load_file
 
 from sftrun import UserError
-from sftrun.builtin.backends import _switches
 from sftrun.recipe.validate import load
+from sftrun.training.model import switches
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
 ROWS = [talk(f"What comes after {number}?", str(number + 1)) for number in range(12)]
@@ -33,12 +33,12 @@ def train(recipe, tmp_path):
     """Trains; returns the events and the weights."""
 
     def run(name, *sets):
-        from sftrun.builtin.backends import _hf_train
         from sftrun.flow import prepare_only
+        from sftrun.training import train
 
         wanted, events = recipe(*sets), []
         made = prepare_only(tmp_path / "recipe.yaml", sets, tmp_path / name)
-        _hf_train.train(wanted, made.path, events.append)
+        train.train(wanted, made.path, events.append)
         return events, load_file(made.model / "model.safetensors"), made
 
     return run
@@ -66,10 +66,10 @@ def small(config, **more):
     ],
 )
 def test_what_needs_a_gpu_is_refused_before_a_model_is_loaded(recipe, setting, said, tmp_path):
-    from sftrun.builtin.backends import _hf_train
+    from sftrun.training import train
 
     with pytest.raises(UserError, match=said) as caught:
-        _hf_train.train(recipe(f"train.{setting}"), tmp_path, print)
+        train.train(recipe(f"train.{setting}"), tmp_path, print)
     (problem,) = caught.value.problems
     assert problem.path == ("train", setting.split("=")[0])
     assert problem.hint
@@ -78,12 +78,12 @@ def test_what_needs_a_gpu_is_refused_before_a_model_is_loaded(recipe, setting, s
 @NO_GPU
 def test_all_that_cannot_be_had_is_said_at_once(recipe):
     with pytest.raises(UserError) as caught:
-        _switches.check(recipe("train.tf32=true", "train.attention=flex", "train.activation_offload=true"))
+        switches.check(recipe("train.tf32=true", "train.attention=flex", "train.activation_offload=true"))
     assert len(caught.value.problems) == 3
 
 
 def test_tf32_where_almost_nothing_is_in_fp32_is_said(recipe, tmp_path):
-    from sftrun.rundir import RunDir
+    from sftrun.runs.directory import RunDir
     from sftrun.training import settings
 
     wanted = recipe("train.tf32=true", "train.precision=bf16", "train.eval_strategy=no")
@@ -112,7 +112,7 @@ def test_a_package_that_is_missing_is_named_before_the_run(recipe, sftrun, tmp_p
 @pytest.mark.parametrize("wanted", ["auto", "eager", "sdpa"])
 def test_a_model_gets_the_attention_that_is_asked_for(recipe, wanted, packed):
     model, events = small("LlamaConfig"), []
-    used = _switches.give(model, recipe(f"train.attention={wanted}", f"packing.strategy={packed}"), events.append)
+    used = switches.give(model, recipe(f"train.attention={wanted}", f"packing.strategy={packed}"), events.append)
     ours = packed == "best-fit" and wanted != "eager"
     expected = "sftrun-packed" if ours else "eager" if wanted == "eager" else "sdpa"
     assert model.config._attn_implementation == expected
@@ -125,7 +125,7 @@ def test_a_model_gets_the_attention_that_is_asked_for(recipe, wanted, packed):
 def test_an_attention_that_a_model_has_not_is_refused(recipe):
     model = small("BloomConfig")
     with pytest.raises(UserError, match="attention") as caught:
-        _switches.give(model, recipe("train.attention=sdpa"), print)
+        switches.give(model, recipe("train.attention=sdpa"), print)
     assert caught.value.problems[0].path == ("train", "attention")
 
 
@@ -164,15 +164,16 @@ def test_compiled_layers_train_the_same_to_rounding(train, packing, checkpointin
 
 def test_a_model_without_layers_to_compile_is_refused(recipe):
     with pytest.raises(UserError, match="nothing to compile"):
-        _switches._compile(torch.nn.Linear(2, 2), False)
+        switches._compile(torch.nn.Linear(2, 2), False)
 
 
 @pytest.mark.parametrize("key", ["attention", "compile"])
 def test_a_run_may_go_on_with_another_switch_and_it_is_said(recipe, tmp_path, key):
-    from sftrun import resume
     from sftrun.flow import prepare_only
+    from sftrun.runs import resume
 
     recipe()
     run = prepare_only(tmp_path / "recipe.yaml", (), tmp_path / "run")
     value = {"attention": "eager", "compile": "true"}[key]
-    assert f"train.{key} changed" in resume.fit(load(tmp_path / "recipe.yaml", [f"train.{key}={value}"]), run)[0]
+    changed = load(tmp_path / "recipe.yaml", [f"train.{key}={value}"])
+    assert f"train.{key} changed" in resume.reconcile(changed, run, 1)[0]

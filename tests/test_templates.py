@@ -19,9 +19,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import sftrun
-from sftrun.data.crosscheck import check, tagged
-from sftrun.data.render import Renderer
-from sftrun.data.template import Template
+from sftrun.data.masks.crosscheck import check, tagged
+from sftrun.data.masks.render import Renderer
+from sftrun.data.masks.template import Template
 from sftrun.errors import RowError
 from sftrun.types import Conversation, Message, Rendered
 

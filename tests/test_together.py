@@ -7,9 +7,10 @@ import threading
 import pytest
 from conftest import talk
 
-from sftrun import UserError, load, rundir
+from sftrun import UserError, load
 from sftrun.flow import run
-from sftrun.rundir import RunDir
+from sftrun.runs import directory
+from sftrun.runs.directory import RunDir
 
 ROWS = [talk(f"What comes after {number}?", str(number + 1)) for number in range(8)]
 TRAIN = {"max_steps": 1, "save_strategy": "no", "eval_strategy": "no"}
@@ -37,7 +38,7 @@ def test_of_two_commands_with_one_folder_one_runs_and_the_other_is_refused(recip
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_what_another_process_has_just_begun_to_write_stays(recipe, tmp_path, monkeypatch, resume):
-    monkeypatch.setattr("sftrun.rundir.PATIENCE", 0.1)
+    monkeypatch.setattr("sftrun.runs.directory.PATIENCE", 0.1)
     begun = RunDir(tmp_path / "out")
     begun.write("resolved.yaml", "mine")
     with begun.held(), pytest.raises(UserError, match=r"another process is at work|is not empty"):
@@ -46,16 +47,16 @@ def test_what_another_process_has_just_begun_to_write_stays(recipe, tmp_path, mo
 
 
 def test_a_folder_where_a_command_was_killed_before_it_wrote_anything_is_as_good_as_new(recipe, tmp_path):
-    with rundir.create(recipe, tmp_path / "out").held():
+    with directory.create(recipe, tmp_path / "out").held():
         pass
-    with rundir.create(recipe, tmp_path / "out").held():
+    with directory.create(recipe, tmp_path / "out").held():
         pass
 
 
 def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(recipe, tmp_path):
     made = []
     together = [
-        threading.Thread(target=lambda: made.append(rundir.create(recipe, None, tmp_path).path)) for _ in "12345678"
+        threading.Thread(target=lambda: made.append(directory.create(recipe, None, tmp_path).path)) for _ in "12345678"
     ]
     for each in together:
         each.start()

@@ -170,16 +170,18 @@ def shared_model(recipe, run, emit):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from sftrun.builtin.backends import _empty, _fsdp, _hf_model
     from sftrun.training import base_model, ranks
+    from sftrun.training.model import load
+    from sftrun.training.sharding import fsdp
+    from sftrun.training.sharding.empty import loads_weights
 
     ranks.join(recipe)
-    empty = not _empty.loads("fsdp", recipe, None)
-    model = _hf_model.load_base(recipe, where=torch.device("cpu"), empty=empty)
+    empty = not loads_weights("fsdp", recipe, None)
+    model = load.load_base(recipe, where=torch.device("cpu"), empty=empty)
     wanted = AutoModelForCausalLM.from_pretrained(base_model.location(recipe)).state_dict()
     before = ranks.gathered(all(torch.equal(each, wanted[name]) for name, each in model.named_parameters()))
-    _fsdp.shard(model, torch.device("cpu"), half=None)
-    whole = _fsdp.whole(model)
+    fsdp.shard(model, torch.device("cpu"), half=None)
+    whole = fsdp.whole(model)
     buffers = ranks.gathered([each.tolist() for each in model.buffers()])
     if ranks.first():
         same = all(torch.equal(each, wanted[name]) for name, each in whole.items())

@@ -12,7 +12,7 @@ import click
 @click.option("--max-new-tokens", default=256, type=click.IntRange(min=1), show_default=True)
 def command(run: str, base: bool, system: str | None, max_new_tokens: int) -> None:
     """Talk to the model of a run directory. An empty line or Ctrl-D ends; /new starts over."""
-    from sftrun.answer import answerer
+    from sftrun.tools.generate import answerer
 
     answer = answerer(run, "base" if base else "tuned")
     begin = [{"role": "system", "content": system}] if system else []

@@ -22,7 +22,7 @@ def command(run: str, prompts: str, out: str | None, base: bool, max_new_tokens:
 
     A .jsonl file holds {"messages": […]} or {"prompt": "…"} a line; any other file one prompt a line.
     """
-    from sftrun.answer import answerer
+    from sftrun.tools.generate import answerer
 
     talks = list(_talks(Path(prompts)))
     answer = answerer(run, "base" if base else "tuned")

@@ -25,7 +25,7 @@ def command(
     recipe: str, sets: tuple[str, ...], split: str, rows: int, shapes: bool, origin: str, html: str, as_json: bool
 ) -> None:
     """Show rendered rows with their trained tokens marked."""
-    from sftrun.look import by_shape, inspect, titled
+    from sftrun.tools.inspect import by_shape, inspect, titled
 
     items = inspect(recipe, sets, split, origin)
     if as_json:

@@ -121,10 +121,10 @@ def run(args: list[str]) -> int:
 
 
 def _failed(error: Exception, args: Sequence[str]) -> int:
-    from sftrun import disk
+    from sftrun import files
 
-    if hint := disk.advice(error):
-        print(f"error: {disk.said(error)}; {hint}", file=sys.stderr)
+    if hint := files.advice(error):
+        print(f"error: {files.said(error)}; {hint}", file=sys.stderr)
         return FIXABLE
     traceback.print_exc()
     print(_report(args), file=sys.stderr)

@@ -21,7 +21,7 @@ def nodes(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(
         *args: Any, sets: tuple[str, ...], nodes: int | None, node_rank: int | None, rendezvous: str | None, **more: Any
     ) -> Any:
-        from sftrun.world import Node
+        from sftrun.launch.topology import Node
 
         if (node_rank is None) != (rendezvous is None):
             raise click.UsageError("--node-rank and --rendezvous go together")

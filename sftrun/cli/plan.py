@@ -20,7 +20,7 @@ FIXABLE = 1
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON on standard output.")
 def command(recipe: str, sets: tuple[str, ...], no_data: bool, probe: bool, as_json: bool) -> int:
     """Say what a recipe will take: parameters, steps, memory; exit code 1 where it does not fit this machine."""
-    from sftrun.planning import plan
+    from sftrun.tools.plan import plan
 
     if no_data and probe:
         raise click.UsageError("--probe runs steps, so it needs the data that --no-data leaves out")

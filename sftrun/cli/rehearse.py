@@ -21,7 +21,7 @@ def command(recipe: str, sets: tuple[str, ...], rows: int, out: str | None, as_j
     """Run a recipe through every stage with a tiny random model and its first rows."""
     import msgspec
 
-    from sftrun.rehearse import rehearse
+    from sftrun.tools.rehearse import rehearse
 
     with progress.watcher() as watch:
         done = rehearse(recipe, sets, out, watch, rows)

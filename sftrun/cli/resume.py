@@ -5,7 +5,7 @@ import click
 from sftrun.cli import progress
 from sftrun.cli.options import nodes, overrides
 from sftrun.cli.run import tell
-from sftrun.world import Node
+from sftrun.launch.topology import Node
 
 
 @click.command()

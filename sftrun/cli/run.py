@@ -7,8 +7,8 @@ import click
 
 from sftrun.cli import progress, scores
 from sftrun.cli.options import nodes, overrides
-from sftrun.rundir import RunDir
-from sftrun.world import Node
+from sftrun.launch.topology import Node
+from sftrun.runs.directory import RunDir
 
 
 @click.command()

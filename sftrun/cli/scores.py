@@ -1,7 +1,7 @@
 """The table that a run ends with: every metric before and after training."""
 
 from sftrun.cli import table
-from sftrun.rundir import RunDir
+from sftrun.runs.directory import RunDir
 
 
 def show(run: RunDir) -> None:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from sftrun.data import encode, offsets, tokenizer
-from sftrun.data.crosscheck import CrossCheck
-from sftrun.data.fit import Fit, Kept
 from sftrun.data.ledger import Entry
-from sftrun.data.render import Renderer
+from sftrun.data.length import Fit, Kept
+from sftrun.data.masks.crosscheck import CrossCheck
+from sftrun.data.masks.render import Renderer
+from sftrun.data.tokens import encode, offsets, tokenizer
 from sftrun.errors import Place, Problem, RowError, UserError
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe

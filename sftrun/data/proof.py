@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sftrun.data import offsets
 from sftrun.data.pipeline import Batch, Line
-from sftrun.data.tokenizer import Tokenizer
+from sftrun.data.tokens import offsets
+from sftrun.data.tokens.tokenizer import Tokenizer
 from sftrun.errors import Problem
 from sftrun.types import Rendered
 

@@ -9,7 +9,7 @@ import msgspec
 
 from sftrun.errors import Place, Problem
 from sftrun.options import ENV
-from sftrun.recipe.nodes import Document, Node
+from sftrun.recipe.document import Document, Node
 from sftrun.recipe.walk import Visit, walk
 from sftrun.registry import Registry
 

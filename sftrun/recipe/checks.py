@@ -7,8 +7,8 @@ from typing import Any
 from sftrun.errors import Problem, UserError
 from sftrun.options import ENV, Use, as_use
 from sftrun.recipe.batch import disagreement
+from sftrun.recipe.document import Document
 from sftrun.recipe.model import Recipe
-from sftrun.recipe.nodes import Document
 from sftrun.recipe.train_options import TrainOptions
 from sftrun.registry import Registered, Registry
 

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from sftrun.errors import Problem, UserError
-from sftrun.recipe.nodes import Node, Origin
+from sftrun.recipe.document import Node, Origin
 
 MAX_DEPTH = 50
 MAX_NODES = 50_000  # counted with aliases expanded, so that a few lines cannot stand for millions of values

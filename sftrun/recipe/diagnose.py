@@ -8,7 +8,7 @@ from jsonschema.validators import Draft202012Validator
 
 from sftrun.errors import Problem, RecipePath
 from sftrun.recipe import suggest, words
-from sftrun.recipe.nodes import Document
+from sftrun.recipe.document import Document
 from sftrun.recipe.walk import Schema, Visit, alternatives, json_type, types
 from sftrun.registry import Registry
 

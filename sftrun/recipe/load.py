@@ -7,8 +7,8 @@ import msgspec
 
 from sftrun.errors import Place, Problem, RecipePath, UserError
 from sftrun.recipe.compose import LINE_BREAK, compose
+from sftrun.recipe.document import Node, Origin
 from sftrun.recipe.merge import merge
-from sftrun.recipe.nodes import Node, Origin
 
 MAX_BYTES = 1_000_000
 EXTENDS: RecipePath = ("extends",)

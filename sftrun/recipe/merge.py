@@ -2,7 +2,7 @@
 
 import msgspec
 
-from sftrun.recipe.nodes import Node
+from sftrun.recipe.document import Node
 
 
 def merge(base: Node, over: Node) -> Node:

@@ -7,8 +7,8 @@ import msgspec
 
 from sftrun.errors import Place, Problem, UserError
 from sftrun.recipe.compose import LINE_BREAK, MAX_DEPTH, UNPRINTABLE, compose
+from sftrun.recipe.document import Document, Node, Origin
 from sftrun.recipe.merge import merge
-from sftrun.recipe.nodes import Document, Node, Origin
 
 PREFIX = "SFTRUN_SET__"
 

@@ -11,8 +11,8 @@ import msgspec
 from sftrun.errors import UserError
 from sftrun.options import as_use, parse, schema
 from sftrun.recipe.compose import LINE_BREAK, UNPRINTABLE, compose, scalar
+from sftrun.recipe.document import Origin
 from sftrun.recipe.model import Recipe
-from sftrun.recipe.nodes import Origin
 
 PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
 

@@ -12,8 +12,8 @@ from sftrun.recipe import adjust, checks, complete
 from sftrun.recipe import load as files
 from sftrun.recipe import overrides as sets
 from sftrun.recipe.diagnose import Diagnosis
+from sftrun.recipe.document import Document
 from sftrun.recipe.model import Recipe, components
-from sftrun.recipe.nodes import Document
 from sftrun.recipe.resolved import from_resolved, resolved_yaml
 from sftrun.recipe.walk import Visit, walk
 from sftrun.registry import Registry, current

@@ -7,7 +7,7 @@ import msgspec
 
 from sftrun.errors import RecipePath
 from sftrun.options import Use
-from sftrun.recipe.nodes import Node
+from sftrun.recipe.document import Node
 from sftrun.registry import Registry
 
 Schema = dict[str, Any]

@@ -9,9 +9,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
-from sftrun.report import history, say, scores
+from sftrun.report import say, scores
 from sftrun.report.facts import Facts
 from sftrun.report.markdown import Plain, finished, literal
+from sftrun.runs import history, numbers
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9._-]{1,96})?", re.ASCII)
 
@@ -49,7 +50,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = {"number": say.number, "share": say.share, "duration": say.duration}
+    filters = {"number": numbers.number, "share": numbers.share, "duration": numbers.duration}
     environment.filters.update(filters | {"hardware": say.hardware, "literal": literal})
     return environment
 
@@ -71,7 +72,9 @@ def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:
     steps = max((event.get("steps") or 0 for event in facts.events if event.get("event") == "step"), default=None)
     found: list[tuple[str, Any]] = [("tuning", recipe.tuning.mode)]
     if recipe.tuning.mode != "full":
-        found.append(("LoRA", f"r {lora.r}, alpha {say.number(lora.alpha)}, dropout {say.number(lora.dropout)}"))
+        found.append(
+            ("LoRA", f"r {lora.r}, alpha {numbers.number(lora.alpha)}, dropout {numbers.number(lora.dropout)}")
+        )
         modules = lora.target_modules
         found.append(("adapted modules", modules if isinstance(modules, str) else ", ".join(modules)))
     return [
@@ -81,10 +84,13 @@ def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:
         ("epochs", t.epochs),
         ("steps", steps),
         ("learning rate", _learning_rate(recipe, facts)),
-        ("schedule", f"{t.scheduler}, warm-up {say.number(t.warmup)} {'of all steps' if t.warmup < 1 else 'steps'}"),
+        (
+            "schedule",
+            f"{t.scheduler}, warm-up {numbers.number(t.warmup)} {'of all steps' if t.warmup < 1 else 'steps'}",
+        ),
         ("rows per step", _rows_per_step(recipe)),
-        ("longest sequence", f"{say.number(recipe.model.max_seq_len)} tokens"),
-        ("optimizer", f"{t.optimizer}, weight decay {say.number(t.weight_decay)}"),
+        ("longest sequence", f"{numbers.number(recipe.model.max_seq_len)} tokens"),
+        ("optimizer", f"{t.optimizer}, weight decay {numbers.number(t.weight_decay)}"),
         ("precision", t.precision),
         ("seed", recipe.seed),
     ]
@@ -92,15 +98,15 @@ def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:
 
 def _learning_rate(recipe: Recipe, facts: Facts) -> str:
     if recipe.train.learning_rate is not None:
-        return say.number(recipe.train.learning_rate)
+        return numbers.number(recipe.train.learning_rate)
     # the backend chose it: the highest that it logged is what there is to say
     logged = [value for _, value in history.history(facts.events).learning_rate]
-    return f"the backend's default; {say.number(max(logged))} at most" if logged else "the backend's default"
+    return f"the backend's default; {numbers.number(max(logged))} at most" if logged else "the backend's default"
 
 
 def _rows_per_step(recipe: Recipe) -> str:
     t = recipe.train
-    return f"{t.batch_size} × {t.grad_accum} accumulated" if t.grad_accum > 1 else say.number(t.batch_size)
+    return f"{t.batch_size} × {t.grad_accum} accumulated" if t.grad_accum > 1 else numbers.number(t.batch_size)
 
 
 def _on_hub(recipe: Recipe) -> bool:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from sftrun.report.history import History, Points
 from sftrun.report.scores import spread
+from sftrun.runs.history import History, Points
 
 WIDTH, HEIGHT = 560, 260
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 30, 42  # the legend stands above the lines

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sftrun.rundir import RunDir
+from sftrun.runs.directory import RunDir
 
 SPLITS = ("train", "val", "test")
 LEDGER_SHOWN = 20

@@ -10,8 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from sftrun.recipe.model import Recipe
-from sftrun.report import advice, curves, history, say, scores
+from sftrun.report import advice, curves, say, scores
 from sftrun.report.facts import Facts
+from sftrun.runs import history, numbers
 
 LONGEST = 6000  # characters of one text that are shown
 
@@ -54,7 +55,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {"number": say.number, "duration": say.duration, "moment": say.moment, "share": say.share}
+    filters = {"number": numbers.number, "duration": numbers.duration, "moment": say.moment, "share": numbers.share}
     filters |= {"hardware": say.hardware, "plain": say.plain, "text": visible, "said": said, "labels": labels}
     environment.filters.update(filters)
     return environment

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from sftrun import launch
+from sftrun import files
 from sftrun.errors import OutOfMemory
+from sftrun.launch import failures, workers
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry, current
-from sftrun.rundir import RunDir
+from sftrun.runs.directory import RunDir
 from sftrun.types import Emit, Evaluator, LossSums, Model, Prompt, Scores
 
 Which = Literal["base", "tuned"]
@@ -20,12 +21,12 @@ Which = Literal["base", "tuned"]
 def evaluate(run: RunDir, emit: Emit) -> None:
     """Fills `eval/`: scores.json, and samples.jsonl with the answers side by side."""
     try:
-        launch.work("sftrun.stages.evaluate:evaluate_here", run, emit)
+        workers.work("sftrun.stages.evaluate:evaluate_here", run, emit)
     except OutOfMemory as error:
-        command = f"sftrun resume {launch.shown(run.path)} --set train.eval_batch_size=1"
+        command = f"sftrun resume {files.shell_path(run.path)} --set train.eval_batch_size=1"
         hint = f"lower train.eval_batch_size ({command}), or the batch_size of evaluators that generate"
         said = error.problems[0].message
-        raise OutOfMemory(said, hint=hint + launch.if_killed(said, run)) from error
+        raise OutOfMemory(said, hint=hint + failures.if_killed(said, run)) from error
 
 
 def evaluate_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:

@@ -1,16 +1,16 @@
 """Stage 4, export: what is made of the tuned model for deployment, in a worker process."""
 
-from sftrun import launch
+from sftrun.launch import workers
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import current
-from sftrun.rundir import RunDir
+from sftrun.runs.directory import RunDir
 from sftrun.types import Emit
 
 
 def export(run: RunDir, emit: Emit) -> None:
     """Fills `export/`, one exporter after the other."""
-    launch.work("sftrun.stages.export:export_here", run, emit)
+    workers.work("sftrun.stages.export:export_here", run, emit)
 
 
 def export_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:

@@ -20,7 +20,7 @@ from sftrun.errors import Problem, UserError
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry, module_file
-from sftrun.rundir import RunDir
+from sftrun.runs.directory import RunDir
 from sftrun.types import Emit
 
 SHOWN = 20
@@ -65,7 +65,7 @@ def key_parts(recipe: Recipe, line: Line, registry: Registry) -> dict[str, Any]:
     """Everything that decides what prepared samples are."""
     uses = {"formatter": [recipe.formatter], "masker": [recipe.masker], "transform": recipe.transforms}
     return {
-        "code": _code_hash([*(HERE / "data").glob("*.py"), Path(__file__)]),
+        "code": _code_hash([*(HERE / "data").rglob("*.py"), Path(__file__)]),
         "source": {"use": as_use(recipe.source).use, "fingerprint": line.source.fingerprint()},
         "components": [_component(registry, kind, use) for kind, named in uses.items() for use in named],
         "transform_files": [each.fingerprint() for each in line.transforms if hasattr(each, "fingerprint")],

@@ -4,7 +4,7 @@ from sftrun.recipe.model import Recipe
 from sftrun.report.card import card
 from sftrun.report.facts import gather
 from sftrun.report.page import page
-from sftrun.rundir import RunDir
+from sftrun.runs.directory import RunDir
 
 
 def report(recipe: Recipe, run: RunDir) -> None:

@@ -9,8 +9,8 @@ from sftrun.recipe.model import ModelOptions
 from sftrun.types import Conversation, LossSums, Prompt, Rendered
 
 if TYPE_CHECKING:
-    from sftrun.data.render import Renderer
-    from sftrun.data.tokenizer import Tokenizer
+    from sftrun.data.masks.render import Renderer
+    from sftrun.data.tokens.tokenizer import Tokenizer
 
 TALKS = {
     "one turn": "user: Name a river. | assistant: The Danube.",
@@ -50,7 +50,7 @@ def _message(turn: str) -> types.Message:
 
 def shown(masker: types.Masker, talk: Conversation) -> str:
     """A conversation as `sftrun inspect` shows it: the text that a model reads, what is trained between ⟦ and ⟧."""
-    from sftrun.data import offsets
+    from sftrun.data.tokens import offsets
 
     text = rendered(talk)
     row, bounds = offsets.tokens(
@@ -108,13 +108,13 @@ class Parrot:
 
 @functools.cache
 def _tokenizer() -> "Tokenizer":
-    from sftrun.data.tokenizer import load_tokenizer
+    from sftrun.data.tokens.tokenizer import load_tokenizer
 
     return load_tokenizer(ModelOptions(name=tiny.NAME))
 
 
 @functools.cache
 def _renderer() -> "Renderer":
-    from sftrun.data.render import Renderer
+    from sftrun.data.masks.render import Renderer
 
     return Renderer(_tokenizer().template)

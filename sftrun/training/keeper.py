@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers.integrations import TensorBoardCallback
 
 import sftrun
-from sftrun.training import base_model, checkpoints, ranks, trained
+from sftrun.training import base_model, checkpoints, ranks, weights
 
 COUNTED = ("tokens", "trained", "seen", "seen_trained", "_total_train_tokens")  # of the trainer, from its start
 EXACT = 1e-9  # of an epoch: what a sum of steps may be short of a whole one
@@ -166,8 +166,8 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         """Writes a whole checkpoint of the trainer; raises Interrupted where a signal has asked for it."""
         step = self.trainer.state.global_step
         if step != self.saved:
-            weights = trained.here(self.trainer.model)
-            if ranks.agreed(not all(bool(part.isfinite().all()) for part in weights)):
+            parts = weights.here(self.trainer.model)
+            if ranks.agreed(not all(bool(part.isfinite().all()) for part in parts)):
                 raise self.diverged("there are weights that are not finite")  # no checkpoint to go on from
             with checkpoints.room_for(f"the checkpoint of step {step}", self.folder):
                 self._write(write, f"checkpoint-{step}")

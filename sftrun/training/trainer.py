@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import sftrun
-from sftrun.training import batches, ranks, tokens
+from sftrun.training import batches, ranks
 from sftrun.training.keeper import Keeper
 from sftrun.training.loaded import Score, loss_sums
 from sftrun.training.rows import PackedRows, dataset
 from sftrun.training.settings import without_effect
+from sftrun.training.tokenizer import pad_id, transformers_tokenizer
 
 
 class RunTrainer:
@@ -30,11 +31,11 @@ class RunTrainer:
 
     def __init__(self, keeper: Keeper, rows: Any, score: Score, **settings: Any) -> None:
         recipe, run = keeper.recipe, keeper.run
-        tokenizer = tokens.load(recipe, run, keeper.emit)
+        tokenizer = transformers_tokenizer(recipe, run, keeper.emit)
         for message in without_effect(recipe, run, len(rows)):
             keeper.emit({"event": "warning", "message": message})
         super().__init__(  # type: ignore[call-arg]
-            data_collator=batches.collator(rows, tokens.pad_id(tokenizer)),
+            data_collator=batches.collator(rows, pad_id(tokenizer)),
             train_dataset=dataset(run, "train"),
             eval_dataset=dataset(run, "val"),
             processing_class=tokenizer,

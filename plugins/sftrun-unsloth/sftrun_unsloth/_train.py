@@ -11,7 +11,7 @@ import transformers
 from trl import SFTConfig
 
 import sftrun
-from sftrun.training import compute, saved, settings, trained
+from sftrun.training import compute, saved, settings, weights
 from sftrun.training.keeper import Keeper
 from sftrun.training.rows import rows_of
 from sftrun_unsloth import _model
@@ -63,10 +63,10 @@ def adapted(model: Any, recipe: sftrun.Recipe) -> Any:
 def make_trainer(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.Emit) -> Trainer:
     """The trainer of a run, for its keeper to start."""
     rows = rows_of(recipe, run)
-    adapter = {} if recipe.tuning.mode == "full" else trained.copied(model)
+    adapter = {} if recipe.tuning.mode == "full" else weights.copied(model)
     wanted = arguments(recipe, run, len(rows))
     trainer = Trainer(Keeper(recipe, run, emit), rows, _model.score, model=model, args=wanted)
-    trained.restore(trainer.model, adapter)
+    weights.restore(trainer.model, adapter)
     return trainer
 
 

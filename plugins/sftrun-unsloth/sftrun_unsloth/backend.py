@@ -56,7 +56,9 @@ class Unsloth:
         earlier, new = list(_limits.of_recipe(recipe)), list(_limits.of_machine(recipe))
         yield from self._said(new)
         if not (self.options.fallback and earlier + new):
-            yield from sftrun.missing(*limits.MODULES, extra="train", path=("backend",), why="the backend unsloth")
+            yield from sftrun.missing_packages(
+                *limits.MODULES, extra="train", path=("backend",), why="the backend unsloth"
+            )
             yield from _limits.not_installed(recipe)
             return
         if not earlier:

@@ -24,7 +24,7 @@ def llama(tmp_path: Path) -> Path:
     import tokenizers
     import trl
 
-    from sftrun import miniature
+    from sftrun.tools import shrink
 
     whole, small = tmp_path / "config", tmp_path / "llama"
     for folder in (whole, small):
@@ -38,7 +38,7 @@ def llama(tmp_path: Path) -> Path:
     (whole / "tokenizer_config.json").write_text(json.dumps(special))
     ids = {"bos_token_id": engine.token_to_id(MARKS[0]), "eos_token_id": engine.token_to_id(MARKS[1])}
     (whole / "config.json").write_text(json.dumps({**CONFIG, **ids, "vocab_size": engine.get_vocab_size()}))
-    miniature.save(whole, small, seed=0)
+    shrink.save(whole, small, seed=0)
     return small
 
 

@@ -86,7 +86,7 @@ def weights(run):
 
 
 def curves(run):
-    from sftrun.report import history
+    from sftrun.runs import history
 
     past = history.history(run.events())
     return past.loss, past.validation, past.learning_rate, history.speed(run.events()).tokens

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import sftrun
-from sftrun.builtin.backends import _strategies, hf
+from sftrun.builtin.backends import hf
 from sftrun.training import limits
+from sftrun.training.sharding import strategies
 
 PATH = ("backend", "with")
 
@@ -52,7 +53,7 @@ class Bnb:
 
     def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield from hf.problems(recipe)
-        yield from _strategies.quantised(recipe, self.bits(recipe), self.options.storage_dtype)
+        yield from strategies.quantised(recipe, self.bits(recipe), self.options.storage_dtype)
         yield from self._mode(recipe)
         yield from self._without_effect(recipe)
         if recipe.tuning.lora.init in ("pissa", "olora"):
@@ -82,34 +83,34 @@ class Bnb:
                 yield sftrun.Problem(message, path=(*PATH, name), hint="leave it out, or use tuning.mode qlora")
 
     def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
-        yield from sftrun.missing(*limits.MODULES, extra="train", path=("backend",), why="the backend bnb")
-        yield from sftrun.missing("bitsandbytes", extra="bnb", path=("backend",), why="the backend bnb")
+        yield from sftrun.missing_packages(*limits.MODULES, extra="train", path=("backend",), why="the backend bnb")
+        yield from sftrun.missing_packages("bitsandbytes", extra="bnb", path=("backend",), why="the backend bnb")
         if recipe.tuning.lora.dora and self.bits(recipe) == 8 and not sftrun.gpus():
             # peft 0.21 moves the weights to the CPU once more to measure them, and bitsandbytes then has no scales
             message = "dora on a base in 8 bits needs a GPU, and there is none"
             yield sftrun.Problem(message, path=("tuning", "lora", "dora"), hint="use tuning.mode qlora: 4 bits")
         yield from hf.kernels(recipe)
-        yield from _strategies.ready(recipe)
+        yield from strategies.ready(recipe)
 
     def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterable[sftrun.Problem]:
         return limits.of_data(recipe, run)
 
     def train(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> None:
-        from sftrun.builtin.backends import _hf_train
+        from sftrun.training import train
 
-        _hf_train.train(recipe, run, emit, self.quantisation(recipe))
+        train.train(recipe, run, emit, self.quantisation(recipe))
 
     def load(self, recipe: sftrun.Recipe, run: Path, which: Literal["base", "tuned"]) -> Any:
-        from sftrun.builtin.backends import _hf_model
+        from sftrun.training.model import load
 
-        return _hf_model.loaded(recipe, run, which, self.quantisation(recipe))
+        return load.loaded(recipe, run, which, self.quantisation(recipe))
 
     def estimate(
         self, recipe: sftrun.Recipe, training: sftrun.Shape, evaluation: sftrun.Shape | None
     ) -> sftrun.Footprint:
-        from sftrun.builtin.backends import _estimate
+        from sftrun.training.memory import estimate
 
-        return _estimate.estimate(recipe, training, evaluation, self.quantisation(recipe))
+        return estimate.estimate(recipe, training, evaluation, self.quantisation(recipe))
 
     def bits(self, recipe: sftrun.Recipe) -> int:
         """Bits of a weight of the base."""

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import sftrun
-from sftrun.builtin.backends import _strategies
 from sftrun.training import limits
+from sftrun.training.sharding import strategies
 
 KERNELS = {"liger": "liger_kernel", "cut-cross-entropy": "cut_cross_entropy", "flash-attn": "flash_attn"}
 
@@ -33,38 +33,40 @@ class Hf:
             yield sftrun.Problem(message, path=("tuning", "lora", "init"), hint=hint)
 
     def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
-        yield from sftrun.missing(*limits.MODULES, extra="train", path=("backend",), why="the backend hf")
+        yield from sftrun.missing_packages(*limits.MODULES, extra="train", path=("backend",), why="the backend hf")
         name = recipe.train.optimizer
         if name.startswith("paged_") or name.endswith("_8bit"):
-            yield from sftrun.missing("bitsandbytes", extra="bnb", path=("train", "optimizer"), why=f"optimizer {name}")
+            yield from sftrun.missing_packages(
+                "bitsandbytes", extra="bnb", path=("train", "optimizer"), why=f"optimizer {name}"
+            )
         yield from kernels(recipe)
-        yield from _strategies.ready(recipe)
+        yield from strategies.ready(recipe)
 
     def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterable[sftrun.Problem]:
         return limits.of_data(recipe, run)
 
     def train(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> None:
-        from sftrun.builtin.backends import _hf_train
+        from sftrun.training import train
 
-        _hf_train.train(recipe, run, emit)
+        train.train(recipe, run, emit)
 
     def load(self, recipe: sftrun.Recipe, run: Path, which: Literal["base", "tuned"]) -> Any:
-        from sftrun.builtin.backends import _hf_model
+        from sftrun.training.model import load
 
-        return _hf_model.loaded(recipe, run, which)
+        return load.loaded(recipe, run, which)
 
     def estimate(
         self, recipe: sftrun.Recipe, training: sftrun.Shape, evaluation: sftrun.Shape | None
     ) -> sftrun.Footprint:
-        from sftrun.builtin.backends import _estimate
+        from sftrun.training.memory import estimate
 
-        return _estimate.estimate(recipe, training, evaluation)
+        return estimate.estimate(recipe, training, evaluation)
 
 
 def problems(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     """What no backend on transformers' trainer and peft can do."""
     yield from limits.of_recipe(recipe)
-    yield from _strategies.limits(recipe)
+    yield from strategies.limits(recipe)
     if recipe.tuning.mode != "full":
         yield from _adapter(recipe)
 

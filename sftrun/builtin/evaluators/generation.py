@@ -30,7 +30,9 @@ class Generation:
 
     def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         for package in sorted({_overlap.PACKAGES[name] for name in self.options.metrics if name in _overlap.PACKAGES}):
-            yield from sftrun.missing(package, extra="eval", path=("evaluators",), why="the evaluator generation")
+            yield from sftrun.missing_packages(
+                package, extra="eval", path=("evaluators",), why="the evaluator generation"
+            )
 
     def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterator[sftrun.Problem]:
         return _answers.unanswerable(self.options, run)

@@ -36,6 +36,6 @@ class Merged:
             yield sftrun.Problem(message, path=("exporters",), hint="leave it out, or use tuning.mode lora")
 
     def export(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> dict[str, Any]:
-        from sftrun.builtin.exporters import _merge
+        from sftrun.training.model import merge
 
-        return _merge.merge(recipe, run, self.max_difference)
+        return merge.merge(recipe, run, self.max_difference)

@@ -57,7 +57,7 @@ class Huggingface:
                 yield sftrun.Problem(f"train and {split} are the same rows: {theirs}", hint="name slices of it")
 
     def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-        yield from sftrun.missing("datasets", extra="train", path=("source",), why="the source huggingface")
+        yield from sftrun.missing_packages("datasets", extra="train", path=("source",), why="the source huggingface")
         folder = Path(self.options.name)
         if folder.is_absolute() and not folder.exists():
             yield _layout.missing(folder, AT)

@@ -33,7 +33,7 @@ class Parquet:
         self.files = _files.Files(options, ".parquet")
 
     def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
-        yield from sftrun.missing("pyarrow", extra="train", path=("source",), why="the source parquet")
+        yield from sftrun.missing_packages("pyarrow", extra="train", path=("source",), why="the source parquet")
         yield from self.files.ready()
 
     def splits(self) -> list[str]:

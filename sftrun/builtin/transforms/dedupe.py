@@ -61,8 +61,8 @@ class Dedupe:
     def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         if self.options.threshold is not None:
             why = "dedupe with a threshold"
-            yield from sftrun.missing("numpy", path=("transforms",), why=why, extra="train")
-            yield from sftrun.missing("rensa", path=("transforms",), why=why, extra="transforms")
+            yield from sftrun.missing_packages("numpy", path=("transforms",), why=why, extra="train")
+            yield from sftrun.missing_packages("rensa", path=("transforms",), why=why, extra="transforms")
 
     def apply(
         self, conversations: Iterable[sftrun.Conversation], context: sftrun.Context

@@ -71,7 +71,9 @@ class Filter:
     def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         if not self.options.languages:
             return
-        absent = [*sftrun.missing("py3langid", path=("transforms",), why="filter by language", extra="transforms")]
+        absent = [
+            *sftrun.missing_packages("py3langid", path=("transforms",), why="filter by language", extra="transforms")
+        ]
         yield from absent or _unknown(self.options.languages)
 
     def apply(

@@ -61,7 +61,7 @@ class Redact:
         if "phone" not in self.options.kinds:
             return
         why = "redact with the kind phone"
-        absent = [*sftrun.missing("phonenumbers", path=("transforms",), why=why, extra="transforms")]
+        absent = [*sftrun.missing_packages("phonenumbers", path=("transforms",), why=why, extra="transforms")]
         yield from absent or _unknown(self.options.regions)
 
     def apply(

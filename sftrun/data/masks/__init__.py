@@ -1,0 +1,1 @@
+"""Where the trained text of a conversation stands: chat templates rendered, marked and checked."""

@@ -1,0 +1,1 @@
+"""Processes and machines: starting workers, handling signals and failures, joining nodes."""

@@ -1,0 +1,162 @@
+"""Worker processes: a stage's heavy work runs in a process of its own, and reports to its parent in events.
+
+Training may be of many processes: then the worker is the one that starts them (see elastic.py), and each of them is a
+worker in turn.
+"""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sftrun.errors import Interrupted, UserError
+from sftrun.launch import failures, topology
+from sftrun.launch.signals import SIGNALS
+from sftrun.launch.topology import VARIABLES, Node
+from sftrun.recipe.model import Recipe
+from sftrun.runs.directory import RunDir
+from sftrun.types import Emit
+
+GRACE = 10  # seconds that a worker has to end where its parent fails
+
+
+class Ranks(msgspec.Struct, frozen=True):
+    """Processes that do one work together: so many on each of the nodes, started again so often where one fails.
+
+    `recipe` is the resolved recipe as this command has it, which must be the one in the run directory.
+    """
+
+    processes: int = 1
+    nodes: int = 1
+    restarts: int = 0
+    node: Node = Node()
+    recipe: str | None = None
+
+
+def ranks(recipe: Recipe, node: Node | None, resolved: str | None = None) -> Ranks | None:
+    """Returns the processes that train on this node; None for a single process without restarts.
+
+    `resolved` is the resolved recipe of a node other than the first.
+    """
+    wanted = recipe.launch
+    if topology.size(recipe) == 1 and not wanted.restarts:
+        return None
+    return Ranks(topology.processes(recipe), wanted.nodes, wanted.restarts, node or Node(), resolved)
+
+
+def work(target: str, run: RunDir, emit: Emit, ranks: Ranks | None = None) -> None:
+    """Calls `target` (`"package.module:function"`) in a new process as `function(recipe, run, emit)`.
+
+    With `ranks`, in so many new processes; of what they emit, the first one's events are passed on. Raises UserError
+    for what the user can fix, running out of memory among it, Interrupted after a signal, and WorkerError for the rest.
+    """
+    reading, writing = os.pipe()
+    lifeline, held = os.pipe()  # the worker ends when this end is closed: it never outlives its parent
+    command = [sys.executable, "-m", "sftrun.launch.workers", target, str(run.path), str(writing), str(lifeline)]
+    if ranks:
+        command[2] = "sftrun.launch.agent"
+        command += [msgspec.json.encode(each).decode() for each in (ranks, run.locks)]
+    passed = [writing, lifeline, *run.locks]
+    alone = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    with SIGNALS.heard(), run.log.open("ab") as log, os.fdopen(reading, encoding="utf-8") as events:
+        process = subprocess.Popen(
+            command,
+            pass_fds=passed,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=alone,
+            start_new_session=True,
+        )
+        os.close(writing)
+        os.close(lifeline)
+        SIGNALS.process = process
+        try:
+            failure = _follow(events, emit)
+            code = process.wait()
+        except BaseException:
+            _stop(process)
+            raise
+        finally:
+            SIGNALS.process = None
+            os.close(held)
+        if code or failure:
+            raise failures.explain(failure, code, run)
+
+
+def _follow(events: Any, emit: Emit) -> dict[str, Any] | None:
+    failure = None
+    for line in events:
+        event = json.loads(line)
+        if event["event"] == "failure":
+            failure = event
+        else:
+            emit(event)
+    return failure
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def main() -> None:
+    """What a worker process runs."""
+    target, path, descriptor, lifeline = sys.argv[1:]
+    serve(lambda emit: _call(target, Path(path), emit), int(descriptor), int(lifeline))
+
+
+def serve(job: Callable[[Emit], None], descriptor: int, lifeline: int) -> None:
+    """Does the work of a worker process, and says through a pipe how it went; ends when the lifeline is cut."""
+    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+    os.set_inheritable(descriptor, False)
+    pipe = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
+
+    def emit(event: dict[str, Any]) -> None:
+        # a parent that is gone ends the worker here, by BrokenPipeError
+        pipe.write(json.dumps(event) + "\n")
+
+    try:
+        job(emit)
+    except UserError as error:
+        problems = [msgspec.to_builtins(problem) for problem in error.problems]
+        emit({"event": "failure", "kind": "user", "problems": problems})
+        sys.exit(1)
+    except Interrupted:
+        sys.exit(failures.INTERRUPTED)
+    except BrokenPipeError:
+        os._exit(1)
+    except Exception as error:
+        emit({"event": "failure", **failures.describe(error)})
+        sys.exit(1)
+
+
+def _end_with_parent(lifeline: int) -> None:
+    os.set_inheritable(lifeline, False)
+    os.read(lifeline, 1)
+    os._exit(1)
+
+
+def _call(target: str, path: Path, emit: Emit) -> None:
+    from sftrun.recipe.resolved import from_resolved
+
+    run = RunDir(path)
+    recipe = from_resolved((path / "resolved.yaml").read_text("utf-8"))
+    module, _, name = target.partition(":")
+    getattr(importlib.import_module(module), name)(recipe, run, emit)
+
+
+if __name__ == "__main__":
+    main()

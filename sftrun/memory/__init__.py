@@ -1,0 +1,1 @@
+"""Does a recipe fit this machine: estimates, measurements, and what to change."""

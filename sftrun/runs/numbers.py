@@ -1,0 +1,47 @@
+"""Numbers and durations as people read them."""
+
+import math
+from typing import Any
+
+NOTHING = "–"
+
+
+def number(value: Any) -> str:
+    """A value for a table: four significant digits, thousands apart; a dash where there is none."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return _decimal(value) if isinstance(value, float) else str(value)
+
+
+def _decimal(value: float) -> str:
+    if math.isnan(value):
+        return "not a number"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value and not 1e-4 <= abs(value) < 1e7:
+        text = f"{value:.3g}"
+    else:
+        text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return text.replace("-", "−", 1) if value < 0 else text
+
+
+def share(part: Any, whole: Any) -> str:
+    """A part of a whole in per cent."""
+    return f"{100 * part / whole:.1f} %" if part is not None and whole else NOTHING
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `1 h 02 min`, `3 min 20 s` or `12 s`."""
+    if not math.isfinite(seconds):
+        return NOTHING
+    if 0 < seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -1,0 +1,1 @@
+"""The Python side of the commands that are more than one stage."""

@@ -1,0 +1,202 @@
+"""A recipe in small: its own tokenizer, template and first rows, and a tiny model, through every stage."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sftrun import flow, tiny
+from sftrun.errors import UserError
+from sftrun.launch import topology, workers
+from sftrun.options import as_use
+from sftrun.recipe.model import LaunchOptions, Recipe
+from sftrun.recipe.validate import read, resolved_yaml
+from sftrun.registry import current
+from sftrun.runs import directory
+from sftrun.runs.directory import RunDir
+from sftrun.types import BadRow, Emit
+
+STEPS, EVERY, LARGEST = 4, 2, 4  # optimizer steps, steps between evaluations and saves, rows in a batch
+
+
+class Rehearsal(msgspec.Struct, frozen=True):
+    """What was run, line by line, and what was not; `run` is the run directory, if it was kept."""
+
+    exercised: list[str]
+    left_out: list[str]
+    run: str | None = None
+
+
+class StopError(Exception):
+    """The rehearsal's own interruption."""
+
+
+class Listener:
+    """Keeps the events and passes them on; stops the run once, after its first checkpoint, so that it is resumed."""
+
+    def __init__(self, watch: Emit) -> None:
+        self.watch = watch
+        self.seen: list[dict[str, Any]] = []
+        self.stopped = False
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        self.seen.append(event)
+        self.watch(event)
+        if event["event"] == "checkpoint" and event["step"] < STEPS and not self.stopped:
+            self.stopped = True
+            self.watch({"event": "rehearsed_stop", "step": event["step"]})
+            raise StopError
+
+
+def rehearse(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    watch: Emit = lambda event: None,
+    rows: int = 24,
+) -> Rehearsal:
+    """Runs a recipe on its first `rows` rows a split with a tiny random model; raises UserError as `run` does.
+
+    The embedded model is used as it is. Without `out` nothing is kept.
+    """
+    loaded = read(path, overrides)
+    recipe, heard = loaded.recipe, Listener(watch)
+
+    def within(folder: Path) -> Rehearsal:
+        with flow.explained(loaded.document):
+            taken = _take_rows(recipe, folder / "rows", rows)
+            name = _miniature(recipe, folder)
+        run = _run(path, [*overrides, *_sets(recipe, folder / "rows", name)], folder / "run", heard)
+        return _told(recipe, run, heard, taken)
+
+    with flow.explained(loaded.document):
+        flow.ready(recipe)
+    if out:
+        folder = directory.create(Path(path), Path(out)).path
+        return msgspec.structs.replace(within(folder), run=str(folder / "run"))
+    with flow.passing(".rehearsal-") as folder:
+        return within(folder)
+
+
+def _run(path: str | Path, sets: list[str], out: Path, heard: Listener) -> RunDir:
+    try:
+        return flow.run(path, sets, out, heard)
+    except StopError:
+        return flow.go_on(out, (), heard)
+
+
+def _take_rows(recipe: Recipe, folder: Path, count: int) -> Counter[str]:
+    """Writes the first rows of each split as JSON lines, and counts them; raises UserError for rows that are bad."""
+    source = current().create("source", as_use(recipe.source))
+    folder.mkdir(parents=True)
+    taken: Counter[str] = Counter()
+    for split in source.splits():
+        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+            for row in islice(source.rows(split), count):
+                if not isinstance(row, BadRow):
+                    file.write(json.dumps(row.data, ensure_ascii=False, default=str) + "\n")
+                    taken[split] += 1
+                elif recipe.data.on_bad_row == "error":
+                    raise UserError(f"{source.locate(row.origin)}: {row.reason}")
+    return taken
+
+
+def _miniature(recipe: Recipe, folder: Path) -> str:
+    """The name of the model to train: the embedded one, or a tiny one that is made here."""
+    if recipe.model.name == tiny.NAME:
+        return tiny.NAME
+    making = RunDir(folder)
+    making.write("resolved.yaml", resolved_yaml(recipe))
+    workers.work("sftrun.tools.rehearse:shrink_here", making, lambda event: None)
+    return str(folder / "model")
+
+
+def shrink_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+    """Makes the tiny model in `model/`; runs in a worker process."""
+    from sftrun.data.tokens.tokenizer import load_tokenizer
+    from sftrun.tools import shrink
+
+    shrink.save(load_tokenizer(recipe.model).folder, run.model, recipe.seed)
+
+
+def _sets(recipe: Recipe, rows: Path, model: str) -> Iterator[str]:
+    """Overrides that make a recipe small."""
+    train = recipe.train
+    source = {"use": "jsonl", "with": {"path": str(rows), "val_share": 0}}
+    yield f"source={json.dumps(source)}"
+    if model != tiny.NAME:
+        yield f"model.name={model}"
+        yield "model.revision=null"
+    yield f"launch={json.dumps(msgspec.to_builtins(LaunchOptions(processes=1)))}"
+    yield "data.max_lost=1"  # of a few rows, any share may be too long
+    yield "expect_mask=null"
+    yield f"train.max_steps={STEPS}"
+    yield f"train.epochs={STEPS * LARGEST * LARGEST}"  # so many that max_steps decides
+    yield "train.logging_steps=1"
+    yield "train.effective_batch_size=null"
+    yield f"train.batch_size={LARGEST if train.batch_size == 'auto' else min(train.batch_size, LARGEST)}"
+    for key in ("eval_batch_size", "grad_accum"):
+        yield f"train.{key}={min(getattr(train, key), LARGEST)}"
+    if train.early_stopping:
+        yield "train.early_stopping.patience=1"  # more evaluations than there are could not stop anything
+    for key in ("eval", "save"):
+        if getattr(train, f"{key}_strategy") != "no":
+            yield f"train.{key}_strategy=steps"
+            yield f"train.{key}_steps={EVERY}"
+
+
+def _told(recipe: Recipe, run: RunDir, heard: Listener, taken: Counter[str]) -> Rehearsal:
+    counts = Counter(event["event"] for event in heard.seen)
+    exercised = [*_prepared(recipe, run, taken), *_trained(recipe, counts, heard.stopped), *_finished(recipe, run)]
+    return Rehearsal(exercised, list(_left_out(recipe, counts)))
+
+
+def _prepared(recipe: Recipe, run: RunDir, taken: Counter[str]) -> Iterator[str]:
+    stats = run.read_json("prepared/stats.json")["train"]
+    rows = ", ".join(f"{number} of {split}" for split, number in taken.items())
+    yield f"rows: the first ones of the source {as_use(recipe.source).use} ({rows})"
+    names = ", ".join(as_use(each).use for each in (*recipe.transforms, recipe.formatter, recipe.masker))
+    yield f"prepare: {names}; {stats['trained_tokens']:,} of {stats['tokens']:,} tokens trained, the mask proven"
+    if "packing" in stats:
+        yield f"pack: {stats['packing']['sequences']} sequences, shown not to see each other"
+
+
+def _trained(recipe: Recipe, counts: Counter[str], stopped: bool) -> Iterator[str]:
+    yield f"train: {STEPS} steps in mode {recipe.tuning.mode} by the backend {as_use(recipe.backend).use}"
+    if counts["eval"]:
+        yield f"validate: {counts['eval']} times while training"
+    if counts["checkpoint"]:
+        yield f"save: {counts['checkpoint']} checkpoints"
+    if stopped:
+        yield "resume: stopped after the first checkpoint, and gone on from there"
+
+
+def _finished(recipe: Recipe, run: RunDir) -> Iterator[str]:
+    if recipe.evaluators:
+        yield f"evaluate: {', '.join(run.read_json('eval/scores.json')['tuned'])}, base and tuned model"
+    if recipe.exporters:
+        yield f"export: {', '.join(run.read_json('export/facts.json'))}"
+    yield "report: report.html and the model card"
+
+
+def _left_out(recipe: Recipe, counts: Counter[str]) -> Iterator[str]:
+    if recipe.model.name != tiny.NAME:
+        yield f"the weights of {recipe.model.name}: a tiny random model of its architecture stood in"
+    yield "all other rows: sftrun prepare looks at every one"
+    yield "memory and time of the real model: sftrun plan --probe measures them"
+    if recipe.train.batch_size == "auto":
+        yield "the choice of train.batch_size: sftrun plan shows it"
+    if topology.size(recipe) > 1:
+        yield f"training in {topology.size(recipe)} processes: one stood in"
+    if not counts["eval"]:
+        reason = "the recipe wants none" if recipe.train.eval_strategy == "no" else "there are no validation rows"
+        yield f"validation while training: {reason}"
+    if not counts["checkpoint"]:
+        yield "checkpoints, and resuming: the recipe saves none"
+    for name in ("evaluators", "exporters"):
+        if not getattr(recipe, name):
+            yield f"{name}: the recipe names none"

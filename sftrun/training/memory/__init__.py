@@ -1,0 +1,1 @@
+"""Estimates the memory of a training from the model's config alone."""

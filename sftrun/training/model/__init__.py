@@ -1,0 +1,1 @@
+"""Base models and adapters: loading, quantising, merging, and faster heads and attention."""

@@ -1,0 +1,230 @@
+"""Adapters of the LoRA family: attached to a base, kept as precise as they are, saved for the base as it was."""
+
+import copy
+import difflib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as BY_ARCHITECTURE
+from peft.utils.integrations import dequantize_module_weight
+from safetensors.torch import save_file
+
+import sftrun
+from sftrun.training import base_model, compute, ranks, weights
+from sftrun.training.model import load, quantise, vocabulary
+
+# pissa: with 16 iterations the SVD is as good as exact, in seconds instead of minutes a layer.
+# loftq starts like any other, and is set once the quantised base is there.
+STARTS = {"default": True, "gaussian": "gaussian", "pissa": "pissa_niter_16", "olora": "olora", "loftq": True}
+CHANGES_BASE = ("pissa_niter_16", "olora")
+NAME = "default"
+PATH = ("tuning", "lora")
+SHOWN = 12
+
+
+def config(recipe: sftrun.Recipe) -> Any:
+    """The peft configuration of a recipe, or None in full tuning."""
+    if recipe.tuning.mode == "full":
+        return None
+    lora = recipe.tuning.lora
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=None if lora.target_modules == "auto" else lora.target_modules,
+        modules_to_save=list(lora.modules_to_save) or None,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        init_lora_weights=STARTS[lora.init],
+    )
+
+
+def attach(base: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.Emit, empty: bool = False) -> "Adapter":
+    """A new adapter on a base, which may have its weights to come; raises UserError where it has no such modules."""
+    tokens = ranks.told(_new_tokens(base, recipe, run))  # others may not have the weights
+    problems = [*unknown_modules(base, recipe), *(_adapted_embeddings(base, recipe) if tokens else [])]
+    if problems:
+        raise sftrun.UserError(problems)
+    wanted = config(recipe)
+    if empty:
+        wanted.init_lora_weights = True  # there is nothing to start from, and the start comes with the weights
+    wanted.ensure_weight_tying = _tied(base) and _saves_embeddings(base, recipe)
+    embeddings = _embeddings_not_saved(base, recipe)
+    if tokens and embeddings:
+        wanted.trainable_token_indices = dict.fromkeys(embeddings, tokens)
+        message = f"{recipe.model.name} has no trained embedding for {_named(recipe, tokens)}"
+        emit({"event": "warning", "message": f"{message}: trained, and saved, with the adapter"})
+    try:
+        model = peft.get_peft_model(base, wanted)
+    except (ValueError, TypeError) as error:
+        raise sftrun.UserError(sftrun.Problem(f"peft cannot make this adapter: {error}", path=PATH)) from error
+    in_fp32(model)
+    if compute.precision(recipe) != "fp32" and not recipe.tuning.lora.dora:
+        leave_to_autocast(model)
+    if recipe.tuning.lora.init == "loftq":
+        _loftq(model, recipe)
+    return Adapter(model)
+
+
+def in_fp32(model: Any) -> None:
+    """Holds all that is trained in fp32: peft leaves copies of a base's modules in its 16 bits, where small steps are
+    lost, and from which no scaled gradient can be taken."""
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+
+
+def leave_to_autocast(model: Any) -> None:
+    """Keeps peft from copying the input of each adapter to fp32, which autocast would copy back to the same 16 bits."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
+
+
+class Adapter:
+    """An adapter on its base, with the weights that it started from."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.start = weights.copied(model)
+
+    def restore(self) -> None:
+        """Puts the start back as it was before there was a trainer."""
+        weights.restore(self.model, self.start)
+
+    def save(self, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Writes the adapter for the base as it was before training; `state_dict` has its weights, if it is sharded.
+
+        PiSSA and OLoRA take their start, B₀A₀, out of the base's weights. What is saved is BA − B₀A₀, as an adapter of
+        twice the rank, [B, −B₀] [A; A₀], so that it fits the base that everybody has.
+        """
+        self.model.save_pretrained(folder, save_embedding_layers=False, state_dict=state_dict)
+        settings = self.model.peft_config[NAME]
+        if settings.init_lora_weights not in CHANGES_BASE:
+            return
+        weights = peft.get_peft_model_state_dict(self.model, state_dict, save_embedding_layers=False)
+        doubled = {name: self._doubled(name, weight).detach().cpu().clone() for name, weight in weights.items()}
+        save_file(doubled, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        settings = copy.deepcopy(settings)
+        settings.init_lora_weights, settings.inference_mode, settings.r = True, True, 2 * settings.r
+        settings.lora_alpha *= 2**0.5 if settings.use_rslora else 2  # the scale stays alpha / r, or alpha / √r
+        settings.save_pretrained(folder)
+
+    def _doubled(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        for part, sign, dimension in (("lora_A", 1, 0), ("lora_B", -1, 1)):
+            if f".{part}." in name:
+                start = self.start[name.replace(f".{part}.", f".{part}.{NAME}.")]
+                return torch.cat([weight, sign * start.to(weight.dtype)], dimension)
+        return weight
+
+
+@torch.no_grad()
+def _loftq(model: Any, recipe: sftrun.Recipe) -> None:
+    """Starts the adapter from what quantisation has lost: the best product of its rank for W − Q.
+
+    One step of https://arxiv.org/abs/2310.08659, with Q as it is; peft has it too, but forgets that the product is
+    scaled, and needs a GPU.
+    """
+    exact = load.load_base(recipe, where=torch.device("cpu"))
+    weights = {name: module.weight for name, module in exact.named_modules() if isinstance(module, torch.nn.Linear)}
+    for name, module in model.get_base_model().named_modules():
+        if isinstance(module, peft.tuners.lora.Linear4bit):
+            held = dequantize_module_weight(module.get_base_layer()).float()
+            rank = module.r[NAME]
+            left, values, right = torch.svd_lowrank(weights[name].to(held.device).float() - held, rank + 16, niter=16)
+            root = values[:rank].sqrt()
+            module.lora_A[NAME].weight.copy_(root[:, None] * right[:, :rank].T)
+            module.lora_B[NAME].weight.copy_(left[:, :rank] * root / module.scaling[NAME])
+
+
+def _new_tokens(base: Any, recipe: sftrun.Recipe, run: sftrun.RunDir) -> list[int]:
+    location, commit = base_model.location(recipe), base_model.commit(recipe)
+    rows = transformers.AutoConfig.from_pretrained(location, revision=commit).get_text_config().vocab_size
+    return vocabulary.untrained(base, sftrun.load_tokenizer(recipe.model), rows, run.prepared / "train.arrow")
+
+
+def _named(recipe: sftrun.Recipe, tokens: list[int]) -> str:
+    texts = sftrun.load_tokenizer(recipe.model).added
+    listed = ", ".join(texts.get(token, str(token)) for token in tokens[:SHOWN])
+    return listed + (f" and {len(tokens) - SHOWN} more tokens" if len(tokens) > SHOWN else "")
+
+
+def _embeddings(base: Any) -> list[str]:
+    """Names of the layers that hold a row for each token: the input's and the output's."""
+    layers = (base.get_input_embeddings(), base.get_output_embeddings())
+    return [name for name, module in base.named_modules() if module in layers]
+
+
+def _saves_embeddings(base: Any, recipe: sftrun.Recipe) -> bool:
+    return any(_found(name, _embeddings(base)) for name in recipe.tuning.lora.modules_to_save)
+
+
+def _embeddings_not_saved(base: Any, recipe: sftrun.Recipe) -> list[str]:
+    """Those of them that are not trained in full; where the two are one matrix, the input's stands for both."""
+    if _tied(base):
+        both = [name for name, module in base.named_modules() if module is base.get_input_embeddings()]
+        return [] if _saves_embeddings(base, recipe) else both
+    saved = recipe.tuning.lora.modules_to_save
+    return [name for name in _embeddings(base) if not any(_found(each, [name]) for each in saved)]
+
+
+def _adapted_embeddings(base: Any, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    modules = recipe.tuning.lora.target_modules
+    for index, name in enumerate(modules if isinstance(modules, list) else ()):
+        if _found(name, _embeddings(base)):
+            message = f"{name} has new tokens to learn in full, so it cannot have an adapter as well"
+            path, hint = (*PATH, "target_modules", index), f"name {name} in modules_to_save, or leave it out"
+            yield sftrun.Problem(message, path=path, hint=hint)
+
+
+def _tied(base: Any) -> bool:
+    return bool(base.get_input_embeddings().weight is base.get_output_embeddings().weight)
+
+
+def _leaves(names: Iterable[str]) -> set[str]:
+    return {name.rsplit(".", 1)[-1] for name in names}
+
+
+def unknown_modules(base: Any, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    """Names in the recipe that fit no module of the model, or none that can do what is asked of it."""
+    lora = recipe.tuning.lora
+    modules = {name: module for name, module in base.named_modules() if name}
+    linear = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear | torch.nn.Embedding)]
+    linear += [name for name, module in modules.items() if isinstance(module, transformers.pytorch_utils.Conv1D)]
+    if lora.target_modules == "auto" and base.config.model_type not in BY_ARCHITECTURE:
+        message = f"peft has no choice of modules for the architecture {base.config.model_type!r}"
+        yield sftrun.Problem(message, path=(*PATH, "target_modules"), hint="use all-linear, or a list of names")
+    for index, name in enumerate(lora.target_modules if isinstance(lora.target_modules, list) else ()):
+        path = (*PATH, "target_modules", index)
+        if not _found(name, linear):
+            yield _unknown(name, linear, list(modules), path)
+        elif _tied(base) and any(modules[found] is base.get_input_embeddings() for found in _found(name, linear)):
+            message = f"{name} is the head too, in this model, and an adapter would change only one of the two"
+            yield sftrun.Problem(message, path=path, hint=f"name {name} in modules_to_save, to train it in full")
+    for index, name in enumerate(lora.modules_to_save):
+        path = (*PATH, "modules_to_save", index)
+        if not _found(name, modules):
+            yield _unknown(name, modules, list(modules), path)
+        elif any(quantise.is_quantised(each) for found in _found(name, modules) for each in modules[found].modules()):
+            message = f"{name} is held in few bits by the backend, and cannot be trained in full"
+            yield sftrun.Problem(message, path=path, hint="name it in target_modules, or use the backend hf")
+
+
+def _found(wanted: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name == wanted or name.endswith(f".{wanted}")]
+
+
+def _unknown(wanted: str, fitting: Iterable[str], every: list[str], path: tuple[str | int, ...]) -> sftrun.Problem:
+    there = sorted(_leaves(fitting) - {str(number) for number in range(1000)})
+    if _found(wanted, every):
+        message, close = f"{wanted} is no linear layer, so it can have no adapter", []
+    else:
+        message, close = f"the model has no module {wanted}", difflib.get_close_matches(wanted, there, n=1)
+    listed = ", ".join(there[:SHOWN]) + (", …" if len(there) > SHOWN else "")
+    hint = f"did you mean '{close[0]}'? there are: {listed}" if close else f"there are: {listed}"
+    return sftrun.Problem(message, path=path, hint=hint)

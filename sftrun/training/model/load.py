@@ -1,0 +1,71 @@
+"""Loads transformers models."""
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+
+import sftrun
+from sftrun.training import base_model, compute, saved
+from sftrun.training.loaded import LoadedModel
+from sftrun.training.model import head, quantise, vocabulary
+from sftrun.training.sharding.empty import empty_model
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+def load_base(
+    recipe: sftrun.Recipe,
+    quantisation: dict[str, Any] | None = None,
+    where: torch.device | None = None,
+    empty: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """The base model, with an embedding for each token, as it is trained on: by default with fp32 weights where they
+    are trained in full, else in the precision of the computation, or quantised as `BnbOptions` says.
+
+    An `empty` one has its weights to come. Raises UserError where it cannot be loaded.
+    """
+    location, dtype = base_model.location(recipe), dtype or compute.weights_dtype(recipe)
+    where = where or compute.device()
+    held = quantise.settings(quantisation, compute.precision(recipe), where) if quantisation else {}
+    load = empty_model if empty else transformers.AutoModelForCausalLM.from_pretrained
+    try:
+        model = load(location, revision=base_model.commit(recipe), dtype=dtype, **held)
+    except (OSError, ValueError) as error:
+        message = f"the model {location} cannot be loaded: {str(error).splitlines()[0]}"
+        raise sftrun.UserError(sftrun.Problem(message, path=("model", "name"))) from error
+    if quantisation:
+        quantise.keep_as_they_are(model)
+    else:
+        model = model.to(where)
+    vocabulary.fit(model, sftrun.load_tokenizer(recipe.model))
+    return model
+
+
+def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
+    """The tuned model: whole weights, or the adapter on the base that it was trained on."""
+    saved.check(run)
+    if not saved.has_adapter(run.model):
+        dtype = compute.DTYPES[compute.precision(recipe)]
+        return transformers.AutoModelForCausalLM.from_pretrained(run.model, dtype=dtype).to(compute.device())
+    from peft import PeftModel
+
+    base_model.check(recipe, run)
+    base = load_base(recipe, base_model.trained_on(run).get("quantisation"))
+    with warnings.catch_warnings():  # peft 0.21 asks for a name that transformers 5.23 is about to drop
+        warnings.simplefilter("ignore", FutureWarning)
+        return PeftModel.from_pretrained(base, run.model)
+
+
+def loaded(
+    recipe: sftrun.Recipe, path: Path, which: Literal["base", "tuned"], quantisation: dict[str, Any] | None = None
+) -> LoadedModel:
+    """The model before or after training, for evaluators: its weights in the precision of the computation."""
+    run, dtype = sftrun.RunDir(path), compute.DTYPES[compute.precision(recipe)]
+    model = load_base(recipe, quantisation, dtype=dtype) if which == "base" else load_tuned(recipe, run)
+    head.add(model)
+    return LoadedModel(model, recipe, run, head.score)

@@ -1,0 +1,1 @@
+"""Models shared among processes: FSDP2 and DeepSpeed ZeRO."""

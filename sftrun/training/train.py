@@ -1,0 +1,94 @@
+"""Trains with trl's SFTTrainer on prepared samples, whose ids and labels it must not touch."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from trl import SFTConfig
+
+import sftrun
+from sftrun.training import compute, ranks, saved, settings
+from sftrun.training.keeper import Keeper
+from sftrun.training.model import fused, head, isolation, load, switches
+from sftrun.training.model.adapter import Adapter, attach
+from sftrun.training.rows import PackedRows, rows_of
+from sftrun.training.sft_trainer import Trainer
+from sftrun.training.sharding import apply
+from sftrun.training.sharding.empty import loads_weights
+
+transformers.logging.set_verbosity_warning()
+datasets.disable_progress_bars()
+
+
+def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: dict[str, Any] | None = None) -> None:
+    """Trains, on from the last whole checkpoint if there is one, and leaves `model/`.
+
+    `quantisation` says how the frozen base of an adapter is held.
+    Raises UserError for a loss that is not finite, and Interrupted where a signal has asked for a checkpoint.
+    """
+    run = sftrun.RunDir(path)
+    switches.check(recipe)
+    ranks.join(recipe)
+    keeper = Keeper(recipe, run, emit)
+    rows = rows_of(recipe, run)
+    transformers.set_seed(recipe.seed)
+    strategy = apply.strategy(recipe)
+    apply.check_start(strategy, keeper.start)
+    # a model that is to be shared may not fit where its parts do
+    where = torch.device("cpu") if strategy and not quantisation else None
+    empty = not loads_weights(strategy, recipe, quantisation)
+    model = load.load_base(recipe, quantisation, where, empty)
+    used = switches.give(model, recipe, emit)
+    packed = isinstance(rows, PackedRows)
+    if packed and not strategy:
+        isolation.check(model, compute.precision(recipe))
+    adapter = None if recipe.tuning.mode == "full" else attach(model, recipe, run, emit, empty)
+    trainer = apply.trainer(strategy, Trainer)(
+        keeper,
+        rows,
+        head.score,
+        model=adapter.model if adapter else model,
+        args=ranks.one_gpu(arguments(recipe, run, len(rows))),
+    )
+    if adapter:
+        adapter.restore()
+    head.add(trainer.model, fused.kernel(trainer.model, recipe), parts=strategy is None)
+    if strategy:
+        check = functools.partial(isolation.check, precision=compute.precision(recipe)) if packed else None
+        trainer.add_callback(apply.Checks(trainer, check))
+    keeper.train(trainer, functools.partial(_save, trainer, adapter, recipe, run, quantisation))
+    if ranks.first():
+        run.merge_json("lock.json", {"used": used, "parameters": saved.count(trainer.model)})
+    ranks.leave()
+
+
+def _save(
+    trainer: Any,
+    adapter: Adapter | None,
+    recipe: sftrun.Recipe,
+    run: sftrun.RunDir,
+    quantisation: dict[str, Any] | None,
+) -> None:
+    weights = apply.whole_weights(trainer)
+    if ranks.first():
+        write = functools.partial(adapter.save if adapter else trainer.model.save_pretrained, state_dict=weights)
+        saved.save(trainer.model, write, recipe, run, quantisation)
+
+
+def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig:
+    """Every setting of the trainer that a recipe decides, none left to its defaults."""
+    t = recipe.train
+    return SFTConfig(
+        **settings.of_recipe(recipe, run, rows),
+        activation_offloading=t.activation_offload,
+        # a batch goes to the GPU while that still works on the one before
+        accelerator_config={"non_blocking": torch.cuda.is_available()},
+        tf32=t.tf32 or None,  # off as torch has it: set to off, parts of torch can no longer ask for it
+        deepspeed=apply.deepspeed_config(recipe, compute.precision(recipe)),
+        # for experts that no token has chosen; and gradients are added in the same order after a resume
+        ddp_find_unused_parameters=True,
+        average_tokens_across_devices=True,  # else a step would depend on which process has which rows
+    )
