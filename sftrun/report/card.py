@@ -12,7 +12,7 @@ from sftrun.recipe.model import Recipe
 from sftrun.report import say, scores
 from sftrun.report.facts import Facts
 from sftrun.report.markdown import Plain, finished, literal
-from sftrun.runs import history, numbers
+from sftrun.runs import history
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9._-]{1,96})?", re.ASCII)
 
@@ -50,7 +50,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = {"number": numbers.number, "share": numbers.share, "duration": numbers.duration}
+    filters = {"number": number, "share": share, "duration": duration}
     environment.filters.update(filters | {"hardware": say.hardware, "literal": literal})
     return environment
 
@@ -72,9 +72,7 @@ def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:
     steps = max((event.get("steps") or 0 for event in facts.events if event.get("event") == "step"), default=None)
     found: list[tuple[str, Any]] = [("tuning", recipe.tuning.mode)]
     if recipe.tuning.mode != "full":
-        found.append(
-            ("LoRA", f"r {lora.r}, alpha {numbers.number(lora.alpha)}, dropout {numbers.number(lora.dropout)}")
-        )
+        found.append(("LoRA", f"r {lora.r}, alpha {number(lora.alpha)}, dropout {number(lora.dropout)}"))
         modules = lora.target_modules
         found.append(("adapted modules", modules if isinstance(modules, str) else ", ".join(modules)))
     return [
@@ -86,11 +84,11 @@ def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:
         ("learning rate", _learning_rate(recipe, facts)),
         (
             "schedule",
-            f"{t.scheduler}, warm-up {numbers.number(t.warmup)} {'of all steps' if t.warmup < 1 else 'steps'}",
+            f"{t.scheduler}, warm-up {number(t.warmup)} {'of all steps' if t.warmup < 1 else 'steps'}",
         ),
         ("rows per step", _rows_per_step(recipe)),
-        ("longest sequence", f"{numbers.number(recipe.model.max_seq_len)} tokens"),
-        ("optimizer", f"{t.optimizer}, weight decay {numbers.number(t.weight_decay)}"),
+        ("longest sequence", f"{number(recipe.model.max_seq_len)} tokens"),
+        ("optimizer", f"{t.optimizer}, weight decay {number(t.weight_decay)}"),
         ("precision", t.precision),
         ("seed", recipe.seed),
     ]
@@ -98,15 +96,15 @@ def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:
 
 def _learning_rate(recipe: Recipe, facts: Facts) -> str:
     if recipe.train.learning_rate is not None:
-        return numbers.number(recipe.train.learning_rate)
+        return number(recipe.train.learning_rate)
     # the backend chose it: the highest that it logged is what there is to say
     logged = [value for _, value in history.history(facts.events).learning_rate]
-    return f"the backend's default; {numbers.number(max(logged))} at most" if logged else "the backend's default"
+    return f"the backend's default; {number(max(logged))} at most" if logged else "the backend's default"
 
 
 def _rows_per_step(recipe: Recipe) -> str:
     t = recipe.train
-    return f"{t.batch_size} × {t.grad_accum} accumulated" if t.grad_accum > 1 else numbers.number(t.batch_size)
+    return f"{t.batch_size} × {t.grad_accum} accumulated" if t.grad_accum > 1 else number(t.batch_size)
 
 
 def _on_hub(recipe: Recipe) -> bool:

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from sftrun.recipe.model import Recipe
 from sftrun.report import advice, curves, say, scores
 from sftrun.report.facts import Facts
-from sftrun.runs import history, numbers
+from sftrun.runs import history
 
 LONGEST = 6000  # characters of one text that are shown
 
@@ -55,7 +55,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {"number": numbers.number, "duration": numbers.duration, "moment": say.moment, "share": numbers.share}
+    filters = {"number": number, "duration": duration, "moment": say.moment, "share": share}
     filters |= {"hardware": say.hardware, "plain": say.plain, "text": visible, "said": said, "labels": labels}
     environment.filters.update(filters)
     return environment
