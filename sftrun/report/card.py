@@ -13,6 +13,7 @@ from sftrun.report import say, scores
 from sftrun.report.facts import Facts
 from sftrun.report.markdown import Plain, finished, literal
 from sftrun.runs import history
+from sftrun.runs.numbers import duration, number, share
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9._-]{1,96})?", re.ASCII)
 

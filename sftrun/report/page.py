@@ -13,6 +13,7 @@ from sftrun.recipe.model import Recipe
 from sftrun.report import advice, curves, say, scores
 from sftrun.report.facts import Facts
 from sftrun.runs import history
+from sftrun.runs.numbers import duration, number, share
 
 LONGEST = 6000  # characters of one text that are shown
 
