@@ -2,15 +2,14 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
-from conftest import talk
+from conftest import talk, wait_for
+from workers import is_alive
 
 from sftrun import Interrupted, UserError
 from sftrun.launch import heartbeat
@@ -36,14 +35,6 @@ def described(run, description, **launch):
     keys = {"model": {"name": "sftrun/tiny"}, "source": "jsonl", "description": description, "launch": launch}
     run.write("resolved.yaml", resolved_yaml(normal(parse(keys, Recipe))))
     return run
-
-
-def wait_for(what, seconds=120):
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.01)
-    return found
 
 
 def test_each_process_knows_which_it_is_and_the_first_one_reports(run, monkeypatch):
@@ -112,18 +103,10 @@ def test_a_signal_asks_all_processes_and_a_second_one_ends_them(run):
     assert sorted(path.name for path in run.path.glob("stopped-*")) == ["stopped-0", "stopped-1"]
 
 
-def alive(pid):
-    status = Path(f"/proc/{pid}/status")
-    try:
-        return "State:\tZ" not in status.read_text()
-    except OSError:
-        return False
-
-
 @pytest.mark.parametrize("whom", ["parent", pytest.param("launcher", marks=pytest.mark.slow)])
 def test_no_process_outlives_the_one_that_started_it(run, whom):
-    code = "import sys, pathlib; from sftrun import launch, rundir\n"
-    code += "launch.work('workers:stays', rundir.RunDir(pathlib.Path(sys.argv[1])), print, launch.Ranks(processes=2))"
+    code = "import sys, pathlib\nfrom sftrun.launch import workers\nfrom sftrun.runs.directory import RunDir\n"
+    code += "workers.work('workers:stays', RunDir(pathlib.Path(sys.argv[1])), print, workers.Ranks(processes=2))"
     parent = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stderr=subprocess.DEVNULL)
     files = [run.path / f"pid-{number}" for number in range(2)]
     wait_for(lambda: all(file.is_file() and " " in file.read_text() for file in files))
@@ -131,25 +114,20 @@ def test_no_process_outlives_the_one_that_started_it(run, whom):
     assert len(pids) == 3
     launcher = int(files[0].read_text().split()[1])
     os.kill(parent.pid if whom == "parent" else launcher, signal.SIGKILL)
-    wait_for(lambda: not any(map(alive, pids)), 20)
-    parent.wait(20)
+    wait_for(lambda: not any(map(is_alive, pids)))
+    parent.wait()
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
-def on_two_nodes(target, run, first=None, second=None, **more):
+def on_two_nodes(target, run, port, first=None, second=None, **more):
     """Calls `work` as two nodes would, of one process each; returns what they have seen, and how they ended."""
-    rendezvous = f"localhost:{free_port()}"
     seen, ended = ([], []), [None, None]
 
     def node(number, given):
         own = RunDir(run.path)
         own.log = run.path / f"run-node{number}.log"
-        ranks = Ranks(**{"processes": 1, "nodes": 2, "node": Node(number, rendezvous), **more, **(given or {})})
+        ranks = Ranks(
+            **{"processes": 1, "nodes": 2, "node": Node(number, f"localhost:{port}"), **more, **(given or {})}
+        )
         try:
             work(target, own, seen[number].append, ranks)
         except Exception as error:
@@ -164,16 +142,16 @@ def on_two_nodes(target, run, first=None, second=None, **more):
     return seen, ended
 
 
-def test_nodes_keep_their_numbers_and_start_again_together(run):
-    seen, ended = on_two_nodes("workers:fails_once", described(run, "killed"), restarts=1)
+def test_nodes_keep_their_numbers_and_start_again_together(run, port):
+    seen, ended = on_two_nodes("workers:fails_once", described(run, "killed"), port, restarts=1)
     assert ended == [None, None]
     restarted = {"event": "restarted", "restart": 1, "of": 1, "reason": "process 1 ended with SIGKILL"}
     assert seen == ([{"event": "began", "attempt": 0}, restarted, {"event": "began", "attempt": 1}], [restarted])
 
 
 @pytest.mark.slow
-def test_a_failure_on_one_node_is_told_on_all(run):
-    _, ended = on_two_nodes("workers:lost", run)
+def test_a_failure_on_one_node_is_told_on_all(run, port):
+    _, ended = on_two_nodes("workers:lost", run, port)
     assert [str(error) for error in ended] == ["error: too hot; cool it"] * 2
 
 
@@ -185,8 +163,8 @@ def test_a_failure_on_one_node_is_told_on_all(run):
         ({"recipe": "model: {}"}, "the recipe of node 1 is not that of node 0"),
     ],
 )
-def test_nodes_that_do_not_fit_are_refused(run, second, words):
-    _, ended = on_two_nodes("workers:ranked", run, second=second)
+def test_nodes_that_do_not_fit_are_refused(run, port, second, words):
+    _, ended = on_two_nodes("workers:ranked", run, port, second=second)
     assert all(words in str(error) for error in ended)
 
 

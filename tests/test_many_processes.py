@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from conftest import talk
+from conftest import talk, wait_for
 
 from sftrun import UserError
 from sftrun.runs import history
@@ -172,20 +172,6 @@ def reached(run, step):
     return lambda: any(event["event"] == "step" and event["step"] >= step for event in run.events())
 
 
-def wait_for(what, seconds=300):
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.01)
-    return found
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def reference(folder):
     return trained(folder, "reference", *DROPOUT, *LONGER, PROCESSES, "evaluators=[loss]")
@@ -199,12 +185,12 @@ def test_other_stages_work_alone(reference):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_killed_at_any_moment_and_resumed_it_ends_the_same(folder, reference):
+def test_killed_at_any_moment_and_resumed_it_ends_the_same(folder, reference, seed):
     run = RunDir(folder / "killed")
-    moment = random.Random()
+    moment = random.Random(seed)
     first = command(folder, "recipe.yaml", "--out", "killed", *flags([*DROPOUT, *LONGER, PROCESSES]))
     wait_for(reached(run, moment.randint(3, 9)))
-    time.sleep(moment.uniform(0, 0.3))
+    time.sleep(moment.uniform(0, 0.3))  # seconds: anywhere in the step after
     (launcher,) = children(first.pid)
     ranks = children(launcher)
     os.kill(ranks[-1], signal.SIGKILL)
@@ -245,8 +231,8 @@ def test_a_process_that_dies_is_started_again_and_nothing_is_lost(folder, refere
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_nodes_train_as_two_processes_do(folder, reference):
-    meet = ["--out", "nodes", "--nodes", "2", "--rendezvous", f"localhost:{free_port()}", *flags([*DROPOUT, *LONGER])]
+def test_two_nodes_train_as_two_processes_do(folder, reference, port):
+    meet = ["--out", "nodes", "--nodes", "2", "--rendezvous", f"localhost:{port}", *flags([*DROPOUT, *LONGER])]
     second = command(folder, "recipe.yaml", *meet, "--node-rank", "1")
     first = command(folder, "recipe.yaml", *meet, "--node-rank", "0")
     ended = [said(process) for process in (first, second)]
@@ -268,18 +254,16 @@ def begun(run):
     ("dead", "part", "left"),
     [(0, "command", "node 0, "), (0, "worker", "node 0, "), (1, "command", "node 1, "), (1, "worker", "node 1, ")],
 )
-def test_where_a_node_is_killed_the_other_ends_and_names_it(folder, dead, part, left):
+def test_where_a_node_is_killed_the_other_ends_and_names_it(folder, port, dead, part, left):
     run = RunDir(folder / f"killed-{dead}-{part}")
-    meet = ["--out", run.path, "--nodes", "2", "--rendezvous", f"localhost:{free_port()}", *flags(["train.epochs=40"])]
+    meet = ["--out", run.path, "--nodes", "2", "--rendezvous", f"localhost:{port}", *flags(["train.epochs=40"])]
     nodes = [command(folder, "recipe.yaml", *meet, "--node-rank", number) for number in (0, 1)]
     wait_for(lambda: begun(run))
-    since = time.monotonic()
     os.kill(nodes[dead].pid if part == "command" else children(nodes[dead].pid)[0], signal.SIGKILL)
     code, error = said(nodes[1 - dead])
     assert code == 1
     assert f"error: {left}" in error
     assert "is gone; its command or its machine has ended" in error
-    assert time.monotonic() - since < 120
     said(nodes[dead])
 
 
@@ -299,9 +283,9 @@ def test_a_port_that_another_program_has_ends_all_nodes(folder):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_node_ends_where_the_first_one_is_killed_before_they_meet(folder):
+def test_a_node_ends_where_the_first_one_is_killed_before_they_meet(folder, port):
     run = RunDir(folder / "killed early")
-    meet = ["--out", run.path, "--nodes", "2", "--rendezvous", f"localhost:{free_port()}"]
+    meet = ["--out", run.path, "--nodes", "2", "--rendezvous", f"localhost:{port}"]
     second = command(folder, "recipe.yaml", *meet, "--node-rank", "1")
     first = command(folder, "recipe.yaml", *meet, "--node-rank", "0")
     wait_for(lambda: "train" in run.read_json("state.json"))
@@ -313,10 +297,10 @@ def test_a_node_ends_where_the_first_one_is_killed_before_they_meet(folder):
 
 
 @pytest.mark.slow
-def test_a_node_ends_where_the_first_one_cannot_prepare(folder):
-    meet = ["--out", "bad", "--nodes", "2", "--rendezvous", f"localhost:{free_port()}", *flags(["expect_mask=abc"])]
+def test_a_node_ends_where_the_first_one_cannot_prepare(folder, port):
+    meet = ["--out", "bad", "--nodes", "2", "--rendezvous", f"localhost:{port}", *flags(["expect_mask=abc"])]
     second = command(folder, "recipe.yaml", *meet, "--node-rank", "1")
-    time.sleep(3)
+    assert second.stderr.readline() == "node 1 of 2 waits for node 0 to prepare\n"
     assert said(command(folder, "recipe.yaml", *meet, "--node-rank", "0"))[0] == 1
     code, error = said(second)
     assert code == 1

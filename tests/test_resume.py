@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
-from conftest import talk
+from conftest import talk, wait_for
 
 from sftrun import UserError
 from sftrun.runs import history
@@ -239,14 +238,6 @@ def children(pid):
     return [int(each) for each in found.stdout.split()]
 
 
-def wait_for(what, seconds=120):
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.0005)
-    return found
-
-
 def reached(run, step):
     return lambda: any(event["event"] == "step" and event["step"] >= step for event in run.events())
 
@@ -257,7 +248,7 @@ def killed(folder):
     run = RunDir(folder / "killed")
     first = command(folder, "recipe.yaml", "--out", "killed")
     wait_for((run.checkpoints / "checkpoint-8").exists)
-    wait_for((run.checkpoints / ".saving").exists)
+    wait_for((run.checkpoints / ".saving").exists, pause=0.0005)  # seconds: a save is short
     (worker,) = children(first.pid)
     os.kill(worker, signal.SIGKILL)
     code, error = said(first)
@@ -270,7 +261,7 @@ def killed(folder):
     (worker,) = children(second.pid)
     second.kill()
     second.wait()
-    wait_for(lambda: not Path(f"/proc/{worker}").exists(), 10)  # it does not outlive its parent
+    wait_for(lambda: not Path(f"/proc/{worker}").exists())  # it does not outlive its parent
     return run
 
 
