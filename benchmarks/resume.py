@@ -228,9 +228,8 @@ def main() -> None:
     identical = sum(bool(run["identical"]) for run in runs)
     minutes = (time.monotonic() - began) / 60
     print(f"victims: {dict(Counter(kill['victim'] for kill in every))}; {minutes:.1f} minutes")
-    print(
-        f"{len(every)} kills, {saves} of them in a save; identical: {identical} of {len(runs)} runs; seed {asked.seed}"
-    )
+    print(f"{len(every)} kills, {saves} of them in a save; identical: {identical} of {len(runs)} runs")
+    print(f"repeat these moments with --seed {asked.seed}")
     if asked.json:
         asked.json.write_text(json.dumps({**vars(asked), "json": None, "runs": runs}, indent=1) + "\n")
     sys.exit(identical != len(runs))
