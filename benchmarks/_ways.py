@@ -86,7 +86,7 @@ def bare(folder: Path) -> dict[str, Any]:
 def sftrun(folder: Path) -> dict[str, Any]:
     """The stage train, as its worker runs it; a step is from one event to the next."""
     from sftrun.runs.directory import RunDir
-    from sftrun.stages.train import train_here
+    from sftrun.stages.train import train_in_worker
 
     run = Path(tempfile.mkdtemp(dir=folder)) / "run"
     shutil.copytree(folder / "prepared-run", run)
@@ -96,7 +96,7 @@ def sftrun(folder: Path) -> dict[str, Any]:
         if event["event"] == "step":
             events.append({**event, "at": clocks(event["step"] in (event["steps"] // 2, event["steps"]))})
 
-    train_here(loaded(folder), RunDir(run), note)
+    train_in_worker(loaded(folder), RunDir(run), note)
     shutil.rmtree(run.parent)
     return _of_events(events)
 

@@ -26,7 +26,7 @@ from sftrun.runs import resume as resuming
 from sftrun.runs.directory import RunDir
 from sftrun.types import Emit
 
-TRAIN = "sftrun.stages.train:train_here"
+TRAIN = "sftrun.stages.train:train_in_worker"
 DATA_LINE = ("source", "transform", "formatter", "masker")
 Asked = tuple[str | Path, Sequence[str], str | Path | None]  # a recipe's file, overrides, and the folder of the run
 PACKAGES = ("jinja2", "numpy", "pyarrow", "tokenizers")  # of the data line; what else is needed, components say
@@ -56,7 +56,7 @@ def run(  # noqa: PLR0913, PLR0917  (as many as the command has options)
         return _go_on(found, msgspec.structs.replace(loaded, recipe=settled), watch, node)
     with (
         _started(loaded, (path, overrides, out), watch, KINDS, resume) as (recipe, folder, emit),
-        heartbeat.beating(folder, recipe.launch.nodes),
+        heartbeat.heartbeat(folder, recipe.launch.nodes),
     ):
         _stages(recipe, folder, emit, node)
     return folder
@@ -78,10 +78,10 @@ def go_on(
 
 
 def _go_on(folder: RunDir, loaded: Loaded, watch: Emit, node: Node | None) -> RunDir:
-    several = heartbeat.beating(folder, loaded.recipe.launch.nodes)
+    several = heartbeat.heartbeat(folder, loaded.recipe.launch.nodes)
     with explained(loaded.document), held(folder, watch) as emit, several:
         recipe = normal(loaded.recipe)
-        found = resuming.reconcile(recipe, folder, topology.size(recipe))
+        found = resuming.reconcile(recipe, folder, topology.world_size(recipe))
         folder.mend()
         folder.write("resolved.yaml", resolved_yaml(recipe))
         packages = lockfile.facts(recipe, current(), [])["packages"]
@@ -178,7 +178,7 @@ def _started(
 def held(folder: RunDir, watch: Emit) -> Iterator[Emit]:
     """A run directory that no one else writes to; a signal ends what is done there in order, and says how to go on."""
     try:
-        with folder.held(), signals.SIGNALS.heard():
+        with folder.locked(), signals.SIGNALS.handling():
             yield recorder(folder, watch)
     except KeyboardInterrupt as error:
         raise Interrupted(resuming.advice(folder)) from error
@@ -220,7 +220,7 @@ def ready(recipe: Recipe, kinds: Sequence[str] = KINDS) -> list[Problem]:
 def launchable(recipe: Recipe, node: Node | None, named: bool) -> None:
     """Raises UserError where the processes that the recipe asks for cannot train on this machine."""
     backend = current().create("backend", as_use(recipe.backend))
-    topology.check(recipe, node, named, backend)
+    topology.check_topology(recipe, node, named, backend)
 
 
 def fit(recipe: Recipe, folder: RunDir, emit: Emit) -> None:
@@ -268,7 +268,7 @@ def staged(folder: RunDir, emit: Emit, name: str, work: Callable[[], None]) -> N
     seconds = round(time.monotonic() - started, 2)
     folder.stage(name, "done", seconds=seconds)
     emit({"event": "stage", "stage": name, "status": "done", "seconds": seconds})
-    signals.SIGNALS.check()
+    signals.SIGNALS.raise_if_interrupted()
 
 
 def once(folder: RunDir, emit: Emit, name: str, work: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ from sftrun import Interrupted, UserError
 from sftrun.launch import heartbeat
 from sftrun.launch.failures import WorkerError
 from sftrun.launch.topology import Node
-from sftrun.launch.workers import Ranks, work
+from sftrun.launch.workers import Ranks, run_in_worker
 from sftrun.options import parse
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.resolved import normal, resolved_yaml
@@ -40,7 +40,7 @@ def described(run, description, **launch):
 def test_each_process_knows_which_it_is_and_the_first_one_reports(run, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     seen = []
-    work("workers:ranked", run, seen.append, TWO)
+    run_in_worker("workers:ranked", run, seen.append, TWO)
     (event,) = seen
     cores = len(os.sched_getaffinity(0))
     assert event.pop("OMP_NUM_THREADS") == max(cores // 2, 1)
@@ -52,7 +52,7 @@ def test_a_worker_that_works_alone_knows_of_no_others(run, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     seen = []
-    work("workers:alone", run, seen.append)
+    run_in_worker("workers:alone", run, seen.append)
     assert seen == [{"event": "step", "variables": []}]
 
 
@@ -68,18 +68,18 @@ def test_a_worker_that_works_alone_knows_of_no_others(run, monkeypatch):
 )
 def test_a_failure_of_any_process_ends_all_and_is_explained(run, how, error, words):
     with pytest.raises(error, match=words):
-        work("workers:second_fails", described(run, how), print, TWO)
+        run_in_worker("workers:second_fails", described(run, how), print, TWO)
 
 
 @pytest.mark.slow
 def test_who_lost_a_connection_is_not_the_cause(run):
     with pytest.raises(UserError, match="too hot"):
-        work("workers:lost", run, print, TWO)
+        run_in_worker("workers:lost", run, print, TWO)
 
 
 def test_all_start_again_where_one_was_killed_as_often_as_the_recipe_allows(run):
     seen = []
-    work("workers:fails_once", described(run, "killed"), seen.append, Ranks(processes=2, restarts=1))
+    run_in_worker("workers:fails_once", described(run, "killed"), seen.append, Ranks(processes=2, restarts=1))
     assert [event.get("attempt") for event in seen] == [0, None, 1]
     assert seen[1] == {"event": "restarted", "restart": 1, "of": 1, "reason": "process 1 ended with SIGKILL"}
 
@@ -88,7 +88,7 @@ def test_all_start_again_where_one_was_killed_as_often_as_the_recipe_allows(run)
 def test_what_the_user_has_to_fix_is_not_tried_again(run):
     seen = []
     with pytest.raises(UserError, match="too hot"):
-        work("workers:fails_once", described(run, "user_error"), seen.append, Ranks(processes=2, restarts=3))
+        run_in_worker("workers:fails_once", described(run, "user_error"), seen.append, Ranks(processes=2, restarts=3))
     assert {event["event"] for event in seen} <= {"began"}  # which the first one may not have come to say
     assert not any(event["attempt"] for event in seen)
 
@@ -99,14 +99,16 @@ def test_a_signal_asks_all_processes_and_a_second_one_ends_them(run):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        work("workers:until_asked", run, watch, TWO)
+        run_in_worker("workers:until_asked", run, watch, TWO)
     assert sorted(path.name for path in run.path.glob("stopped-*")) == ["stopped-0", "stopped-1"]
 
 
 @pytest.mark.parametrize("whom", ["parent", pytest.param("launcher", marks=pytest.mark.slow)])
 def test_no_process_outlives_the_one_that_started_it(run, whom):
     code = "import sys, pathlib\nfrom sftrun.launch import workers\nfrom sftrun.runs.directory import RunDir\n"
-    code += "workers.work('workers:stays', RunDir(pathlib.Path(sys.argv[1])), print, workers.Ranks(processes=2))"
+    code += (
+        "workers.run_in_worker('workers:stays', RunDir(pathlib.Path(sys.argv[1])), print, workers.Ranks(processes=2))"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stderr=subprocess.DEVNULL)
     files = [run.path / f"pid-{number}" for number in range(2)]
     wait_for(lambda: all(file.is_file() and " " in file.read_text() for file in files))
@@ -119,7 +121,7 @@ def test_no_process_outlives_the_one_that_started_it(run, whom):
 
 
 def on_two_nodes(target, run, port, first=None, second=None, **more):
-    """Calls `work` as two nodes would, of one process each; returns what they have seen, and how they ended."""
+    """Calls `run_in_worker` as two nodes of one process each; returns the events of each node and its exception."""
     seen, ended = ([], []), [None, None]
 
     def node(number, given):
@@ -129,12 +131,12 @@ def on_two_nodes(target, run, port, first=None, second=None, **more):
             **{"processes": 1, "nodes": 2, "node": Node(number, f"localhost:{port}"), **more, **(given or {})}
         )
         try:
-            work(target, own, seen[number].append, ranks)
+            run_in_worker(target, own, seen[number].append, ranks)
         except Exception as error:
             ended[number] = error
 
     threads = [threading.Thread(target=node, args=each) for each in enumerate((first, second))]
-    with heartbeat.beating(run, 2):
+    with heartbeat.heartbeat(run, 2):
         for each in threads:
             each.start()
         for each in threads:
@@ -171,11 +173,20 @@ def test_nodes_that_do_not_fit_are_refused(run, port, second, words):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--nodes", "2"], "launch.nodes is 2, and this command does not say where they meet; on each node, run"),
-        (["--nodes", "2", "--node-rank", "2", "--rendezvous", "a:1"], "--node-rank is 2; of 2 nodes they go from 0"),
+        (
+            ["--nodes", "2"],
+            "launch.nodes is 2, and this command does not name its node or the rendezvous; on each node, run",
+        ),
+        (
+            ["--nodes", "2", "--node-rank", "2", "--rendezvous", "a:1"],
+            "is 2; with 2 nodes it is a number from 0 to 1",
+        ),
         (["--nodes", "2", "--node-rank", "1", "--rendezvous", "a:1"], "name it: --out DIR, the same on every node"),
-        (["--nodes", "2", "--node-rank", "0", "--rendezvous", "a"], "--rendezvous is 'a', which is no HOST:PORT"),
-        (["--node-rank", "1", "--rendezvous", "a:1"], "launch.nodes is 1; say how many they are: --nodes 2"),
+        (
+            ["--nodes", "2", "--node-rank", "0", "--rendezvous", "a"],
+            "'a', not HOST:PORT; write, for example, node0:29400",
+        ),
+        (["--node-rank", "1", "--rendezvous", "a:1"], "launch.nodes is 1; give the number of machines: --nodes 2"),
     ],
 )
 def test_a_node_that_does_not_fit_the_recipe_is_refused_before_anything_runs(write, sftrun, words, said):
@@ -239,18 +250,18 @@ def test_a_backend_that_does_not_know_of_others_trains_alone(write, sftrun):
     finally:
         del current().components["backend"]["lonely"]
     assert result.code == 1
-    assert "the backend lonely trains in one process, and these would be 2" in result.err
+    assert "the backend lonely trains in one process, and the recipe asks for 2" in result.err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("known", "words"), [(2, "has not wrapped the model for ddp, but as Linear"), (1, "of 1")])
 def test_a_trainer_that_is_not_set_up_for_all_is_refused(run, known, words):
     with pytest.raises(UserError, match=words):
-        work("workers:unwrapped", described(run, str(known), processes=2), print, TWO)
+        run_in_worker("workers:unwrapped", described(run, str(known), processes=2), print, TWO)
 
 
 @pytest.mark.slow
 def test_a_model_that_is_shared_is_loaded_by_the_first_process_alone(run):
     seen = []
-    work("workers:shared_model", described(run, "", processes=2, strategy="fsdp"), seen.append, TWO)
+    run_in_worker("workers:shared_model", described(run, "", processes=2, strategy="fsdp"), seen.append, TWO)
     assert seen == [{"event": "shared", "loaded": [True, False], "same": True, "buffers": True}]

@@ -11,7 +11,7 @@ import pytest
 from sftrun import Interrupted, UserError
 from sftrun.errors import OutOfMemory
 from sftrun.launch.failures import WorkerError
-from sftrun.launch.workers import work
+from sftrun.launch.workers import run_in_worker
 from sftrun.options import parse
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.resolved import normal, resolved_yaml
@@ -29,13 +29,13 @@ def run(tmp_path, monkeypatch):
 
 def test_events_reach_the_parent(run):
     seen = []
-    work("workers:report", run, seen.append)
+    run_in_worker("workers:report", run, seen.append)
     assert seen == [{"event": "step", "seed": 7}]
 
 
 def test_what_the_user_can_fix_keeps_its_place_and_its_hint(run):
     with pytest.raises(UserError) as raised:
-        work("workers:user_error", run, print)
+        run_in_worker("workers:user_error", run, print)
     (problem,) = raised.value.problems
     assert (problem.message, problem.path, problem.hint) == ("too hot", ("train", "precision"), "cool it")
 
@@ -43,17 +43,17 @@ def test_what_the_user_can_fix_keeps_its_place_and_its_hint(run):
 @pytest.mark.parametrize("how", ["memory", "allocator", "killed"])
 def test_running_out_of_memory_is_explained_with_what_to_change(run, how):
     with pytest.raises(OutOfMemory, match=r"train\.batch_size"):
-        work(f"workers:{how}", run, print)
+        run_in_worker(f"workers:{how}", run, print)
 
 
 def test_a_bug_comes_with_its_traceback(run):
     with pytest.raises(WorkerError, match="ZeroDivisionError: a bug of ours"):
-        work("workers:bug", run, print)
+        run_in_worker("workers:bug", run, print)
 
 
 def test_a_crash_comes_with_the_last_lines_of_the_log(run):
     with pytest.raises(WorkerError, match="a library's last words"):
-        work("workers:crashed", run, print)
+        run_in_worker("workers:crashed", run, print)
 
 
 @pytest.mark.parametrize(("how", "signals"), [("waiting", 1), ("stubborn", 2)])
@@ -63,7 +63,7 @@ def test_a_signal_asks_the_worker_to_end_and_a_second_one_ends_it(run, how, sign
             os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted):
-        work(f"workers:{how}", run, watch)
+        run_in_worker(f"workers:{how}", run, watch)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -76,7 +76,7 @@ def test_a_signal_that_is_told_twice_at_once_is_one(run, number):
             os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted):
-        work("workers:tidy", run, watch)
+        run_in_worker("workers:tidy", run, watch)
     assert (run.path / "tidied").exists()
 
 
@@ -86,7 +86,7 @@ def test_a_terminal_that_is_closed_asks_the_worker_to_end_and_takes_no_more_word
 import os, pty, signal
 from pathlib import Path
 from sftrun.errors import Interrupted
-from sftrun.launch.workers import work
+from sftrun.launch.workers import run_in_worker
 from sftrun.runs.directory import RunDir
 def watch(event):
     os.kill(os.getpid(), signal.SIGHUP)
@@ -95,7 +95,7 @@ os.dup2(slave, 2)
 os.close(slave)
 os.close(master)
 try:
-    work("workers:tidy", RunDir(Path({str(run.path)!r})), watch)
+    run_in_worker("workers:tidy", RunDir(Path({str(run.path)!r})), watch)
 except Interrupted:
     os.write(2, b"unseen")
 """
@@ -106,33 +106,36 @@ except Interrupted:
 def test_nohup_is_respected(run):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        work("workers:report", run, lambda event: os.kill(os.getpid(), signal.SIGHUP))
+        run_in_worker("workers:report", run, lambda event: os.kill(os.getpid(), signal.SIGHUP))
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
 def test_signals_are_as_before_when_the_work_is_done(run):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    work("workers:report", run, print)
+    run_in_worker("workers:report", run, print)
     assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
 def test_a_worker_that_stopped_in_order_was_interrupted(run):
     with pytest.raises(Interrupted):
-        work("workers:stopped", run, print)
+        run_in_worker("workers:stopped", run, print)
 
 
 def test_a_full_disk_is_something_to_fix(run):
-    with pytest.raises(UserError, match=r"No space left on device.*make room on the disk, then sftrun resume"):
-        work("workers:full_disk", run, print)
+    with pytest.raises(
+        UserError,
+        match=r"No space left on device.*make room on the disk, then resume from the last checkpoint: sftrun resume",
+    ):
+        run_in_worker("workers:full_disk", run, print)
 
 
 def test_a_disk_that_is_full_for_a_library_is_so_for_us(run):
     """safetensors has errors of its own."""
     with pytest.raises(UserError, match=r"os error 27\).*make room on the disk"):
-        work("workers:full_for_safetensors", run, print)
+        run_in_worker("workers:full_for_safetensors", run, print)
 
 
 def test_a_folder_of_someone_else_is_something_to_fix(run):
     with pytest.raises(UserError, match=r"Read-only file system.*see who may write there"):
-        work("workers:read_only", run, print)
+        run_in_worker("workers:read_only", run, print)

@@ -59,10 +59,10 @@ def alone(folder, name, *sets):
     """The same in this process."""
     import sftrun
     from sftrun.flow import prepare_only
-    from sftrun.stages.train import train_here
+    from sftrun.stages.train import train_in_worker
 
     run = prepare_only(folder / "recipe.yaml", sets, folder / name)
-    train_here(sftrun.load(folder / "recipe.yaml", sets), run, run.event)
+    train_in_worker(sftrun.load(folder / "recipe.yaml", sets), run, run.event)
     return run
 
 
@@ -121,10 +121,10 @@ def test_every_process_has_its_random_numbers_in_each_checkpoint_and_none_is_wri
 @pytest.mark.slow
 def test_a_trainer_alone_is_refused_where_the_recipe_asks_for_many(folder, two):
     from sftrun import load
-    from sftrun.stages.train import train_here
+    from sftrun.stages.train import train_in_worker
 
     with pytest.raises(UserError, match="the recipe asks for 2 processes, and there is 1"):
-        train_here(load(folder / "recipe.yaml", [PROCESSES]), two, print)
+        train_in_worker(load(folder / "recipe.yaml", [PROCESSES]), two, print)
 
 
 KINDS = {
@@ -316,7 +316,7 @@ def test_a_run_may_go_on_with_other_processes_where_a_step_sees_as_many_rows(fol
 
     def fits(*sets):
         recipe = load(folder / "recipe.yaml", list(sets))
-        return resume.reconcile(recipe, two, topology.size(recipe))
+        return resume.reconcile(recipe, two, topology.world_size(recipe))
 
     (warning,) = fits("train.batch_size=4")
     assert warning.startswith("launch.processes, train.batch_size changed: the weights will differ by rounding")

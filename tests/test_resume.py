@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
 def attempt(run, die=lambda event: False):
     """Trains in this process, until the end or until an event for which `die` is true."""
     from sftrun.recipe.resolved import from_resolved
-    from sftrun.stages.train import train_here
+    from sftrun.stages.train import train_in_worker
 
     def emit(event):
         run.event(event)
@@ -70,7 +70,7 @@ def attempt(run, die=lambda event: False):
             raise Killed
 
     try:
-        train_here(from_resolved((run.path / "resolved.yaml").read_text()), run, emit)
+        train_in_worker(from_resolved((run.path / "resolved.yaml").read_text()), run, emit)
     except Killed:
         return False
     return True
@@ -254,7 +254,7 @@ def killed(folder):
     code, error = said(first)
     assert (code, "the worker was killed" in error) == (1, True), error
     assert "sftrun resume killed --set train.batch_size=2 --set train.grad_accum=2; " in error
-    assert "if it was something else, sftrun resume killed goes on where it was whole" in error
+    assert "if it was something else, resume from the last checkpoint: sftrun resume killed" in error
 
     second = command(folder, "resume", "killed")
     wait_for(reached(run, 18))
@@ -391,15 +391,15 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint_and_names_it(folder, refer
 
 def test_two_processes_do_not_write_to_one_run(reference, monkeypatch):
     monkeypatch.setattr("sftrun.runs.directory.PATIENCE", 0.1)
-    with reference.held(), pytest.raises(UserError, match="another process is at work"), reference.held():
+    with reference.locked(), pytest.raises(UserError, match="another process is using"), reference.locked():
         pass
 
 
 def test_a_lock_waits_for_processes_that_are_about_to_end(reference):
-    holding = reference.held()
+    holding = reference.locked()
     holding.__enter__()
     threading.Timer(0.3, holding.__exit__, (None, None, None)).start()
-    with reference.held():
+    with reference.locked():
         pass
 
 
@@ -425,8 +425,8 @@ def test_resume_finds_the_newest_run_of_the_recipe(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "lock.json").write_text("{}")
     (tmp_path / "chat-20280101-000000").mkdir()  # killed before it began
-    assert directory.latest(Path("chat.yaml"), tmp_path).path.name == "chat-20260101-000000-10"
-    assert directory.latest(Path("other.yaml"), tmp_path) is None
+    assert directory.find_latest(Path("chat.yaml"), tmp_path).path.name == "chat-20260101-000000-10"
+    assert directory.find_latest(Path("other.yaml"), tmp_path) is None
     assert resume.find(Path("chat.yaml"), tmp_path / "chat-20280101-000000") is None
 
 
@@ -448,7 +448,7 @@ def test_without_a_run_to_resume_a_new_one_starts(write, sftrun, tmp_path):
 def test_a_folder_that_is_no_run_cannot_be_resumed(sftrun, tmp_path):
     result = sftrun("resume", tmp_path)
     assert result.code == 1
-    assert "is no run directory" in result.err
+    assert "is not a run directory" in result.err
 
 
 @pytest.mark.parametrize(

@@ -41,15 +41,15 @@ def test_what_another_process_has_just_begun_to_write_stays(recipe, tmp_path, mo
     monkeypatch.setattr("sftrun.runs.directory.PATIENCE", 0.1)
     begun = RunDir(tmp_path / "out")
     begun.write("resolved.yaml", "mine")
-    with begun.held(), pytest.raises(UserError, match=r"another process is at work|is not empty"):
+    with begun.locked(), pytest.raises(UserError, match=r"another process is using|is not empty"):
         run(recipe, out=begun.path, resume=resume)
     assert (begun.path / "resolved.yaml").read_text() == "mine"
 
 
 def test_a_folder_where_a_command_was_killed_before_it_wrote_anything_is_as_good_as_new(recipe, tmp_path):
-    with directory.create(recipe, tmp_path / "out").held():
+    with directory.create(recipe, tmp_path / "out").locked():
         pass
-    with directory.create(recipe, tmp_path / "out").held():
+    with directory.create(recipe, tmp_path / "out").locked():
         pass
 
 

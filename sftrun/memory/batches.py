@@ -44,7 +44,7 @@ def read(prepared: Path, split: str, packed: bool = False) -> Rows | None:
 
 def steps(recipe: Recipe, rows: int) -> int:
     """Optimizer steps of a run, with as many processes as it would have here."""
-    return recipe.train.steps(rows, topology.size(recipe))
+    return recipe.train.steps(rows, topology.world_size(recipe))
 
 
 def largest(recipe: Recipe, rows: Rows) -> list[int]:

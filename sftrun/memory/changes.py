@@ -46,7 +46,7 @@ def fitting(recipe: Recipe, free: int, ask: Ask, registry: Registry) -> Iterator
 def auto(recipe: Recipe, sets: Sets) -> Sets:
     """The same change, with a batch that is chosen by what is measured when the recipe is run."""
     rest = {key: value for key, value in sets.items() if key not in ("train.batch_size", "train.grad_accum")}
-    return {"train.batch_size": "auto", "train.effective_batch_size": topology.rows(recipe), **rest}
+    return {"train.batch_size": "auto", "train.effective_batch_size": topology.rows_per_step(recipe), **rest}
 
 
 def _held(footprint: Footprint) -> int:
@@ -101,7 +101,7 @@ def _smaller(recipe: Recipe) -> Iterator[Sets]:
 
 def splits(recipe: Recipe) -> Iterator[Sets]:
     """Ways to give an optimizer step its rows, the fewest at once first."""
-    rows = topology.rows(recipe) // topology.size(recipe)
+    rows = topology.rows_per_step(recipe) // topology.world_size(recipe)
     for size in range(1, rows + 1):
         if rows % size == 0:
             yield {"train.batch_size": size, "train.grad_accum": rows // size}

@@ -18,7 +18,7 @@ STATUS = Path("/proc/self/status")
 PEAK = "peak-{}.json"  # what each process that is measured writes
 
 
-def estimate_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+def estimate_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """Emits the event `planned`: parameters, memory, whether it fits, and changes where it does not."""
     train = batches.read(run.prepared, "train", recipe.packing.strategy != "none")
     ask = _asking(run, train)
@@ -39,13 +39,13 @@ def estimate_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     )
 
 
-def sizes_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+def estimate_sizes_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """Emits the event `sizes`: rows of a forward pass with their peak in bytes, up to the first that would not fit."""
     ask = _asking(run, batches.read(run.prepared, "train", recipe.packing.strategy != "none"))
     peaks: list[tuple[int, int]] = []
     for sets in changes.splits(recipe):
         footprint = ask(changes.changed(recipe, sets))
-        free = machine(footprint.device).free // (topology.processes(recipe) if footprint.device == "cpu" else 1)
+        free = machine(footprint.device).free // (topology.local_world_size(recipe) if footprint.device == "cpu" else 1)
         peaks.append((sets["train.batch_size"], changes.peak(footprint)))
         if peaks[-1][1] > free:
             break
@@ -72,7 +72,7 @@ def _change(sets: changes.Sets, size: int, train: batches.Rows | None) -> dict[s
     return found
 
 
-def probe_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+def measure_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """Trains, and writes down the most memory that this process, or its GPU, had in use."""
     free = machine("cpu").free // int(os.environ.get("WORLD_SIZE", "1"))  # as long as little is loaded
     current().create("backend", as_use(recipe.backend)).train(recipe, run.path, emit)

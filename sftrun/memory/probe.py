@@ -55,8 +55,10 @@ def _measured(
     trial.locks = run.locks
     _write(recipe, run, trial, train, usual)
     events: list[dict[str, Any]] = []
-    count = topology.processes(recipe)
-    workers.work("sftrun.memory.estimate:probe_here", trial, events.append, workers.Ranks(count) if count > 1 else None)
+    count = topology.local_world_size(recipe)
+    workers.run_in_worker(
+        "sftrun.memory.estimate:measure_in_worker", trial, events.append, workers.Ranks(count) if count > 1 else None
+    )
     found = [trial.read_json(PEAK.format(number)) for number in range(count)]
     return {**max(found, key=lambda each: each["peak"]), "processes": count}, events
 
@@ -89,7 +91,7 @@ def _short(recipe: Recipe, evaluates: bool, last: int) -> Recipe:
     evaluation: dict[str, Any] = {"eval_strategy": "steps" if evaluates else "no", "eval_steps": last}
     save: dict[str, Any] = {"save_strategy": "steps", "save_steps": last, "save_total_limit": 1}
     best: dict[str, Any] = {"keep_best": False, "early_stopping": None}
-    count = topology.processes(recipe)
+    count = topology.local_world_size(recipe)
     here = msgspec.structs.replace(recipe.launch, processes=count, nodes=1, restarts=0)
     return msgspec.structs.replace(
         recipe,
@@ -108,7 +110,7 @@ def _chosen(recipe: Recipe, train: batches.Rows, usual: int) -> list[int]:
 
 def _rows_of_a_step(recipe: Recipe) -> int:
     """Of the processes that are measured; those of other machines work at the same time."""
-    return recipe.train.micro_batch * recipe.train.grad_accum * topology.processes(recipe)
+    return recipe.train.micro_batch * recipe.train.grad_accum * topology.local_world_size(recipe)
 
 
 def _largest_evaluation(recipe: Recipe, run: RunDir) -> list[int]:

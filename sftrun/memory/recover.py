@@ -44,11 +44,11 @@ def guarded(attempt: Attempt, recipe: Recipe, run: RunDir, emit: Emit) -> None:
         try:
             return attempt(recipe, run, heard)
         except OutOfMemory as error:
-            signals.SIGNALS.check()  # one who wants to stop does not want another attempt
+            signals.SIGNALS.raise_if_interrupted()  # one who wants to stop does not want another attempt
             said, sets = error.problems[0].message, smaller(recipe, heard.validating)
             if recipe.train.on_oom == "error" or sets is None:
                 hint = _advice(recipe, run, sets) if sets else otherwise(recipe, run, run)
-                raise OutOfMemory(said, hint=hint + failures.if_killed(said, run)) from error
+                raise OutOfMemory(said, hint=hint + failures.suggest_resume_if_killed(said, run)) from error
             doing = "evaluation" if heard.validating else "training"
             recipe = settle(recipe, run, sets, shrunk={"while": doing, "said": said})
             emit({"event": "shrunk", **_split(recipe), "while": doing, "said": said})
@@ -86,7 +86,7 @@ def _split(recipe: Recipe) -> dict[str, Any]:
 
 def _advice(recipe: Recipe, run: RunDir, sets: changes.Sets) -> str:
     """The change after which the training is the same, and the command that makes it and goes on."""
-    rows = f" (the same {topology.rows(recipe)} rows a step)" if "train.batch_size" in sets else ""
+    rows = f" (the same {topology.rows_per_step(recipe)} rows a step)" if "train.batch_size" in sets else ""
     return f"set {_said(sets)}{rows}: {_command(run, sets)}; train.on_oom: shrink does so by itself"
 
 
@@ -95,7 +95,7 @@ def beforehand(recipe: Recipe, run: RunDir) -> str:
     sets = smaller(recipe, validating=False)
     if sets is None:
         return otherwise(recipe, run, None)
-    rows = topology.rows(recipe)
+    rows = topology.rows_per_step(recipe)
     auto = _said(changes.auto(recipe, {}))
     return f"set {_said(sets)} (the same {rows} rows a step), or {auto}, which takes the largest batch that fits"
 

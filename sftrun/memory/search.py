@@ -94,7 +94,7 @@ def _last(expected: dict[int, int], limit: float, low: int, high: int) -> int:
 
 def _estimates(recipe: Recipe, run: RunDir) -> tuple[dict[int, int], int]:
     seen: list[dict[str, Any]] = []
-    workers.work("sftrun.memory.estimate:sizes_here", run, seen.append)
+    workers.run_in_worker("sftrun.memory.estimate:estimate_sizes_in_worker", run, seen.append)
     found = next(event for event in seen if event["event"] == "sizes")
     return dict(found["peaks"]), found["free"]
 

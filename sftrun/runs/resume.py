@@ -34,7 +34,7 @@ LATER = {"evaluators": "evaluate", "exporters": "export"}  # keys whose stage is
 def find(recipe_file: Path, out: Path | None) -> RunDir | None:
     """The run to go on with: the one in `out`, else the recipe's newest; None where none has begun."""
     if out is None:
-        return directory.latest(recipe_file)
+        return directory.find_latest(recipe_file)
     if (out / directory.BEGUN).is_file():
         return directory.open_run(out)
     return None

@@ -18,7 +18,7 @@ def size(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     taken = {"peak": found.trial.peak, "room": found.trial.room, "margin": round(1 - sizes.MARGIN, 2)}
     made = recover.settle(recipe, run, found.sets, chosen=taken)
     split = {"batch_size": made.train.batch_size, "grad_accum": made.train.grad_accum}
-    emit({"event": "sized", **split, "rows": topology.rows(made), **taken})
+    emit({"event": "sized", **split, "rows": topology.rows_per_step(made), **taken})
 
 
 def _hint(recipe: Recipe, run: RunDir) -> str:

@@ -21,15 +21,15 @@ Which = Literal["base", "tuned"]
 def evaluate(run: RunDir, emit: Emit) -> None:
     """Fills `eval/`: scores.json, and samples.jsonl with the answers side by side."""
     try:
-        workers.work("sftrun.stages.evaluate:evaluate_here", run, emit)
+        workers.run_in_worker("sftrun.stages.evaluate:evaluate_in_worker", run, emit)
     except OutOfMemory as error:
         command = f"sftrun resume {files.shell_path(run.path)} --set train.eval_batch_size=1"
         hint = f"lower train.eval_batch_size ({command}), or the batch_size of evaluators that generate"
         said = error.problems[0].message
-        raise OutOfMemory(said, hint=hint + failures.if_killed(said, run)) from error
+        raise OutOfMemory(said, hint=hint + failures.suggest_resume_if_killed(said, run)) from error
 
 
-def evaluate_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+def evaluate_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """The same in this process."""
     registry = current()
     backend = registry.create("backend", as_use(recipe.backend))

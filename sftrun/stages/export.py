@@ -10,10 +10,10 @@ from sftrun.types import Emit
 
 def export(run: RunDir, emit: Emit) -> None:
     """Fills `export/`, one exporter after the other."""
-    workers.work("sftrun.stages.export:export_here", run, emit)
+    workers.run_in_worker("sftrun.stages.export:export_in_worker", run, emit)
 
 
-def export_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+def export_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """The same in this process."""
     for each in recipe.exporters:
         use = as_use(each)

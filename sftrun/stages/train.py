@@ -11,7 +11,7 @@ from sftrun.runs.advice import Watch
 from sftrun.runs.directory import RunDir
 from sftrun.types import Emit
 
-TARGET = "sftrun.stages.train:train_here"
+TARGET = "sftrun.stages.train:train_in_worker"
 
 
 def train(recipe: Recipe, run: RunDir, emit: Emit, node: topology.Node | None = None) -> None:
@@ -24,12 +24,12 @@ def train(recipe: Recipe, run: RunDir, emit: Emit, node: topology.Node | None = 
     run.merge_json("lock.json", {"launch": topology.facts(recipe)})
 
     def attempt(recipe: Recipe, run: RunDir, emit: Emit) -> None:
-        workers.work(TARGET, run, Watch(recipe, run.events(), emit), workers.ranks(recipe, node))
+        workers.run_in_worker(TARGET, run, Watch(recipe, run.events(), emit), workers.plan_ranks(recipe, node))
 
     recover.guarded(attempt, recipe, run, emit)
 
 
-def train_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+def train_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """The same in this process."""
     current().create("backend", as_use(recipe.backend)).train(recipe, run.path, emit)
 

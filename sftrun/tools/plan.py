@@ -89,7 +89,7 @@ def _estimated(run: RunDir, emit: Emit) -> dict[str, Any]:
         else:
             emit(event)
 
-    workers.work("sftrun.memory.estimate:estimate_here", run, pick)
+    workers.run_in_worker("sftrun.memory.estimate:estimate_in_worker", run, pick)
     return {key: value for key, value in seen[0].items() if key != "event"}
 
 

@@ -111,11 +111,11 @@ def _miniature(recipe: Recipe, folder: Path) -> str:
         return tiny.NAME
     making = RunDir(folder)
     making.write("resolved.yaml", resolved_yaml(recipe))
-    workers.work("sftrun.tools.rehearse:shrink_here", making, lambda event: None)
+    workers.run_in_worker("sftrun.tools.rehearse:shrink_in_worker", making, lambda event: None)
     return str(folder / "model")
 
 
-def shrink_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+def shrink_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """Makes the tiny model in `model/`; runs in a worker process."""
     from sftrun.data.tokens.tokenizer import load_tokenizer
     from sftrun.tools import shrink
@@ -190,8 +190,8 @@ def _left_out(recipe: Recipe, counts: Counter[str]) -> Iterator[str]:
     yield "memory and time of the real model: sftrun plan --probe measures them"
     if recipe.train.batch_size == "auto":
         yield "the choice of train.batch_size: sftrun plan shows it"
-    if topology.size(recipe) > 1:
-        yield f"training in {topology.size(recipe)} processes: one stood in"
+    if topology.world_size(recipe) > 1:
+        yield f"training in {topology.world_size(recipe)} processes: one stood in"
     if not counts["eval"]:
         reason = "the recipe wants none" if recipe.train.eval_strategy == "no" else "there are no validation rows"
         yield f"validation while training: {reason}"

@@ -54,9 +54,9 @@ def prepared(recipe, out, mode):
 def ended(run):
     """Trains in this process, to the end."""
     from sftrun.recipe.resolved import from_resolved
-    from sftrun.stages.train import train_here
+    from sftrun.stages.train import train_in_worker
 
-    train_here(from_resolved((run.path / "resolved.yaml").read_text()), run, run.event)
+    train_in_worker(from_resolved((run.path / "resolved.yaml").read_text()), run, run.event)
     return run
 
 
