@@ -230,11 +230,11 @@ def test_a_step_of_all_processes_sees_their_rows_together(write, gpus, monkeypat
 
     recipe = write([talk("hi", "ho")], train={"epochs": 1, "batch_size": 4, "grad_accum": 2})
     counts = {"launch.processes=1": 13, "launch={processes: 4, nodes: 2}": 2}
-    assert {sets: batches.steps(load(recipe, [sets]), 100) for sets in counts} == counts
+    assert {sets: batches.count_steps(load(recipe, [sets]), 100) for sets in counts} == counts
     gpus(3)
-    assert batches.steps(load(recipe), 100) == 5
+    assert batches.count_steps(load(recipe), 100) == 5
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert batches.steps(load(recipe), 100) == 13
+    assert batches.count_steps(load(recipe), 100) == 13
 
 
 def test_a_backend_that_does_not_know_of_others_trains_alone(write, sftrun):

@@ -12,7 +12,7 @@ from conftest import talk
 from sftrun import UserError, load, validate
 from sftrun.errors import OutOfMemory
 from sftrun.flow import go_on, prepare_only, run
-from sftrun.memory.search import Trial, search
+from sftrun.memory.search import Trial, search_largest
 from sftrun.registry import current
 
 pytestmark = pytest.mark.timeout(900)
@@ -189,7 +189,7 @@ def test_the_search_starts_at_the_estimate_and_is_corrected_by_what_was_measured
         seen.append(size)
         return None if takes(size) is None else Trial(takes(size), free)
 
-    found = search(EXPECTED, free, measure)
+    found = search_largest(EXPECTED, free, measure)
     assert seen == tried
     fitting = [size for size in EXPECTED if takes(size) is not None and takes(size) <= 0.9 * free]
     assert (found[0] if found else None) == max(fitting, default=None)
@@ -229,7 +229,7 @@ def test_with_one_row_at_a_time_the_next_changes_are_said_in_order(recipe, tmp_p
 
     folder = prepare_only(recipe(), out=tmp_path / "run")
     one = load(tmp_path / "recipe.yaml", ["train.batch_size=1", "train.grad_accum=8"])
-    first, shorter, lora, *qlora = recover.otherwise(one, folder, folder).split("; or ")
+    first, shorter, lora, *qlora = recover.suggest_other_changes(one, folder, folder).split("; or ")
     assert first.startswith("set train.gradient_checkpointing: true (the same training, slower): sftrun resume")
     length = "in a new run set model.max_seq_len: 32 (12 of 40 rows are longer, and would be left out)"
     assert shorter == length  # a row in twenty is as long as the longest: half of that
@@ -244,7 +244,7 @@ def test_a_smaller_batch_divides_the_rows_of_a_step(recipe, batch, accum, smalle
     from sftrun.memory import recover
 
     given = load(recipe({"batch_size": batch, "grad_accum": accum}))
-    sets = recover.smaller(given, validating=False)
+    sets = recover.shrink_batch(given, validating=False)
     assert (sets and tuple(sets.values())) == smaller
 
 

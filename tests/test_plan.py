@@ -9,7 +9,7 @@ from conftest import talk
 
 from sftrun import Shape, tiny
 from sftrun.memory import batches, changes
-from sftrun.memory.machine import machine
+from sftrun.memory.machine import read_machine
 from sftrun.options import as_use
 from sftrun.recipe.validate import load
 from sftrun.registry import current
@@ -149,20 +149,20 @@ def test_a_model_whose_layers_depend_on_data_is_estimated_by_a_formula(recipe, f
 def test_the_largest_batch_is_that_of_the_longest_rows(write, sftrun, tmp_path):
     file = write(ROWS)
     assert sftrun("prepare", file, "--out", tmp_path / "run").code == 0
-    rows = batches.read(tmp_path / "run" / "prepared", "train")
-    shape = batches.training(load(file, ["train.batch_size=3"]), rows)
+    rows = batches.read_row_lengths(tmp_path / "run" / "prepared", "train")
+    shape = batches.largest_training_batch(load(file, ["train.batch_size=3"]), rows)
     assert shape.lengths == sorted(rows.lengths.tolist())[-3:][::-1]
-    assert batches.steps(load(file, ["train.batch_size=3", "train.grad_accum=2", "train.epochs=1.5"]), 40) == 11
+    assert batches.count_steps(load(file, ["train.batch_size=3", "train.grad_accum=2", "train.epochs=1.5"]), 40) == 11
 
 
 def test_changes_keep_the_training_the_same_where_that_is_enough(recipe):
     wide = recipe("train.batch_size=32", "train.grad_accum=2")
 
     def ask(wanted):
-        return estimate(wanted, batches.training(wanted, None))
+        return estimate(wanted, batches.largest_training_batch(wanted, None))
 
-    needed = changes.peak(ask(wide))
-    found = list(changes.fitting(wide, int(0.8 * needed), ask, current()))
+    needed = changes.peak_bytes(ask(wide))
+    found = list(changes.find_fitting_changes(wide, int(0.8 * needed), ask, current()))
     smaller, checkpointing, chosen = (sets for sets, _ in found)
     assert smaller["train.batch_size"] * smaller["train.grad_accum"] == 64
     assert checkpointing["train.gradient_checkpointing"] is True
@@ -208,7 +208,7 @@ def test_the_gpu_is_the_first_one_that_a_process_sees(driver, monkeypatch, visib
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    found = machine("cuda")
+    found = read_machine("cuda")
     assert found.name == name
     if name == "NVIDIA L4":
         assert (found.total, found.free) == (23034 * 2**20, 20000 * 2**20)

@@ -218,7 +218,9 @@ def planned(size, overrides, folder):
 def on_a_gpu(recipe):
     """The same of a recipe."""
     backend = library.create("backend", recipe.backend)
-    found = backend.estimate(recipe, batches.training(recipe, None), batches.evaluation(recipe, None))
+    found = backend.estimate(
+        recipe, batches.largest_training_batch(recipe, None), batches.largest_evaluation_batch(recipe, None)
+    )
     only_cpu = ("libraries", "gaps of malloc")
     peaks = [sum(part for name, part in each.items() if name not in only_cpu) for each in found.memory.values()]
     return (max(peaks) + 600 * 2**20) / 1e9

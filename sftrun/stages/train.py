@@ -26,7 +26,7 @@ def train(recipe: Recipe, run: RunDir, emit: Emit, node: topology.Node | None = 
     def attempt(recipe: Recipe, run: RunDir, emit: Emit) -> None:
         workers.run_in_worker(TARGET, run, Watch(recipe, run.events(), emit), workers.plan_ranks(recipe, node))
 
-    recover.guarded(attempt, recipe, run, emit)
+    recover.train_with_recovery(attempt, recipe, run, emit)
 
 
 def train_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:

@@ -9,7 +9,7 @@ from sftrun import flow
 from sftrun.errors import OutOfMemory, Problem, UserError
 from sftrun.launch import workers
 from sftrun.memory import batches, changes, recover, search
-from sftrun.memory.machine import machine
+from sftrun.memory.machine import read_machine
 from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.resolved import resolved_yaml
@@ -63,20 +63,20 @@ def _estimates(recipe: Recipe, probe: bool) -> bool:
 
 def _chosen(recipe: Recipe, run: RunDir, emit: Emit, probe: bool) -> dict[str, Any] | None:
     """Writes down the batch that `train.batch_size: auto` comes to; one row at a time where nothing fits."""
-    found = search.measured(recipe, run, emit) if probe else search.estimated(recipe, run)
-    made = changes.changed(recipe, found.sets if found else next(changes.splits(recipe)))
+    found = search.measure_batch(recipe, run, emit) if probe else search.estimate_batch(recipe, run)
+    made = changes.apply_changes(recipe, found.sets if found else next(changes.split_step(recipe)))
     run.write("resolved.yaml", resolved_yaml(made))
     split = {"batch_size": made.train.batch_size, "grad_accum": made.train.grad_accum}
     return {**split, "measured": found.measured} if found else None
 
 
 def _measured(recipe: Recipe, run: RunDir, folder: Path) -> dict[str, Any]:
-    from sftrun.memory.probe import probe
+    from sftrun.memory.probe import measure_steps
 
     try:
-        return probe(recipe, run, folder)
+        return measure_steps(recipe, run, folder)
     except OutOfMemory as error:
-        raise OutOfMemory(error.problems[0].message, hint=recover.beforehand(recipe, run)) from error
+        raise OutOfMemory(error.problems[0].message, hint=recover.suggest_smaller_batch(recipe, run)) from error
 
 
 def _estimated(run: RunDir, emit: Emit) -> dict[str, Any]:
@@ -95,8 +95,8 @@ def _estimated(run: RunDir, emit: Emit) -> dict[str, Any]:
 
 def _seen(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """What is known without asking the backend."""
-    train = batches.read(run.prepared, "train", recipe.packing.strategy != "none")
-    shape = batches.training(recipe, train)
+    train = batches.read_row_lengths(run.prepared, "train", recipe.packing.strategy != "none")
+    shape = batches.largest_training_batch(recipe, train)
     kept = recipe.train.save_total_limit if recipe.train.save_strategy != "no" else 0
     return {
         "model": recipe.model.name,
@@ -108,12 +108,12 @@ def _seen(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     }
 
 
-def _data(recipe: Recipe, train: batches.Rows) -> dict[str, Any]:
+def _data(recipe: Recipe, train: batches.RowLengths) -> dict[str, Any]:
     found: dict[str, Any] = {
         "rows": len(train.lengths),
         "tokens": int(train.lengths.sum()),
         "trained_tokens": int(train.trained.sum()),
-        "steps": batches.steps(recipe, len(train)),
+        "steps": batches.count_steps(recipe, len(train)),
     }
     return found if train.packs is None else {**found, "sequences": len(train)}
 
@@ -123,7 +123,7 @@ def _verdict(found: dict[str, Any]) -> dict[str, Any]:
     needed, device = found.get("measured", found)["peak"], found.get("device")
     if device is None:
         kind = found["measured"]["kind"]
-        here = machine(kind)
+        here = read_machine(kind)
         device = {"kind": kind, "name": here.name, "total": here.total, "free": here.free}
     # estimates are within 15 %, so that more than this is narrow
     narrow = needed > search.MARGIN * device["free"]
