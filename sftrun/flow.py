@@ -51,8 +51,8 @@ def run(  # noqa: PLR0913, PLR0917  (as many as the command has options)
         launchable(loaded.recipe, node, out is not None)
     if node and node.rank and out:
         return follower.join(loaded, Path(out), node, watch, TRAIN)
-    if resume and (found := resuming.find(Path(path), Path(out) if out else None)):
-        settled = resuming.settled(loaded.recipe, found)
+    if resume and (found := resuming.find_run(Path(path), Path(out) if out else None)):
+        settled = resuming.keep_chosen_batch(loaded.recipe, found)
         return _go_on(found, msgspec.structs.replace(loaded, recipe=settled), watch, node)
     with (
         _started(loaded, (path, overrides, out), watch, KINDS, resume) as (recipe, folder, emit),
@@ -85,7 +85,7 @@ def _go_on(folder: RunDir, loaded: Loaded, watch: Emit, node: Node | None) -> Ru
         folder.mend()
         folder.write("resolved.yaml", resolved_yaml(recipe))
         packages = lockfile.facts(recipe, current(), [])["packages"]
-        for warning in [*found, *resuming.versions(folder, packages), *ready(recipe)]:
+        for warning in [*found, *resuming.compare_versions(folder, packages), *ready(recipe)]:
             emit({"event": "warning", "message": str(warning)})
         _stages(recipe, folder, emit, node)
     return folder
@@ -181,10 +181,10 @@ def held(folder: RunDir, watch: Emit) -> Iterator[Emit]:
         with folder.locked(), signals.SIGNALS.handling():
             yield recorder(folder, watch)
     except KeyboardInterrupt as error:
-        raise Interrupted(resuming.advice(folder)) from error
+        raise Interrupted(resuming.describe_resume(folder)) from error
     except OSError as error:
         if hint := files.advice(error):
-            raise UserError(files.said(error), hint=f"{hint}; {resuming.advice(folder)}") from error
+            raise UserError(files.said(error), hint=f"{hint}; {resuming.describe_resume(folder)}") from error
         raise
 
 

@@ -66,12 +66,12 @@ def test_steps_that_were_done_once_more_count_once():
     first = [step(number, 1.0, **{**counts, "tokens": 10 * number}) for number in (10, 20, 30)]
     first += [{"event": "eval", "step": 25, "loss": 1.0}, {"event": "eval", "step": 30, "loss": 1.0}]
     again = [{"event": "resumed", "step": 25}, step(30, 2.0, **{**counts, "tokens": 300})]
-    past = history.history(first + again)
+    past = history.build_history(first + again)
     assert past.loss == [(10, 1.0), (20, 1.0), (30, 2.0)]
     assert past.validation == [(25, 1.0)]
-    assert history.speed(first + again).tokens == 300
+    assert history.measure_speed(first + again).tokens == 300
 
 
 def test_a_resume_from_the_start_forgets_all_points():
-    past = history.history([step(10, 1.0), step(20, 1.0), {"event": "resumed", "step": 0}, step(10, 3.0)])
+    past = history.build_history([step(10, 1.0), step(20, 1.0), {"event": "resumed", "step": 0}, step(10, 3.0)])
     assert past.loss == [(10, 3.0)]

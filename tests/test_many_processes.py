@@ -67,7 +67,7 @@ def alone(folder, name, *sets):
 
 
 def curves(run):
-    past = history.history(run.events())
+    past = history.build_history(run.events())
     return past.loss, past.validation, past.learning_rate
 
 
@@ -180,7 +180,7 @@ def reference(folder):
 @pytest.mark.slow
 def test_other_stages_work_alone(reference):
     loss = reference.read_json("eval/scores.json")["tuned"]["loss"]["val_loss"]
-    assert loss == pytest.approx(history.history(reference.events()).validation[-1][1], abs=1e-5)
+    assert loss == pytest.approx(history.build_history(reference.events()).validation[-1][1], abs=1e-5)
 
 
 @pytest.mark.slow
@@ -202,7 +202,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_the_same(folder, reference, se
     second.send_signal(signal.SIGTERM)
     code, error = said(second)
     assert code == 130, error
-    assert "is whole; to go on: sftrun resume killed" in error
+    assert "is complete; to resume: sftrun resume killed" in error
 
     code, error = said(command(folder, "resume", "killed"))
     assert code == 0, error

@@ -134,9 +134,9 @@ def events(folder, kind):
 
 
 def losses(folder):
-    from sftrun.runs.history import history
+    from sftrun.runs.history import build_history
 
-    return history(folder.events()).loss
+    return build_history(folder.events()).loss
 
 
 def said(file, *sets):

@@ -100,7 +100,7 @@ def at(kind, *steps):
 
 
 def curves(run):
-    past = history.history(run.events())
+    past = history.build_history(run.events())
     return past.loss, past.validation, past.learning_rate
 
 
@@ -123,7 +123,7 @@ def test_the_result_is_that_of_a_run_that_was_never_stopped(folder, kind):
     assert weights(stopped) == weights(whole)
     assert curves(stopped) == curves(whole)
     assert points(stopped) == points(whole)
-    assert history.speed(stopped.events()).tokens == history.speed(whole.events()).tokens
+    assert history.measure_speed(stopped.events()).tokens == history.measure_speed(whole.events()).tokens
 
 
 def test_a_run_that_was_killed_before_its_model_was_written_trains_no_step_more(folder):
@@ -143,7 +143,7 @@ def test_training_stops_when_the_validation_loss_no_longer_falls_and_keeps_the_b
     whole, stopped = prepared(folder, "early-whole", sets), prepared(folder, "early-stopped", sets)
     assert attempt(whole)
     (early,) = [event for event in whole.events() if event["event"] == "stopped_early"]
-    losses = dict(history.history(whole.events()).validation)
+    losses = dict(history.build_history(whole.events()).validation)
     assert losses[early["best_step"]] == min(losses.values()) == early["best_loss"]
     assert early["step"] == max(losses) == early["best_step"] + 8
     best = whole.checkpoints / f"checkpoint-{early['best_step']}" / "model.safetensors"
@@ -170,7 +170,7 @@ def test_the_best_is_kept_without_early_stopping(folder):
     run = prepared(folder, "best", ["train.keep_best=true", "train.learning_rate=0.02", "train.epochs=6"])
     attempt(run)
     (best,) = [event for event in run.events() if event["event"] == "best"]
-    losses = dict(history.history(run.events()).validation)
+    losses = dict(history.build_history(run.events()).validation)
     assert best["step"] == min(losses, key=losses.get) < max(losses)
     assert weights(run) == (run.checkpoints / f"checkpoint-{best['step']}/model.safetensors").read_bytes()
 
@@ -180,7 +180,7 @@ def test_a_best_checkpoint_that_someone_has_spoilt_is_left_out_with_a_warning(fo
     sets = ["train.keep_best=true", "train.learning_rate=0.02", "train.epochs=8", "train.save_total_limit=null"]
     run = prepared(folder, f"spoilt-{left}", sets)
     assert not attempt(run, at("checkpoint", 84))  # without a validation loss of its own
-    losses = dict(history.history(run.events()).validation)
+    losses = dict(history.build_history(run.events()).validation)
     first, *others = sorted(map(int, losses), key=losses.get)
     (run.checkpoints / f"checkpoint-{first}/model.safetensors").unlink()
     for step in [] if left else others:
@@ -350,7 +350,8 @@ def test_a_signal_saves_the_step_in_flight_and_says_how_to_go_on(folder, referen
         code, error = said(process)
         assert code == 130, error
         step = [event["step"] for event in run.events() if event["event"] == "checkpoint"][-1]
-        assert f"interrupted; stopped/checkpoints/checkpoint-{step} is whole; to go on: sftrun resume stopped" in error
+        kept = f"stopped/checkpoints/checkpoint-{step} is complete"
+        assert f"interrupted; {kept}; to resume: sftrun resume stopped" in error
         assert run.read_json("state.json")["train"]["status"] == "interrupted"
     assert step < 42
     assert attempt(run)
@@ -366,7 +367,7 @@ def test_after_training_a_signal_names_the_stages_that_are_left(folder):
     process.send_signal(signal.SIGINT)
     code, error = said(process)
     assert code == 130, error
-    left = "the model is trained; to go on with evaluate, export, report: sftrun resume evaluating"
+    left = "the model is trained; to continue with evaluate, export, report: sftrun resume evaluating"
     assert f"interrupted; {left}" in error
 
 
@@ -427,7 +428,7 @@ def test_resume_finds_the_newest_run_of_the_recipe(tmp_path):
     (tmp_path / "chat-20280101-000000").mkdir()  # killed before it began
     assert directory.find_latest(Path("chat.yaml"), tmp_path).path.name == "chat-20260101-000000-10"
     assert directory.find_latest(Path("other.yaml"), tmp_path) is None
-    assert resume.find(Path("chat.yaml"), tmp_path / "chat-20280101-000000") is None
+    assert resume.find_run(Path("chat.yaml"), tmp_path / "chat-20280101-000000") is None
 
 
 def test_a_run_that_was_killed_before_it_began_begins_again(write, sftrun, tmp_path):

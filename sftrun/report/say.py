@@ -7,7 +7,7 @@ from typing import Any
 
 from sftrun import tiny
 from sftrun.recipe.model import Recipe
-from sftrun.runs.numbers import NOTHING, number
+from sftrun.runs.numbers import NOTHING, format_number
 
 IN_A_RUN = ("export", "merged", "model")  # folders of a run directory, whose names tell nothing
 
@@ -27,18 +27,20 @@ def hardware(found: dict[str, Any]) -> str:
     """What a run ran on: `2 CPUs, 24 GB memory, no GPU`."""
     if not found:
         return NOTHING
-    cards = [f"{card.get('name', 'GPU')} ({number(card.get('memory_gb'))} GB)" for card in found.get("gpus") or []]
+    cards = [
+        f"{card.get('name', 'GPU')} ({format_number(card.get('memory_gb'))} GB)" for card in found.get("gpus") or []
+    ]
     different = dict.fromkeys(cards)
     gpus = [f"{cards.count(card)} × {card}" if cards.count(card) > 1 else card for card in different]
-    memory = f"{number(found.get('memory_gb'))} GB memory"
-    return ", ".join([f"{number(found.get('cpus'))} CPUs", memory, *(gpus or ["no GPU"])])
+    memory = f"{format_number(found.get('memory_gb'))} GB memory"
+    return ", ".join([f"{format_number(found.get('cpus'))} CPUs", memory, *(gpus or ["no GPU"])])
 
 
 def plain(value: Any) -> str:
     """Any JSON value on one line."""
     if isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else number(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else format_number(value)
 
 
 def is_local(name: str) -> bool:

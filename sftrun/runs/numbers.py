@@ -1,4 +1,4 @@
-"""Numbers and durations as people read them."""
+"""Formats numbers and durations for people."""
 
 import math
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 NOTHING = "–"
 
 
-def number(value: Any) -> str:
-    """A value for a table: four significant digits, thousands apart; a dash where there is none."""
+def format_number(value: Any) -> str:
+    """Returns a value for a table: four significant digits, commas between thousands; a dash for None."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return _decimal(value) if isinstance(value, float) else str(value)
+    return _format_float(value) if isinstance(value, float) else str(value)
 
 
-def _decimal(value: float) -> str:
+def _format_float(value: float) -> str:
     if math.isnan(value):
         return "not a number"
     if math.isinf(value):
@@ -29,13 +29,13 @@ def _decimal(value: float) -> str:
     return text.replace("-", "−", 1) if value < 0 else text
 
 
-def share(part: Any, whole: Any) -> str:
-    """A part of a whole in per cent."""
+def format_share(part: Any, whole: Any) -> str:
+    """Returns a part of a whole in per cent; a dash if either is missing."""
     return f"{100 * part / whole:.1f} %" if part is not None and whole else NOTHING
 
 
-def duration(seconds: float) -> str:
-    """Seconds as `1 h 02 min`, `3 min 20 s` or `12 s`."""
+def format_duration(seconds: float) -> str:
+    """Returns seconds as `1 h 02 min`, `3 min 20 s` or `12 s`."""
     if not math.isfinite(seconds):
         return NOTHING
     if 0 < seconds < 10:

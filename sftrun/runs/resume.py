@@ -1,4 +1,4 @@
-"""Which run a recipe goes on with, and whether it is still the same recipe."""
+"""Resuming a run: finds it, and compares its recipe with the current one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from sftrun.recipe.resolved import from_resolved, normal
 from sftrun.runs import directory
 from sftrun.runs.directory import RunDir
 
-# What may be another now: it decides nothing about the trained weights.
+# Keys that may change on resume: they do not affect the weights.
 FREE = {
     "description",
     "launch.restarts",
@@ -22,17 +22,17 @@ FREE = {
     "train.on_oom",
     "train.activation_offload",
 }
-# The same sums, added up in another order: what helps where memory ran out.
+# Keys that may change after running out of memory: the same sums in another order.
 COUNTS = {"launch.processes", "launch.nodes"}
 KERNELS = {f"train.{name}" for name in ("attention", "cross_entropy", "compile", "tf32")}
 ROUNDING = {"train.batch_size", "train.grad_accum", "train.gradient_checkpointing", *KERNELS, *COUNTS}
-SAME = {"train.effective_batch_size"}  # where the rows of a step stay as many
-SPLIT = (("batch_size", "grad_accum"), ("eval_batch_size",))  # what a run may have changed on its own
-LATER = {"evaluators": "evaluate", "exporters": "export"}  # keys whose stage is done again
+SAME = {"train.effective_batch_size"}  # may change if an optimizer step sees as many rows as before
+SPLIT = (("batch_size", "grad_accum"), ("eval_batch_size",))  # keys in `train` that a run changes by itself
+LATER = {"evaluators": "evaluate", "exporters": "export"}  # keys that may change, and the stage that then runs again
 
 
-def find(recipe_file: Path, out: Path | None) -> RunDir | None:
-    """The run to go on with: the one in `out`, else the recipe's newest; None where none has begun."""
+def find_run(recipe_file: Path, out: Path | None) -> RunDir | None:
+    """Returns the run to resume: the one in `out`, else the newest of the recipe; None if there is none."""
     if out is None:
         return directory.find_latest(recipe_file)
     if (out / directory.BEGUN).is_file():
@@ -41,39 +41,40 @@ def find(recipe_file: Path, out: Path | None) -> RunDir | None:
 
 
 def reconcile(recipe: Recipe, run: RunDir, processes: int) -> list[str]:
-    """Makes a run ready to go on with a recipe, and returns what there is to say about it.
+    """Marks the stages that a recipe makes necessary again, and returns warnings about changed keys.
 
-    Raises UserError, with every difference, where the recipe would train something else than the run has so far.
+    Raises UserError, with every difference, if the recipe would train other weights than the run has so far.
     """
     before = from_resolved((run.path / "resolved.yaml").read_text("utf-8"))
     changed = dict(_differences(before, recipe))
     changed.pop("extends", None)
-    sizes = _trained_by(run, processes), processes
-    changed |= {} if sizes[0] == sizes[1] or COUNTS & changed.keys() else {"launch.processes": sizes}
-    if before.train.step_rows(sizes[0]) != recipe.train.step_rows(sizes[1]):
+    earlier = _earlier_world_size(run, processes)
+    if earlier != processes and not COUNTS & changed.keys():
+        changed["launch.processes"] = (earlier, processes)
+    if before.train.step_rows(earlier) != recipe.train.step_rows(processes):
         wrong = {key: each for key, each in changed.items() if key not in FREE | LATER.keys()}
     else:
         wrong = {key: each for key, each in changed.items() if key not in FREE | ROUNDING | SAME | LATER.keys()}
     if wrong:
         raise UserError(_problem(key, *values, run) for key, values in wrong.items())
-    if not (run.prepared / "proof.json").is_file():  # someone has made room; training compares what comes of it
+    if not (run.prepared / "proof.json").is_file():  # deleted to free the disk; training compares hashes of the new one
         run.forget("prepare")
     again = [stage for key, stage in LATER.items() if key in changed]
     if again:
         run.forget(*again)
     if not all(run.done(stage) for stage in _stages(recipe)):
         run.forget("report")
-    return list(_warnings(changed.keys() & ROUNDING))
+    return list(_warn_of_rounding(changed.keys() & ROUNDING))
 
 
-def _warnings(rounded: set[str]) -> Iterator[str]:
+def _warn_of_rounding(rounded: set[str]) -> Iterator[str]:
     if rounded:
         draws = ", and dropout draws other numbers" if rounded & COUNTS else ""
         yield f"{', '.join(sorted(rounded))} changed: the weights will differ by rounding from now on{draws}"
 
 
-def settled(recipe: Recipe, run: RunDir) -> Recipe:
-    """The recipe with the batch that the run has come to, where it still asks for what the run began with."""
+def keep_chosen_batch(recipe: Recipe, run: RunDir) -> Recipe:
+    """Returns the recipe with the batch that the run chose, if it still asks for the batch that the run began with."""
     asked = run.read_json(directory.BEGUN).get("batch", {}).get("asked", {})
     now = from_resolved((run.path / "resolved.yaml").read_text("utf-8")).train
     sets: dict[str, Any] = {}
@@ -83,26 +84,26 @@ def settled(recipe: Recipe, run: RunDir) -> Recipe:
     return msgspec.structs.replace(recipe, train=msgspec.structs.replace(recipe.train, **sets))
 
 
-def versions(run: RunDir, now: dict[str, Any]) -> Iterator[str]:
-    """Packages that are not those that the run began with."""
+def compare_versions(run: RunDir, now: dict[str, Any]) -> Iterator[str]:
+    """Yields a warning for each package whose version has changed since the run began."""
     then = run.read_json(directory.BEGUN).get("packages", {})
     for name in sorted(then.keys() | now.keys()):
         if then.get(name) != now.get(name):
             yield f"the run began with {name} {then.get(name, 'absent')}, and now it is {now.get(name, 'absent')}"
 
 
-def advice(run: RunDir) -> str:
-    """What there is to go on from, and the command that does."""
+def describe_resume(run: RunDir) -> str:
+    """Returns where the run stopped, and the command that resumes it."""
     if not (run.path / directory.BEGUN).is_file():
-        return "nothing was done yet: start it again, with --resume"
+        return "nothing was done yet: start the run again, with --resume"
     again = f"sftrun resume {files.shell_path(run.path)}"
     if run.done("train"):
         recipe = from_resolved((run.path / "resolved.yaml").read_text("utf-8"))
         left = [stage for stage in _stages(recipe) if not run.done(stage)]
-        return f"the model is trained; to go on with {', '.join([*left, 'report'])}: {again}"
+        return f"the model is trained; to continue with {', '.join([*left, 'report'])}: {again}"
     steps = [event["step"] for event in run.events() if event["event"] == "checkpoint" and "path" in event]
-    kept = f"{files.shell_path(run.checkpoints)}/checkpoint-{steps[-1]} is whole; " if steps else ""
-    return f"{kept}to go on: {again}"
+    kept = f"{files.shell_path(run.checkpoints)}/checkpoint-{steps[-1]} is complete; " if steps else ""
+    return f"{kept}to resume: {again}"
 
 
 def _stages(recipe: Recipe) -> list[str]:
@@ -110,14 +111,14 @@ def _stages(recipe: Recipe) -> list[str]:
     return ["prepare", "train", *later]
 
 
-def _trained_by(run: RunDir, now: int) -> int:
-    """How many processes have trained so far; `auto` may be another number now, on another machine."""
+def _earlier_world_size(run: RunDir, now: int) -> int:
+    """Returns the world size that has trained so far; `auto` may give another number on this machine."""
     found = run.read_json(directory.BEGUN).get("launch")
     return int(found["processes"] * found["nodes"]) if found else now
 
 
 def _differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Dotted keys whose values are others, and both values."""
+    """Yields each dotted key whose value differs, with both values."""
     sides = [dict(_leaves(msgspec.to_builtins(normal(each)), "")) for each in (before, now)]
     for key in sides[0] | sides[1]:
         values = (sides[0].get(key), sides[1].get(key))
@@ -126,7 +127,7 @@ def _differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, tuple[Any, 
 
 
 def _leaves(data: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Values by dotted keys; components are one value each, so that none is told by halves."""
+    """Yields values by dotted keys; a component is one value, so that a difference shows all of it."""
     for key, value in data.items():
         if isinstance(value, dict) and value and "use" not in value:
             yield from _leaves(value, f"{path}{key}.")
@@ -135,7 +136,7 @@ def _leaves(data: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _problem(key: str, before: Any, now: Any, run: RunDir) -> Problem:
-    told = (msgspec.json.encode(value).decode() for value in (before, now))
-    message = "{0} is {2}, but the run in {3} has trained with {1}".format(key, *told, run.path.name)
+    values = (msgspec.json.encode(value).decode() for value in (before, now))
+    message = "{0} is {2}, but the run in {3} has trained with {1}".format(key, *values, run.path.name)
     hint = "put it back, or start a new run, without --resume"
     return Problem(message, path=tuple(key.split(".")), hint=hint)
