@@ -93,7 +93,7 @@ def _go_on(folder: RunDir, loaded: Loaded, watch: Emit, node: Node | None) -> Ru
 
 def _stages(recipe: Recipe, folder: RunDir, emit: Emit, node: Node | None) -> None:
     """Every stage that is not done; each of them sees only what those before it wrote."""
-    from sftrun.stages.batch_size import size
+    from sftrun.stages.batch_size import choose_batch_size
     from sftrun.stages.evaluate import evaluate
     from sftrun.stages.export import export
     from sftrun.stages.prepare import prepare
@@ -103,7 +103,7 @@ def _stages(recipe: Recipe, folder: RunDir, emit: Emit, node: Node | None) -> No
     once(folder, emit, "prepare", lambda: prepare(recipe, folder, current(), emit))
     fit(recipe, folder, emit)
     if recipe.train.batch_size == "auto":
-        staged(folder, emit, "size", lambda: size(recipe, folder, emit))
+        staged(folder, emit, "size", lambda: choose_batch_size(recipe, folder, emit))
     once(folder, emit, "train", lambda: train(written(folder), folder, emit, node))
     if recipe.evaluators:
         once(folder, emit, "evaluate", lambda: evaluate(folder, emit))

@@ -258,7 +258,7 @@ def test_a_plan_shows_what_auto_would_choose(recipe, sftrun):
 def test_a_plan_without_an_estimate_asks_for_a_probe(recipe, sftrun):
     result = sftrun("plan", recipe(backend="mute"))
     assert result.code == 1
-    assert "the backend mute cannot say what it takes before it has run" in result.err
+    assert "the backend mute cannot estimate memory" in result.err
     assert "add --probe" in result.err
 
 

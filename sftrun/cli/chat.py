@@ -12,9 +12,9 @@ import click
 @click.option("--max-new-tokens", default=256, type=click.IntRange(min=1), show_default=True)
 def command(run: str, base: bool, system: str | None, max_new_tokens: int) -> None:
     """Talk to the model of a run directory. An empty line or Ctrl-D ends; /new starts over."""
-    from sftrun.tools.generate import answerer
+    from sftrun.tools.generate import load_answerer
 
-    answer = answerer(run, "base" if base else "tuned")
+    answer = load_answerer(run, "base" if base else "tuned")
     begin = [{"role": "system", "content": system}] if system else []
     messages = list(begin)
     while said := _ask():

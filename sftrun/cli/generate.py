@@ -22,10 +22,10 @@ def command(run: str, prompts: str, out: str | None, base: bool, max_new_tokens:
 
     A .jsonl file holds {"messages": […]} or {"prompt": "…"} a line; any other file one prompt a line.
     """
-    from sftrun.tools.generate import answerer
+    from sftrun.tools.generate import load_answerer
 
     talks = list(_talks(Path(prompts)))
-    answer = answerer(run, "base" if base else "tuned")
+    answer = load_answerer(run, "base" if base else "tuned")
     answers = answer([messages for _, messages in talks], max_new_tokens, batch_size)
     lines = [
         json.dumps({**row, "answer": text}, ensure_ascii=False) + "\n"

@@ -25,13 +25,13 @@ def command(
     recipe: str, sets: tuple[str, ...], split: str, rows: int, shapes: bool, origin: str, html: str, as_json: bool
 ) -> None:
     """Show rendered rows with their trained tokens marked."""
-    from sftrun.tools.inspect import by_shape, inspect, titled
+    from sftrun.tools.inspect import add_titles, group_by_shape, inspect
 
     items = inspect(recipe, sets, split, origin)
     if as_json:
         _print_json(items)
         return
-    shown = by_shape(items) if shapes else titled(islice(items, rows))
+    shown = group_by_shape(items) if shapes else add_titles(islice(items, rows))
     if html:
         _write_page(Path(html), recipe, split, shown)
     else:

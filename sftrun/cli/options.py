@@ -15,7 +15,11 @@ def nodes(command: Callable[..., Any]) -> Callable[..., Any]:
     """Says which of several machines this is: --nodes is one more override, and the others are given as `node`."""
 
     @click.option("--nodes", type=click.IntRange(min=1), help="Machines that train together; overrides launch.nodes.")
-    @click.option("--node-rank", type=int, help="The number of this machine, from 0 on; 0 does all but training alone.")
+    @click.option(
+        "--node-rank",
+        type=int,
+        help="The number of this machine, from 0 on; node 0 also prepares, evaluates, exports and reports.",
+    )
     @click.option("--rendezvous", metavar="HOST:PORT", help="Where the machines meet: a free port of number 0.")
     @functools.wraps(command)
     def wrapped(

@@ -1,4 +1,4 @@
-"""Stage 3, evaluate: the base and the tuned model, on the same held-out prompts."""
+"""Stage 3, evaluate: scores the base and the tuned model on the same held-out prompts."""
 
 import gc
 from collections.abc import Sequence
@@ -19,33 +19,35 @@ Which = Literal["base", "tuned"]
 
 
 def evaluate(run: RunDir, emit: Emit) -> None:
-    """Fills `eval/`: scores.json, and samples.jsonl with the answers side by side."""
+    """Writes `eval/scores.json`, and `eval/samples.jsonl` with the answers of both models, in a worker process."""
     try:
         workers.run_in_worker("sftrun.stages.evaluate:evaluate_in_worker", run, emit)
     except OutOfMemory as error:
         command = f"sftrun resume {files.shell_path(run.path)} --set train.eval_batch_size=1"
         hint = f"lower train.eval_batch_size ({command}), or the batch_size of evaluators that generate"
-        said = error.problems[0].message
-        raise OutOfMemory(said, hint=hint + failures.suggest_resume_if_killed(said, run)) from error
+        message = error.problems[0].message
+        raise OutOfMemory(message, hint=hint + failures.suggest_resume_if_killed(message, run)) from error
 
 
 def evaluate_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
-    """The same in this process."""
+    """Scores both models in this process, and writes `eval/`."""
     registry = current()
     backend = registry.create("backend", as_use(recipe.backend))
-    prompts = _prompts(run)
+    prompts = _read_prompts(run)
     scores: dict[Which, dict[str, Scores]] = {}
     for which in ("base", "tuned"):
         emit({"event": "evaluating", "which": which})
-        model = Remembering(backend.load(recipe, run.path, which))
-        scores[which] = {name: item.score(model, prompts) for name, item in _evaluators(recipe, registry).items()}
+        model = CachedModel(backend.load(recipe, run.path, which))
+        scores[which] = {
+            name: item.score(model, prompts) for name, item in _create_evaluators(recipe, registry).items()
+        }
         del model
         gc.collect()  # the base model's memory is free before the tuned one is loaded
-    _write(run, scores)
+    _write_scores(run, scores)
 
 
-class Remembering:
-    """A model that generates once for evaluators that ask the same."""
+class CachedModel:
+    """A model that generates once for evaluators with the same prompts and max_new_tokens."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -53,17 +55,19 @@ class Remembering:
         self.answers: dict[tuple[int, tuple[int, ...]], list[int]] = {}
 
     def losses(self, split: str) -> LossSums | None:
+        """Returns the losses of a split, computed by the model."""
         return self.model.losses(split)
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
+        """Returns an answer to each prompt, generated or from the cache."""
         keys = [(max_new_tokens, tuple(prompt)) for prompt in prompts]
         new = list(dict.fromkeys(key for key in keys if key not in self.answers))
-        made = self.model.generate([prompt for _, prompt in new], max_new_tokens, batch_size) if new else []
-        self.answers.update(zip(new, made, strict=True))
+        answers = self.model.generate([prompt for _, prompt in new], max_new_tokens, batch_size) if new else []
+        self.answers.update(zip(new, answers, strict=True))
         return [self.answers[key] for key in keys]
 
 
-def _prompts(run: RunDir) -> dict[str, list[Prompt]]:
+def _read_prompts(run: RunDir) -> dict[str, list[Prompt]]:
     decoder = msgspec.json.Decoder(Prompt)
     return {
         split: decoder.decode_lines((run.prepared / f"prompts-{split}.jsonl").read_bytes())
@@ -72,7 +76,7 @@ def _prompts(run: RunDir) -> dict[str, list[Prompt]]:
     }
 
 
-def _evaluators(recipe: Recipe, registry: Registry) -> dict[str, Evaluator]:
+def _create_evaluators(recipe: Recipe, registry: Registry) -> dict[str, Evaluator]:
     named: dict[str, Evaluator] = {}
     for each in recipe.evaluators:
         use = as_use(each)
@@ -81,20 +85,20 @@ def _evaluators(recipe: Recipe, registry: Registry) -> dict[str, Evaluator]:
     return named
 
 
-def _write(run: RunDir, scores: dict[Which, dict[str, Scores]]) -> None:
+def _write_scores(run: RunDir, scores: dict[Which, dict[str, Scores]]) -> None:
     metrics = {which: {name: found.metrics for name, found in each.items()} for which, each in scores.items()}
     run.eval.mkdir(exist_ok=True)
-    lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in _side_by_side(scores))
+    lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in _pair_samples(scores))
     run.write("eval/samples.jsonl", lines.decode())
     run.write_json("eval/scores.json", metrics)
 
 
-def _side_by_side(scores: dict[Which, dict[str, Scores]]) -> list[dict[str, Any]]:
-    """One object a prompt: what was asked, the reference, and both models' answers with their scores."""
-    together = []
+def _pair_samples(scores: dict[Which, dict[str, Scores]]) -> list[dict[str, Any]]:
+    """Returns one object per prompt: the messages, the reference, and the answers of both models with their scores."""
+    pairs = []
     for name, found in scores["tuned"].items():
         for base, tuned in zip(scores["base"][name].samples, found.samples, strict=True):
             shared = {key: tuned[key] for key in ("origin", "messages", "reference")}
             own = [{key: value for key, value in each.items() if key not in shared} for each in (base, tuned)]
-            together.append({"evaluator": name, **shared, "base": own[0], "tuned": own[1]})
-    return together
+            pairs.append({"evaluator": name, **shared, "base": own[0], "tuned": own[1]})
+    return pairs

@@ -1,4 +1,4 @@
-"""Stage 4, export: what is made of the tuned model for deployment, in a worker process."""
+"""Stage 4, export: converts the tuned model for deployment, in a worker process."""
 
 from sftrun.launch import workers
 from sftrun.options import as_use
@@ -9,12 +9,12 @@ from sftrun.types import Emit
 
 
 def export(run: RunDir, emit: Emit) -> None:
-    """Fills `export/`, one exporter after the other."""
+    """Runs every exporter, which write to `export/`, in a worker process."""
     workers.run_in_worker("sftrun.stages.export:export_in_worker", run, emit)
 
 
 def export_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
-    """The same in this process."""
+    """Runs every exporter in this process."""
     for each in recipe.exporters:
         use = as_use(each)
         facts = current().create("exporter", use).export(recipe, run.path, emit)

@@ -1,4 +1,4 @@
-"""Stage 1, prepare: rows to tokenised samples with their masks, the ledger and the mask proof."""
+"""Stage 1, prepare: turns rows into tokenised samples with masks, and writes the ledger and the mask proof."""
 
 import contextlib
 import gc
@@ -23,14 +23,14 @@ from sftrun.registry import Registry, module_file
 from sftrun.runs.directory import RunDir
 from sftrun.types import Emit
 
-SHOWN = 20
-HERE = Path(__file__).parent.parent
+SHOWN = 20  # problems in an error
+PACKAGE = Path(__file__).parent.parent
 
 
 def prepare(recipe: Recipe, run: RunDir, registry: Registry, emit: Emit) -> None:
-    """Fills `prepared/`, from the cache where the same was made before.
+    """Writes `prepared/`, or links it from the cache if the same was prepared before.
 
-    Raises UserError when a row is bad, when too much is lost, or when the proof fails.
+    Raises UserError if a row is malformed, if too many rows are lost, or if the proof fails.
     """
     line = Line(recipe, registry)
     for warning in line.warnings:
@@ -40,9 +40,9 @@ def prepare(recipe: Recipe, run: RunDir, registry: Registry, emit: Emit) -> None
     with store.locked(key, lambda: emit({"event": "prepare", "waiting": True})):
         entry = store.find(key)
         emit({"event": "prepare", "cached": entry is not None})
-        store.link(entry or _make(recipe, line, key, emit), run.prepared)
+        store.link(entry or _prepare_entry(recipe, line, key, emit), run.prepared)
     _check_expected(recipe, run)
-    facts = {"model": _model(recipe, line), "prepared": {"key": key, **parts}}
+    facts = {"model": _describe_model(recipe, line), "prepared": {"key": key, **parts}}
     run.merge_json("lock.json", {**facts, "mask": run.read_json("prepared/proof.json")["hash"]})
 
 
@@ -50,29 +50,29 @@ def _check_expected(recipe: Recipe, run: RunDir) -> None:
     found = run.read_json("prepared/proof.json")["hash"]
     if recipe.expect_mask not in (None, found):
         message = f"the mask is {found}, not the expected one: rows, template, tokenizer or masker have changed"
-        hint = "look at it with sftrun inspect; where it is right, write that hash"
+        hint = "check the mask with sftrun inspect; if it is right, write that hash"
         raise UserError(Problem(message, path=("expect_mask",), hint=hint))
 
 
-def _model(recipe: Recipe, line: Line) -> dict[str, Any]:
-    """The model's name, and its commit where it is of the Hub."""
+def _describe_model(recipe: Recipe, line: Line) -> dict[str, Any]:
+    """Returns the model's name, and its commit if it comes from the Hub."""
     folder = line.tokenizer.folder
     commit = folder.name if folder.parent.name == "snapshots" else None
     return {"name": recipe.model.name, "revision": recipe.model.revision, "commit": commit}
 
 
 def key_parts(recipe: Recipe, line: Line, registry: Registry) -> dict[str, Any]:
-    """Everything that decides what prepared samples are."""
+    """Returns the parts of the cache key: everything that the prepared samples depend on."""
     uses = {"formatter": [recipe.formatter], "masker": [recipe.masker], "transform": recipe.transforms}
     return {
-        "code": _code_hash([*(HERE / "data").rglob("*.py"), Path(__file__)]),
+        "code": _hash_code([*(PACKAGE / "data").rglob("*.py"), Path(__file__)]),
         "source": {"use": as_use(recipe.source).use, "fingerprint": line.source.fingerprint()},
         "components": [_component(registry, kind, use) for kind, named in uses.items() for use in named],
         "transform_files": [each.fingerprint() for each in line.transforms if hasattr(each, "fingerprint")],
         "source_code": _component(registry, "source", as_use(recipe.source).use),
         "tokenizer": line.tokenizer.fingerprint,
         "template": line.tokenizer.template.fingerprint,
-        "date": _date(line),
+        "date": _template_date(line),
         "eot_token": recipe.model.eot_token,
         "max_seq_len": recipe.model.max_seq_len,
         "packing": recipe.packing.strategy,
@@ -81,8 +81,8 @@ def key_parts(recipe: Recipe, line: Line, registry: Registry) -> dict[str, Any]:
     }
 
 
-def _date(line: Line) -> str | None:
-    """The day, for a template that prints it."""
+def _template_date(line: Line) -> str | None:
+    """Returns the day for a template that prints it; None for any other."""
     template = line.tokenizer.template
     return template.now.date().isoformat() if "strftime_now" in template.source else None
 
@@ -91,22 +91,22 @@ def _component(registry: Registry, kind: str, named: Any) -> dict[str, Any]:
     use = as_use(named)
     item = registry.get(kind, use.use)
     file = module_file(item)
-    code = _code_hash(Path(file).parent.glob("*.py")) if file else ""
+    code = _hash_code(Path(file).parent.glob("*.py")) if file else ""
     return {"kind": kind, "use": use.use, "with": use.with_, "version": item.version, "code": code}
 
 
-def _code_hash(files: Iterable[Path]) -> str:
+def _hash_code(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def _make(recipe: Recipe, line: Line, key: str, emit: Emit) -> Path:
+def _prepare_entry(recipe: Recipe, line: Line, key: str, emit: Emit) -> Path:
     making = store.begin(key)
     try:
-        with _frozen():
-            _fill(recipe, line, making, emit)
+        with _frozen_garbage():
+            _prepare_splits(recipe, line, making, emit)
     except BaseException:
         shutil.rmtree(making)
         raise
@@ -114,8 +114,8 @@ def _make(recipe: Recipe, line: Line, key: str, emit: Emit) -> Path:
 
 
 @contextlib.contextmanager
-def _frozen() -> Iterator[None]:
-    """While it lasts, the garbage collector leaves what was there before alone: nearly nothing dies of it."""
+def _frozen_garbage() -> Iterator[None]:
+    """Excludes existing objects from garbage collection inside the block: almost all of them live on."""
     gc.freeze()
     try:
         yield
@@ -123,25 +123,25 @@ def _frozen() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _fill(recipe: Recipe, line: Line, making: Path, emit: Emit) -> None:
+def _prepare_splits(recipe: Recipe, line: Line, making: Path, emit: Emit) -> None:
     ledger = Ledger(making / "ledger.jsonl")
     line.add = ledger.add
     proof = Proof(line)
     for split in line.source.splits():
-        _split(line, split, making, proof)
+        _prepare_split(line, split, making, proof)
         emit({"event": "prepared", "split": split, "rows": line.rows_in[split]})
     ledger.close()
-    problems = _shortened(line.problems) or [*_lost(recipe, line, ledger), *proof.problems()]
+    problems = _shorten(line.problems) or [*_check_lost(recipe, line, ledger), *proof.problems()]
     if problems:
         raise UserError(problems)
     found = {split: stats.stats(tally, split, line.rows_in[split], ledger) for split, tally in proof.splits.items()}
     if recipe.packing.strategy != "none":
         found["train"]["packing"] = _pack(recipe, proof.splits["train"], making)
-    _write(making / "proof.json", proof.result())
-    _write(making / "stats.json", found)
+    _write_json(making / "proof.json", proof.result())
+    _write_json(making / "stats.json", found)
 
 
-def _split(line: Line, split: str, making: Path, proof: Proof) -> None:
+def _prepare_split(line: Line, split: str, making: Path, proof: Proof) -> None:
     writer = store.Writer(making / f"{split}.arrow")
     prompts = Prompts(line, making / f"prompts-{split}.jsonl") if split != "train" else None
     for batch in line.batches(split):
@@ -166,7 +166,7 @@ def _pack(recipe: Recipe, tally: Tally, making: Path) -> dict[str, Any]:
     return {"sequences": count, "fill": round(int(lengths.sum()) / (count * capacity), 4)}
 
 
-def _shortened(problems: list[Problem]) -> list[Problem]:
+def _shorten(problems: list[Problem]) -> list[Problem]:
     problems = list(dict.fromkeys(problems))  # a source may give a row more than once
     if len(problems) <= SHOWN:
         return problems
@@ -174,7 +174,7 @@ def _shortened(problems: list[Problem]) -> list[Problem]:
     return [*problems[:SHOWN], rest]
 
 
-def _lost(recipe: Recipe, line: Line, ledger: Ledger) -> list[Problem]:
+def _check_lost(recipe: Recipe, line: Line, ledger: Ledger) -> list[Problem]:
     problems = []
     for split, rows in line.rows_in.items():
         lost = ledger.lost(split)
@@ -186,10 +186,10 @@ def _lost(recipe: Recipe, line: Line, ledger: Ledger) -> list[Problem]:
             )
             example = ledger.first_lost(split)
             first = f"first: {line.source.locate(example.origin)}: {example.detail}"
-            hint = f"{first}; mend the rows, raise model.max_seq_len or data.max_lost"
+            hint = f"{first}; fix the rows, or raise model.max_seq_len or data.max_lost"
             problems.append(Problem(message, path=("data", "max_lost"), hint=hint))
     return problems
 
 
-def _write(file: Path, data: Any) -> None:
+def _write_json(file: Path, data: Any) -> None:
     file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -15,10 +15,10 @@ TARGET = "sftrun.stages.train:train_in_worker"
 
 
 def train(recipe: Recipe, run: RunDir, emit: Emit, node: topology.Node | None = None) -> None:
-    """Fills `model/`, `checkpoints/` and `tensorboard/`; goes on where an attempt before this one was whole.
+    """Writes `model/`, `checkpoints/` and `tensorboard/`; resumes from the last checkpoint of an earlier attempt.
 
-    `node` is this machine among several. Raises UserError where the prepared samples are not those of that attempt,
-    OutOfMemory where memory has run out and the recipe does not allow for smaller batches, or there are none.
+    `node` is this machine, if several train. Raises UserError if the prepared samples differ from the earlier attempt,
+    and OutOfMemory if memory runs out and the batch may not, or cannot, be smaller.
     """
     _check_samples(run)
     run.merge_json("lock.json", {"launch": topology.facts(recipe)})
@@ -30,7 +30,7 @@ def train(recipe: Recipe, run: RunDir, emit: Emit, node: topology.Node | None = 
 
 
 def train_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
-    """The same in this process."""
+    """Trains in this process, which is a worker or a rank."""
     current().create("backend", as_use(recipe.backend)).train(recipe, run.path, emit)
 
 
@@ -42,5 +42,5 @@ def _check_samples(run: RunDir) -> None:
         return
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed:
-        message = f"{', '.join(changed)} in {run.prepared} is not what the run was trained on so far"
+        message = f"{', '.join(changed)} in {run.prepared} is not what the run has trained on so far"
         raise UserError(message, hint="the rows have changed: start a new run, without --resume")

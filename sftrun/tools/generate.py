@@ -1,4 +1,4 @@
-"""Answers of a run's model to messages."""
+"""Generates answers of a trained model, for `sftrun chat` and `sftrun generate`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 Answer = Callable[[Sequence[list[Message]], int, int], list[str]]
 
 
-def answerer(path: str | Path, which: Literal["base", "tuned"] = "tuned") -> Answer:
-    """Loads a run's model; the result takes conversations, max_new_tokens and a batch size, and answers greedily.
+def load_answerer(path: str | Path, which: Literal["base", "tuned"] = "tuned") -> Answer:
+    """Loads a run's model; returns a function of conversations, max_new_tokens and batch size that answers greedily.
 
-    Raises UserError where the run has no model, and for messages that the chat template refuses.
+    Raises UserError if the run has no model. The function raises it for messages that the chat template refuses.
     """
     folder = directory.open_run(Path(path))
     recipe = from_resolved((folder.path / "resolved.yaml").read_text("utf-8"))
@@ -32,20 +32,21 @@ def answerer(path: str | Path, which: Literal["base", "tuned"] = "tuned") -> Ans
     tokenizer = load_tokenizer(recipe.model)
     if tokenizer.template.missing:
         raise UserError(
-            tokenizer.template.missing.message, hint="it was trained on texts, and goes on with those alone"
+            tokenizer.template.missing.message, hint="the model was trained on plain texts, and only continues texts"
         )
     model = current().create("backend", as_use(recipe.backend)).load(recipe, folder.path, which)
     renderer = Renderer(tokenizer.template, eot_token=recipe.model.eot_token)
 
-    def answer(talks: Sequence[list[Message]], max_new_tokens: int, batch_size: int) -> list[str]:
-        prompts = [encoding.ids for encoding in tokenizer.encode([_prompt(renderer, talk) for talk in talks])]
+    def answer(conversations: Sequence[list[Message]], max_new_tokens: int, batch_size: int) -> list[str]:
+        texts = [_render_prompt(renderer, messages) for messages in conversations]
+        prompts = [encoding.ids for encoding in tokenizer.encode(texts)]
         return [model.decode(ids).strip() for ids in model.generate(prompts, max_new_tokens, batch_size)]
 
     return answer
 
 
-def _prompt(renderer: "Renderer", talk: list[Message]) -> str:
+def _render_prompt(renderer: "Renderer", messages: list[Message]) -> str:
     try:
-        return renderer.prompt(talk)
+        return renderer.prompt(messages)
     except RowError as error:
-        raise UserError(f"these messages cannot be answered: {error}: {str(talk)[:200]}") from error
+        raise UserError(f"these messages cannot be answered: {error}: {str(messages)[:200]}") from error

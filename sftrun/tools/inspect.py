@@ -1,4 +1,4 @@
-"""What a recipe trains on, row by row, without running it."""
+"""Yields the samples that a recipe trains on, row by row, without running it."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def inspect(
     path: str | Path, overrides: Sequence[str] = (), split: str = "train", origin: str = ""
 ) -> "Iterator[Item]":
-    """The samples of a split, or the one that came from `origin`; raises UserError at the end for bad rows."""
+    """Yields the samples of a split, or only those from `origin`; raises UserError at the end for malformed rows."""
     loaded = read(path, overrides)
     with explained(loaded.document):
         ready(loaded.recipe, DATA_LINE)
@@ -27,36 +27,36 @@ def inspect(
         line = Line(loaded.recipe, current())
         if split not in line.source.splits():
             raise UserError(f"the data has no split {split}; it has {', '.join(line.source.splits())}")
-        found = False
+        any_found = False
         for item in line.items(split):
             if not origin or item.sample.origin == origin:
-                found = True
+                any_found = True
                 yield item
         if line.problems:
             raise UserError(line.problems)
-        if origin and not found:
+        if origin and not any_found:
             raise UserError(f"no row of {split} that is trained on comes from {origin}")
 
 
-def titled(items: "Iterable[Item]") -> "Iterator[tuple[str, Item]]":
-    """Samples, each with where it comes from and its size in words."""
+def add_titles(items: "Iterable[Item]") -> "Iterator[tuple[str, Item]]":
+    """Yields samples, each with a title: its origin and its token counts."""
     for item in items:
         yield _title(item), item
 
 
-def by_shape(items: "Iterable[Item]") -> "list[tuple[str, Item]]":
-    """The first sample of each shape of conversation, the most frequent shape first."""
+def group_by_shape(items: "Iterable[Item]") -> "list[tuple[str, Item]]":
+    """Returns the first sample of each shape of conversation, the most frequent shape first."""
     first: dict[str, Item] = {}
     rows: Counter[str] = Counter()
     for item in items:
-        name = shape(item.conversation)
+        name = describe_shape(item.conversation)
         first.setdefault(name, item)
         rows[name] += 1
     return [(f"{name}: {number:,} rows; {_title(first[name])}", first[name]) for name, number in rows.most_common()]
 
 
-def shape(conversation: Conversation) -> str:
-    """The roles of a conversation and what else its messages carry: `user assistant(tool_calls) tool assistant`."""
+def describe_shape(conversation: Conversation) -> str:
+    """Returns the roles and other keys of the messages: `user assistant(tool_calls) tool assistant`."""
     names = ["tools"] if conversation.tools else []
     for message in conversation.messages:
         more = [key for key, value in message.items() if key not in ("role", "content") and value not in (None, [], "")]
