@@ -1,4 +1,4 @@
-"""What is said while training, and what a resumed run shows: each step once."""
+"""Warnings during training, and the history of a resumed run, which has each step once."""
 
 from sftrun.options import parse
 from sftrun.recipe.model import Recipe
@@ -15,7 +15,7 @@ def step(number, loss, of=200, **more):
 
 
 def said(events, before=(), **train):
-    """The warnings of a training, and after which event each came."""
+    """Returns the warnings of a training, each with the event before it."""
     seen = []
     watch = Watch(recipe(**train), list(before), seen.append)
     for event in events:
@@ -31,7 +31,7 @@ def overfitting():
             yield {"event": "eval", "step": number, "loss": {50: 2.0, 100: 1.0, 150: 1.5, 200: 2.5}[number]}
 
 
-def test_overfitting_is_said_once_at_the_evaluation_that_shows_it():
+def test_overfitting_is_reported_once_at_the_evaluation_that_shows_it():
     ((event, message),) = said(list(overfitting()))
     assert event == {"event": "eval", "step": 150, "loss": 1.5}
     assert message.startswith("Overfitting: the validation loss was lowest at step 100 (1) and rose to 1.5")
@@ -43,25 +43,25 @@ def test_the_advice_knows_what_the_recipe_does_already():
     assert "lower its patience; the model is that of the lowest loss" in message
 
 
-def test_a_loss_that_stays_where_it_was_is_said_half_way():
+def test_a_flat_loss_is_reported_half_way():
     ((event, message),) = said([step(number, 6.2) for number in range(10, 210, 10)])
     assert event["step"] == 100
     assert "flat and high" in message
     assert "Raise train.learning_rate" in message
 
 
-def test_a_loss_that_falls_is_no_reason_to_say_anything():
+def test_a_falling_loss_gives_no_warning():
     assert said([step(number, 6 / number) for number in range(10, 210, 10)]) == []
 
 
-def test_after_a_resume_only_what_counts_is_looked_at():
+def test_after_a_resume_repeated_steps_do_not_count():
     before = [event for event in overfitting() if event["step"] <= 150]
     resumed = {"event": "resumed", "step": 100}
     events = [resumed, step(110, 0.04), {"event": "eval", "step": 150, "loss": 0.9}]
     assert said(events, before) == []
 
 
-def test_steps_that_were_done_once_more_count_once():
+def test_repeated_steps_count_once():
     counts = {"tokens": 100, "trained_tokens": 50, "tokens_per_s": 10.0}
     first = [step(number, 1.0, **{**counts, "tokens": 10 * number}) for number in (10, 20, 30)]
     first += [{"event": "eval", "step": 25, "loss": 1.0}, {"event": "eval", "step": 30, "loss": 1.0}]

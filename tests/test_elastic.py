@@ -1,4 +1,4 @@
-"""The launcher of many processes: who reports, what a failure of any comes to, and where nodes meet."""
+"""The launcher of ranks: events, failures, restarts, and the rendezvous of nodes."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def described(run, description, **launch):
     return run
 
 
-def test_each_process_knows_which_it_is_and_the_first_one_reports(run, monkeypatch):
+def test_each_process_knows_its_rank_and_rank_0_reports(run, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     seen = []
     run_in_worker("workers:ranked", run, seen.append, TWO)
@@ -48,7 +48,7 @@ def test_each_process_knows_which_it_is_and_the_first_one_reports(run, monkeypat
     assert event == {"event": "step", **ranks}
 
 
-def test_a_worker_that_works_alone_knows_of_no_others(run, monkeypatch):
+def test_a_single_worker_has_no_rank(run, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     seen = []
@@ -66,18 +66,18 @@ def test_a_worker_that_works_alone_knows_of_no_others(run, monkeypatch):
         pytest.param("crashed", WorkerError, "ended with code 7(.|\n)*a library's last words", marks=pytest.mark.slow),
     ],
 )
-def test_a_failure_of_any_process_ends_all_and_is_explained(run, how, error, words):
+def test_a_failure_of_any_rank_ends_every_rank_and_is_explained(run, how, error, words):
     with pytest.raises(error, match=words):
         run_in_worker("workers:second_fails", described(run, how), print, TWO)
 
 
 @pytest.mark.slow
-def test_who_lost_a_connection_is_not_the_cause(run):
+def test_a_lost_connection_is_not_reported_as_the_cause(run):
     with pytest.raises(UserError, match="too hot"):
         run_in_worker("workers:lost", run, print, TWO)
 
 
-def test_all_start_again_where_one_was_killed_as_often_as_the_recipe_allows(run):
+def test_every_rank_restarts_if_one_is_killed_as_often_as_the_recipe_allows(run):
     seen = []
     run_in_worker("workers:fails_once", described(run, "killed"), seen.append, Ranks(processes=2, restarts=1))
     assert [event.get("attempt") for event in seen] == [0, None, 1]
@@ -85,7 +85,7 @@ def test_all_start_again_where_one_was_killed_as_often_as_the_recipe_allows(run)
 
 
 @pytest.mark.slow
-def test_what_the_user_has_to_fix_is_not_tried_again(run):
+def test_an_error_of_the_user_causes_no_restart(run):
     seen = []
     with pytest.raises(UserError, match="too hot"):
         run_in_worker("workers:fails_once", described(run, "user_error"), seen.append, Ranks(processes=2, restarts=3))
@@ -93,7 +93,7 @@ def test_what_the_user_has_to_fix_is_not_tried_again(run):
     assert not any(event["attempt"] for event in seen)
 
 
-def test_a_signal_asks_all_processes_and_a_second_one_ends_them(run):
+def test_a_signal_stops_every_rank(run):
     def watch(event):
         if event["event"] == "ready":
             os.kill(os.getpid(), signal.SIGTERM)
@@ -104,7 +104,7 @@ def test_a_signal_asks_all_processes_and_a_second_one_ends_them(run):
 
 
 @pytest.mark.parametrize("whom", ["parent", pytest.param("launcher", marks=pytest.mark.slow)])
-def test_no_process_outlives_the_one_that_started_it(run, whom):
+def test_no_process_outlives_its_parent(run, whom):
     code = "import sys, pathlib\nfrom sftrun.launch import workers\nfrom sftrun.runs.directory import RunDir\n"
     code += (
         "workers.run_in_worker('workers:stays', RunDir(pathlib.Path(sys.argv[1])), print, workers.Ranks(processes=2))"
@@ -144,7 +144,7 @@ def on_two_nodes(target, run, port, first=None, second=None, **more):
     return seen, ended
 
 
-def test_nodes_keep_their_numbers_and_start_again_together(run, port):
+def test_nodes_keep_their_numbers_and_restart_together(run, port):
     seen, ended = on_two_nodes("workers:fails_once", described(run, "killed"), port, restarts=1)
     assert ended == [None, None]
     restarted = {"event": "restarted", "restart": 1, "of": 1, "reason": "process 1 ended with SIGKILL"}
@@ -152,7 +152,7 @@ def test_nodes_keep_their_numbers_and_start_again_together(run, port):
 
 
 @pytest.mark.slow
-def test_a_failure_on_one_node_is_told_on_all(run, port):
+def test_a_failure_on_one_node_is_reported_on_every_node(run, port):
     _, ended = on_two_nodes("workers:lost", run, port)
     assert [str(error) for error in ended] == ["error: too hot; cool it"] * 2
 
@@ -165,7 +165,7 @@ def test_a_failure_on_one_node_is_told_on_all(run, port):
         ({"recipe": "model: {}"}, "the recipe of node 1 is not that of node 0"),
     ],
 )
-def test_nodes_that_do_not_fit_are_refused(run, port, second, words):
+def test_nodes_that_differ_are_refused(run, port, second, words):
     _, ended = on_two_nodes("workers:ranked", run, port, second=second)
     assert all(words in str(error) for error in ended)
 
@@ -189,13 +189,13 @@ def test_nodes_that_do_not_fit_are_refused(run, port, second, words):
         (["--node-rank", "1", "--rendezvous", "a:1"], "launch.nodes is 1; give the number of machines: --nodes 2"),
     ],
 )
-def test_a_node_that_does_not_fit_the_recipe_is_refused_before_anything_runs(write, sftrun, words, said):
+def test_wrong_node_options_are_refused_before_anything_runs(write, sftrun, words, said):
     result = sftrun(write([talk("hi", "ho")]), *words)
     assert result.code == 1
     assert said in result.err
 
 
-def test_the_rank_of_a_node_needs_a_place_to_meet(write, sftrun):
+def test_a_node_rank_needs_a_rendezvous(write, sftrun):
     result = sftrun(write([talk("hi", "ho")]), "--nodes", "2", "--node-rank", "1")
     assert result.code == 2
     assert "--node-rank and --rendezvous go together" in result.err
@@ -203,7 +203,7 @@ def test_the_rank_of_a_node_needs_a_place_to_meet(write, sftrun):
 
 @pytest.fixture
 def gpus(tmp_path, monkeypatch):
-    """A driver that lists so many GPUs."""
+    """Returns a function that installs a driver with `count` GPUs."""
 
     def listed(count):
         lines = "".join(f"GPU {number}: H100\\n" for number in range(count))
@@ -224,7 +224,7 @@ def test_more_processes_than_gpus_are_refused(write, sftrun, gpus):
     assert "launch.processes is 4, and this machine has 2 GPUs to train on; use 2, or auto" in result.err
 
 
-def test_a_step_of_all_processes_sees_their_rows_together(write, gpus, monkeypatch):
+def test_a_step_has_the_rows_of_every_process(write, gpus, monkeypatch):
     from sftrun import load
     from sftrun.memory import batches
 
@@ -237,7 +237,7 @@ def test_a_step_of_all_processes_sees_their_rows_together(write, gpus, monkeypat
     assert batches.count_steps(load(recipe), 100) == 13
 
 
-def test_a_backend_that_does_not_know_of_others_trains_alone(write, sftrun):
+def test_a_backend_without_support_for_ranks_is_refused(write, sftrun):
     from sftrun.registry import Registered, current
 
     class Lonely:
@@ -255,13 +255,13 @@ def test_a_backend_that_does_not_know_of_others_trains_alone(write, sftrun):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("known", "words"), [(2, "has not wrapped the model for ddp, but as Linear"), (1, "of 1")])
-def test_a_trainer_that_is_not_set_up_for_all_is_refused(run, known, words):
+def test_a_trainer_that_is_not_distributed_is_refused(run, known, words):
     with pytest.raises(UserError, match=words):
         run_in_worker("workers:unwrapped", described(run, str(known), processes=2), print, TWO)
 
 
 @pytest.mark.slow
-def test_a_model_that_is_shared_is_loaded_by_the_first_process_alone(run):
+def test_only_rank_0_loads_a_sharded_model(run):
     seen = []
     run_in_worker("workers:shared_model", described(run, "", processes=2, strategy="fsdp"), seen.append, TWO)
     assert seen == [{"event": "shared", "loaded": [True, False], "same": True, "buffers": True}]

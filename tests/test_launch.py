@@ -1,4 +1,4 @@
-"""A worker process: its events reach the parent, and its end is explained."""
+"""Worker processes: their events reach the parent, and their failures are explained."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def test_events_reach_the_parent(run):
     assert seen == [{"event": "step", "seed": 7}]
 
 
-def test_what_the_user_can_fix_keeps_its_place_and_its_hint(run):
+def test_an_error_of_the_user_keeps_its_place_and_its_hint(run):
     with pytest.raises(UserError) as raised:
         run_in_worker("workers:user_error", run, print)
     (problem,) = raised.value.problems
@@ -41,7 +41,7 @@ def test_what_the_user_can_fix_keeps_its_place_and_its_hint(run):
 
 
 @pytest.mark.parametrize("how", ["memory", "allocator", "killed"])
-def test_running_out_of_memory_is_explained_with_what_to_change(run, how):
+def test_out_of_memory_is_explained_with_what_to_change(run, how):
     with pytest.raises(OutOfMemory, match=r"train\.batch_size"):
         run_in_worker(f"workers:{how}", run, print)
 
@@ -57,7 +57,7 @@ def test_a_crash_comes_with_the_last_lines_of_the_log(run):
 
 
 @pytest.mark.parametrize(("how", "signals"), [("waiting", 1), ("stubborn", 2)])
-def test_a_signal_asks_the_worker_to_end_and_a_second_one_ends_it(run, how, signals):
+def test_a_signal_asks_the_worker_to_stop_and_a_second_one_kills_it(run, how, signals):
     def watch(event):
         for number in (signal.SIGINT, signal.SIGTERM)[:signals]:
             os.kill(os.getpid(), number)
@@ -67,8 +67,8 @@ def test_a_signal_asks_the_worker_to_end_and_a_second_one_ends_it(run, how, sign
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_that_is_told_twice_at_once_is_one(run, number):
-    """As by `timeout`, and by the shell and the kernel where a terminal is closed."""
+def test_a_repeated_signal_counts_once(run, number):
+    """`timeout` sends a signal twice; so do the shell and the kernel when a terminal closes."""
 
     def watch(event):
         os.kill(os.getpid(), number)
@@ -80,8 +80,8 @@ def test_a_signal_that_is_told_twice_at_once_is_one(run, number):
     assert (run.path / "tidied").exists()
 
 
-def test_a_terminal_that_is_closed_asks_the_worker_to_end_and_takes_no_more_words(run):
-    """What is written to it fails, in the middle of the signal too."""
+def test_a_closed_terminal_stops_the_worker_and_later_messages_do_not_fail(run):
+    """Writes to a closed terminal fail, also inside the signal handler."""
     heard = f"""
 import os, pty, signal
 from pathlib import Path
@@ -111,18 +111,18 @@ def test_nohup_is_respected(run):
         signal.signal(signal.SIGHUP, before)
 
 
-def test_signals_are_as_before_when_the_work_is_done(run):
+def test_signal_handlers_are_restored_after_the_work(run):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     run_in_worker("workers:report", run, print)
     assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
-def test_a_worker_that_stopped_in_order_was_interrupted(run):
+def test_a_worker_that_stops_after_a_signal_is_interrupted(run):
     with pytest.raises(Interrupted):
         run_in_worker("workers:stopped", run, print)
 
 
-def test_a_full_disk_is_something_to_fix(run):
+def test_a_full_disk_is_an_error_of_the_user(run):
     with pytest.raises(
         UserError,
         match=r"No space left on device.*make room on the disk, then resume from the last checkpoint: sftrun resume",
@@ -130,12 +130,12 @@ def test_a_full_disk_is_something_to_fix(run):
         run_in_worker("workers:full_disk", run, print)
 
 
-def test_a_disk_that_is_full_for_a_library_is_so_for_us(run):
-    """safetensors has errors of its own."""
+def test_a_full_disk_is_recognised_in_the_error_of_a_library(run):
+    """safetensors raises its own exceptions."""
     with pytest.raises(UserError, match=r"os error 27\).*make room on the disk"):
         run_in_worker("workers:full_for_safetensors", run, print)
 
 
-def test_a_folder_of_someone_else_is_something_to_fix(run):
+def test_a_read_only_folder_is_an_error_of_the_user(run):
     with pytest.raises(UserError, match=r"Read-only file system.*see who may write there"):
         run_in_worker("workers:read_only", run, print)

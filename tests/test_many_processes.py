@@ -1,4 +1,4 @@
-"""Many processes train together on the CPU, over gloo: as one does, also where they are killed on the way."""
+"""Several processes train together on the CPU, over gloo: the result equals that of one, also after kills."""
 
 import json
 import os
@@ -49,14 +49,14 @@ def folder(tmp_path_factory):
 
 
 def trained(folder, name, *sets):
-    """A run of the stages prepare and train."""
+    """Runs a recipe with overrides, and returns its run directory."""
     import sftrun
 
     return sftrun.run(folder / "recipe.yaml", sets, folder / name)
 
 
 def alone(folder, name, *sets):
-    """The same in this process."""
+    """Does the same in this process."""
     import sftrun
     from sftrun.flow import prepare_only
     from sftrun.stages.train import train_in_worker
@@ -79,7 +79,7 @@ def close(run, other):
 
 
 def totals(run):
-    """Tokens of the whole training, and those of them that are trained."""
+    """Returns the tokens and the trained tokens of the whole training."""
     last = [event for event in run.events() if event["event"] == "step"][-1]
     return last["tokens"], last["trained_tokens"]
 
@@ -93,7 +93,7 @@ def two(folder):
     return trained(folder, "two", PROCESSES)
 
 
-def test_two_processes_train_as_one_does_with_batches_twice_as_large(folder, two):
+def test_two_processes_train_as_one_with_batches_twice_as_large(folder, two):
     """21 rows: the last step of an epoch has one row, and the second process an empty batch; of 3 batches of the
     validation rows it has one."""
     from sftrun.data import store
@@ -103,14 +103,14 @@ def test_two_processes_train_as_one_does_with_batches_twice_as_large(folder, two
     assert totals(two) == (2 * sum(len(row.ids) for row in rows), 2 * sum(sum(row.trained[1:]) for row in rows))
 
 
-def test_how_many_trained_is_recorded_and_said(two):
+def test_the_number_of_processes_is_recorded_and_shown(two):
     assert two.read_json("lock.json")["launch"] == {"processes": 2, "nodes": 1, "strategy": "ddp"}
     (launched,) = [event for event in two.events() if event["event"] == "launched"]
     told = {name: launched[name] for name in ("processes", "nodes", "strategy", "backend")}
     assert told == {"processes": 2, "nodes": 1, "strategy": "ddp", "backend": "gloo"}
 
 
-def test_every_process_has_its_random_numbers_in_each_checkpoint_and_none_is_written_twice(two):
+def test_a_checkpoint_has_the_random_state_of_every_process_and_no_file_twice(two):
     checkpoints = [event["step"] for event in two.events() if event["event"] == "checkpoint"]
     assert checkpoints == sorted(set(checkpoints))
     for checkpoint in two.checkpoints.glob("checkpoint-*"):
@@ -119,7 +119,7 @@ def test_every_process_has_its_random_numbers_in_each_checkpoint_and_none_is_wri
 
 
 @pytest.mark.slow
-def test_a_trainer_alone_is_refused_where_the_recipe_asks_for_many(folder, two):
+def test_a_single_trainer_is_refused_if_the_recipe_asks_for_several(folder, two):
     from sftrun import load
     from sftrun.stages.train import train_in_worker
 
@@ -139,7 +139,7 @@ KINDS = {
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", KINDS)
-def test_how_rows_are_split_among_processes_and_passes_does_not_matter(folder, kind):
+def test_the_split_into_processes_and_micro_batches_does_not_matter(folder, kind):
     sets, size = KINDS[kind], 1 if kind == "accumulated" else 2
     parts = [f"train.batch_size={size}", f"train.grad_accum={2 // size}", PROCESSES]
     many = trained(folder, f"{kind} many", *sets, *parts)
@@ -178,7 +178,7 @@ def reference(folder):
 
 
 @pytest.mark.slow
-def test_other_stages_work_alone(reference):
+def test_other_stages_run_in_one_process(reference):
     loss = reference.read_json("eval/scores.json")["tuned"]["loss"]["val_loss"]
     assert loss == pytest.approx(history.build_history(reference.events()).validation[-1][1], abs=1e-5)
 
@@ -213,7 +213,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_the_same(folder, reference, se
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_process_that_dies_is_started_again_and_nothing_is_lost(folder, reference):
+def test_every_process_restarts_if_one_dies_and_nothing_is_lost(folder, reference):
     run = RunDir(folder / "restarted")
     sets = [*DROPOUT, *LONGER, PROCESSES, "launch.restarts=1"]
     process = command(folder, "recipe.yaml", "--out", "restarted", *flags(sets))
@@ -254,7 +254,7 @@ def begun(run):
     ("dead", "part", "left"),
     [(0, "command", "node 0, "), (0, "worker", "node 0, "), (1, "command", "node 1, "), (1, "worker", "node 1, ")],
 )
-def test_where_a_node_is_killed_the_other_ends_and_names_it(folder, port, dead, part, left):
+def test_a_node_ends_if_the_other_is_killed_and_names_it(folder, port, dead, part, left):
     run = RunDir(folder / f"killed-{dead}-{part}")
     meet = ["--out", run.path, "--nodes", "2", "--rendezvous", f"localhost:{port}", *flags(["train.epochs=40"])]
     nodes = [command(folder, "recipe.yaml", *meet, "--node-rank", number) for number in (0, 1)]
@@ -269,7 +269,7 @@ def test_where_a_node_is_killed_the_other_ends_and_names_it(folder, port, dead, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_port_that_another_program_has_ends_all_nodes(folder):
+def test_a_port_in_use_ends_every_node(folder):
     with socket.socket() as other:
         other.bind(("localhost", 0))
         other.listen()  # and never answers
@@ -283,7 +283,7 @@ def test_a_port_that_another_program_has_ends_all_nodes(folder):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_node_ends_where_the_first_one_is_killed_before_they_meet(folder, port):
+def test_a_node_ends_if_node_0_is_killed_before_the_rendezvous(folder, port):
     run = RunDir(folder / "killed early")
     meet = ["--out", run.path, "--nodes", "2", "--rendezvous", f"localhost:{port}"]
     second = command(folder, "recipe.yaml", *meet, "--node-rank", "1")
@@ -297,7 +297,7 @@ def test_a_node_ends_where_the_first_one_is_killed_before_they_meet(folder, port
 
 
 @pytest.mark.slow
-def test_a_node_ends_where_the_first_one_cannot_prepare(folder, port):
+def test_a_node_ends_if_node_0_cannot_prepare(folder, port):
     meet = ["--out", "bad", "--nodes", "2", "--rendezvous", f"localhost:{port}", *flags(["expect_mask=abc"])]
     second = command(folder, "recipe.yaml", *meet, "--node-rank", "1")
     assert second.stderr.readline() == "node 1 of 2 waits for node 0 to prepare\n"
@@ -309,7 +309,7 @@ def test_a_node_ends_where_the_first_one_cannot_prepare(folder, port):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_may_go_on_with_other_processes_where_a_step_sees_as_many_rows(folder, two):
+def test_a_run_may_resume_with_other_processes_if_a_step_has_as_many_rows(folder, two):
     from sftrun import load
     from sftrun.launch import topology
     from sftrun.runs import resume

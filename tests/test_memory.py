@@ -1,4 +1,4 @@
-"""Memory that is chosen, and out-of-memory that costs nothing: on a backend that fails as a small machine would."""
+"""Choosing a batch, and recovering from out-of-memory, on a backend that fails as on a small machine."""
 
 import os
 import resource
@@ -29,7 +29,7 @@ TRAIN = {
     "eval_strategy": "no",
 }
 FRAIL = '''
-"""Backend `frail`: the built-in one, where more rows than some take too much memory, from a step on."""
+"""Backend `frail`: the built-in one, but from some step on, more rows than a limit take too much memory."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ SFTRUN_API = 1
 
 
 class FrailOptions(sftrun.Options):
-    """How small the machine is."""
+    """The limits of the small machine."""
 
     rows: Annotated[int, sftrun.Meta(description="Rows that fit.")] = 4
     step: Annotated[int, sftrun.Meta(description="The first step that takes so much.")] = 3
@@ -100,7 +100,7 @@ class Frail(Mute):
 
 @pytest.fixture(scope="module", autouse=True)
 def plugin(tmp_path_factory):
-    """The backends above are installed, for this process and for workers."""
+    """Installs the backends above for this process and for workers."""
     site = tmp_path_factory.mktemp("site")
     (site / "plugin_frail.py").write_text(FRAIL)
     info = site / "plugin_frail-1.0.dist-info"
@@ -143,7 +143,7 @@ def said(file, *sets):
     return [problem.message for problem in validate(file, sets)]
 
 
-def test_the_rows_of_a_step_are_said_once_or_agree(recipe):
+def test_effective_batch_size_must_agree_with_the_other_keys(recipe):
     assert said(recipe({"effective_batch_size": 8})) == []
     (message,) = said(recipe({"effective_batch_size": 12}))
     assert message == "train.effective_batch_size is 12, but batch_size × grad_accum is 8 × 1 = 8"
@@ -151,7 +151,7 @@ def test_the_rows_of_a_step_are_said_once_or_agree(recipe):
     assert "needs train.effective_batch_size" in message
 
 
-def test_what_an_extended_recipe_sums_is_no_mistake_where_the_batch_is_chosen(recipe, tmp_path):
+def test_grad_accum_of_a_base_recipe_is_no_mistake_if_the_batch_is_chosen(recipe, tmp_path):
     recipe({"grad_accum": 2})
     above = tmp_path / "above.yaml"
     above.write_text("extends: recipe.yaml\ntrain: {batch_size: auto, effective_batch_size: 16}\n")
@@ -160,7 +160,7 @@ def test_what_an_extended_recipe_sums_is_no_mistake_where_the_batch_is_chosen(re
     assert message == "train.grad_accum has no effect with train.batch_size auto, which chooses it"
 
 
-def test_a_backend_that_cannot_say_what_it_takes_is_given_numbers(recipe):
+def test_a_backend_without_an_estimate_needs_a_fixed_batch(recipe):
     (problem,) = validate(recipe({"batch_size": "auto", "effective_batch_size": 8}, backend="mute"))
     assert "the backend mute cannot say what a batch takes" in problem.message
     assert "plan --probe" in problem.hint
@@ -182,7 +182,7 @@ EXPECTED = {size: size * GB for size in (1, 2, 4, 8, 16, 32)}
         (lambda size: size * 100 * GB, 30 * GB, [16, 1]),
     ],
 )
-def test_the_search_starts_at_the_estimate_and_is_corrected_by_what_was_measured(takes, free, tried):
+def test_the_search_starts_at_the_estimate_and_is_corrected_by_measurements(takes, free, tried):
     seen = []
 
     def measure(size):
@@ -196,7 +196,7 @@ def test_the_search_starts_at_the_estimate_and_is_corrected_by_what_was_measured
 
 
 def test_smaller_batches_give_the_same_curve(recipe, tmp_path):
-    """Out of memory in step 3 with 8 rows: from the checkpoint of step 2 with 4 and 4."""
+    """Memory runs out in step 3 with 8 rows; training resumes from step 2 with 4 rows accumulated twice."""
     whole = run(recipe(), out=tmp_path / "whole")
     shrunk = run(recipe({"on_oom": "shrink"}, backend=frail(rows=4)), out=tmp_path / "shrunk")
     (event,) = events(shrunk, "shrunk")
@@ -214,7 +214,7 @@ def test_smaller_batches_give_the_same_curve(recipe, tmp_path):
     assert load(again.path / "resolved.yaml").train.batch_size == 4
 
 
-def test_out_of_memory_says_the_exact_change(recipe, tmp_path):
+def test_out_of_memory_names_the_exact_change(recipe, tmp_path):
     with pytest.raises(UserError) as raised:
         run(recipe(backend=frail(rows=4)), out=tmp_path / "a run")
     (problem,) = raised.value.problems
@@ -224,7 +224,7 @@ def test_out_of_memory_says_the_exact_change(recipe, tmp_path):
     assert problem.hint == f"{change}: {command}; train.on_oom: shrink does so by itself"
 
 
-def test_with_one_row_at_a_time_the_next_changes_are_said_in_order(recipe, tmp_path):
+def test_with_one_row_at_a_time_other_changes_are_suggested_in_order(recipe, tmp_path):
     from sftrun.memory import recover
 
     folder = prepare_only(recipe(), out=tmp_path / "run")
@@ -271,7 +271,7 @@ def test_a_probe_needs_no_estimate(recipe, sftrun):
 
 
 @pytest.mark.slow
-def test_a_worker_that_was_killed_goes_on_with_fewer_rows_until_one(recipe, tmp_path):
+def test_a_killed_worker_resumes_with_fewer_rows_down_to_one(recipe, tmp_path):
     file = recipe({"on_oom": "shrink", "batch_size": 4}, backend=frail(rows=0, how="killed"))
     with pytest.raises(UserError) as raised:
         run(file, out=tmp_path / "run")
@@ -283,7 +283,7 @@ def test_a_worker_that_was_killed_goes_on_with_fewer_rows_until_one(recipe, tmp_
 
 
 @pytest.mark.slow
-def test_two_processes_shrink_together_and_go_on_from_their_checkpoint(recipe, tmp_path):
+def test_two_processes_shrink_together_and_resume_from_their_checkpoint(recipe, tmp_path):
     keys = {"backend": frail(rows=2), "launch": {"processes": 2}}
     folder = run(recipe({"on_oom": "shrink", "batch_size": 4}, **keys), out=tmp_path / "run")
     (event,) = events(folder, "shrunk")
@@ -293,7 +293,7 @@ def test_two_processes_shrink_together_and_go_on_from_their_checkpoint(recipe, t
 
 
 @pytest.mark.slow
-def test_where_an_evaluation_takes_too_much_it_is_the_one_that_shrinks(recipe, tmp_path):
+def test_an_evaluation_that_takes_too_much_memory_shrinks(recipe, tmp_path):
     train = {"on_oom": "shrink", "batch_size": 2, "eval_strategy": "steps", "eval_steps": 3, "eval_batch_size": 8}
     keys = {"backend": frail(rows=4), "source_options": {"val_share": 0.2}}
     folder = run(recipe(train, **keys), out=tmp_path / "run")
@@ -303,7 +303,7 @@ def test_where_an_evaluation_takes_too_much_it_is_the_one_that_shrinks(recipe, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_batch_is_chosen_by_all_processes_of_a_machine_together(recipe, tmp_path, strategy):
+def test_every_process_of_a_machine_takes_part_in_choosing_a_batch(recipe, tmp_path, strategy):
     launch = {"processes": 2, "strategy": strategy}
     file = recipe({"batch_size": "auto", "effective_batch_size": 8, "max_steps": 2}, launch=launch)
     folder = run(file, out=tmp_path / "run")
@@ -336,7 +336,7 @@ def test_a_batch_is_chosen_once(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_where_nothing_fits_nothing_is_trained_and_the_run_can_go_on(recipe, tmp_path):
+def test_if_nothing_fits_nothing_is_trained_and_the_run_can_be_resumed(recipe, tmp_path):
     file = recipe({"batch_size": "auto", "effective_batch_size": 2}, backend=frail(rows=0, step=1))
     with pytest.raises(UserError, match="not even one row at a time") as raised:
         run(file, out=tmp_path / "run")
@@ -347,8 +347,8 @@ def test_where_nothing_fits_nothing_is_trained_and_the_run_can_go_on(recipe, tmp
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts what is allocated on Linux alone")
-def test_a_real_limit_of_memory_is_met_by_fewer_rows(write, tmp_path):
-    """Workers inherit the limit; torch's allocator is refused 64 rows of 250 tokens, and given fewer."""
+def test_fewer_rows_fit_a_real_memory_limit(write, tmp_path):
+    """Workers inherit the limit: 64 rows of 250 tokens exceed it, fewer rows do not."""
     rows = [talk("Say it.", "x y z "[number % 3] * 230) for number in range(64)]
     train = {**TRAIN, "max_steps": 2, "batch_size": 64, "on_oom": "shrink"}
     file = write(rows, tuning={"mode": "full"}, train=train, model={"max_seq_len": 512})

@@ -1,4 +1,4 @@
-"""A run that is stopped at any moment goes on to the very same weights, byte for byte."""
+"""A run that is stopped at any moment and resumed has the same weights as a run without a stop, byte for byte."""
 
 import json
 import os
@@ -41,7 +41,7 @@ KINDS = {
 
 
 class Killed(BaseException):
-    """What ends an attempt in this process; on the disk it leaves what a kill leaves between two writes."""
+    """The end of an attempt in this process; it leaves on the disk what a kill between two writes leaves."""
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def weights(run):
 
 
 def at(kind, *steps):
-    """True at the given steps, once each."""
+    """Returns a condition that is true at the given steps, once each."""
     left = list(steps)
 
     def die(event):
@@ -113,7 +113,7 @@ def points(run):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_result_is_that_of_a_run_that_was_never_stopped(folder, kind):
+def test_the_result_equals_that_of_a_run_without_a_stop(folder, kind):
     whole, stopped = (prepared(folder, f"{kind}-{name}", KINDS[kind]) for name in ("whole", "stopped"))
     assert attempt(whole)
     # before any checkpoint, in the middle of an epoch, and right after an evaluation
@@ -176,7 +176,7 @@ def test_the_best_is_kept_without_early_stopping(folder):
 
 
 @pytest.mark.parametrize("left", [True, False])
-def test_a_best_checkpoint_that_someone_has_spoilt_is_left_out_with_a_warning(folder, left):
+def test_a_damaged_best_checkpoint_is_left_out_with_a_warning(folder, left):
     sets = ["train.keep_best=true", "train.learning_rate=0.02", "train.epochs=8", "train.save_total_limit=null"]
     run = prepared(folder, f"spoilt-{left}", sets)
     assert not attempt(run, at("checkpoint", 84))  # without a validation loss of its own
@@ -195,7 +195,7 @@ def test_a_best_checkpoint_that_someone_has_spoilt_is_left_out_with_a_warning(fo
     assert weights(run) == (run.checkpoints / f"checkpoint-{best['step']}/model.safetensors").read_bytes()
 
 
-def test_weights_that_are_no_numbers_are_not_saved_and_the_last_good_ones_are_named(folder):
+def test_weights_that_are_not_finite_are_not_saved_and_the_last_good_checkpoint_is_named(folder):
     from safetensors.torch import load_file
 
     sets = ["train.learning_rate=1e30", "train.max_grad_norm=0", "train.save_steps=1", "train.save_total_limit=null"]
@@ -279,7 +279,7 @@ def test_killed_in_the_middle_of_a_save_and_again_by_its_parent_it_ends_the_same
     }
 
 
-def test_what_is_done_is_not_done_again(folder, killed, sftrun):
+def test_a_stage_that_is_done_does_not_run_again(folder, killed, sftrun):
     before = weights(killed)
     result = sftrun(folder / "recipe.yaml", "--resume", "--out", killed.path)
     assert result.code == 0, result.err
@@ -287,7 +287,7 @@ def test_what_is_done_is_not_done_again(folder, killed, sftrun):
     assert weights(killed) == before
 
 
-def test_a_recipe_that_would_train_otherwise_is_refused_with_every_difference(folder, killed, sftrun):
+def test_a_recipe_that_would_train_other_weights_is_refused_with_every_difference(folder, killed, sftrun):
     sets = ["--set", "train.learning_rate=0.001", "--set", "seed=3", "--set", "train.save_steps=7"]
     result = sftrun(folder / "recipe.yaml", *sets, "--resume", "--out", killed.path)
     assert result.code == 1
@@ -296,7 +296,7 @@ def test_a_recipe_that_would_train_otherwise_is_refused_with_every_difference(fo
     assert "save_steps is" not in result.err
 
 
-def test_the_batch_may_be_split_otherwise_which_is_said(folder, killed):
+def test_the_batch_may_be_split_differently_with_a_warning(folder, killed):
     from sftrun import load
     from sftrun.runs import resume
 
@@ -307,7 +307,7 @@ def test_the_batch_may_be_split_otherwise_which_is_said(folder, killed):
         resume.reconcile(load(folder / "recipe.yaml", sets[:1]), killed, 1)
 
 
-def test_an_adapter_goes_on_with_the_base_that_it_began_with_and_no_other(folder):
+def test_an_adapter_resumes_only_on_the_base_that_it_began_with(folder):
     from sftrun import tiny
 
     base = folder / "base"
@@ -338,7 +338,7 @@ def test_other_samples_than_before_are_refused(folder, killed):
         file.write_bytes(kept)
 
 
-def test_a_signal_saves_the_step_in_flight_and_says_how_to_go_on(folder, reference):
+def test_a_signal_saves_the_step_in_flight_and_says_how_to_resume(folder, reference):
     run = RunDir(folder / "stopped")
     for words, number in (
         (["recipe.yaml", "--out", "stopped"], signal.SIGTERM),
@@ -404,7 +404,7 @@ def test_a_lock_waits_for_processes_that_are_about_to_end(reference):
         pass
 
 
-def test_a_last_event_that_was_cut_short_is_cut_off(tmp_path):
+def test_a_last_event_that_was_cut_short_is_removed(tmp_path):
     run = RunDir(tmp_path)
     run.event({"event": "step", "step": 1})
     with (tmp_path / "events.jsonl").open("a") as file:
@@ -446,7 +446,7 @@ def test_without_a_run_to_resume_a_new_one_starts(write, sftrun, tmp_path):
     assert (tmp_path / "new/lock.json").is_file()
 
 
-def test_a_folder_that_is_no_run_cannot_be_resumed(sftrun, tmp_path):
+def test_a_folder_without_a_run_cannot_be_resumed(sftrun, tmp_path):
     result = sftrun("resume", tmp_path)
     assert result.code == 1
     assert "is not a run directory" in result.err
@@ -463,7 +463,7 @@ def test_a_folder_that_is_no_run_cannot_be_resumed(sftrun, tmp_path):
         ({"early_stopping": None, "keep_best": None, "save_strategy": "no", "eval_strategy": "no"}, None),
     ],
 )
-def test_what_early_stopping_needs_is_said_before_anything_runs(write, sftrun, train, words):
+def test_missing_settings_for_early_stopping_are_reported_before_anything_runs(write, sftrun, train, words):
     result = sftrun("validate", write(ROWS[:2], train=train))
     assert result.code == (0 if words is None else 1)
     assert words is None or words in result.err

@@ -1,4 +1,4 @@
-"""What a worker process may do, for tests/test_launch.py."""
+"""Targets for worker processes, for tests/test_launch.py and tests/test_elastic.py."""
 
 import errno
 import os
@@ -89,11 +89,11 @@ def crashed(recipe, run, emit):
     os._exit(7)
 
 
-# What one of many processes may do, for tests/test_elastic.py.
+# Targets for ranks, for tests/test_elastic.py.
 
 
 def is_alive(pid):
-    """Returns True unless a process is gone, or has ended and its parent has not asked how."""
+    """Returns True if a process is running; a zombie is not."""
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -118,14 +118,14 @@ def alone(recipe, run, emit):
 
 
 def second_fails(recipe, run, emit):
-    """The second process ends as the recipe's description says; the others would go on for long."""
+    """Rank 1 fails as the recipe's description says; other ranks wait."""
     if is_second():
         globals()[recipe.description](recipe, run, emit)
     wait_for_end()
 
 
 def fails_once(recipe, run, emit):
-    """The second process fails in the first attempt, when all have begun; the others would go on for long."""
+    """Rank 1 fails in the first attempt, once every rank has begun; other ranks wait."""
     emit({"event": "began", "attempt": attempt()})
     if attempt() == 0:
         (run.path / f"began-{os.environ['RANK']}").touch()
@@ -135,7 +135,7 @@ def fails_once(recipe, run, emit):
 
 
 def lost(recipe, run, emit):
-    """The first process loses its connection because the second one has failed, and says so first."""
+    """Rank 0 reports a lost connection first, and rank 1 the cause."""
     first = run.path / "first"
     if is_second():
         while not first.is_file() or is_alive(first.read_text()):
@@ -147,7 +147,7 @@ def lost(recipe, run, emit):
 
 
 def until_asked(recipe, run, emit):
-    """Waits for a signal, as training does for one that asks for a checkpoint."""
+    """Waits for a signal, as training does to write a checkpoint."""
 
     def stop(number, frame):
         (run.path / f"stopped-{os.environ['RANK']}").touch()
@@ -170,7 +170,7 @@ def stays(recipe, run, emit):
 
 
 def unwrapped(recipe, run, emit):
-    """A trainer that knows of all processes, and has not wrapped the model for them."""
+    """Checks a trainer that knows the world size, but has not wrapped the model."""
     from types import SimpleNamespace
 
     import torch
@@ -185,7 +185,7 @@ def unwrapped(recipe, run, emit):
 
 
 def shared_model(recipe, run, emit):
-    """Loads a model as training with fsdp does, and gathers it again in the first process."""
+    """Loads a model as training with fsdp does, and gathers it on rank 0."""
     import torch
     from transformers import AutoModelForCausalLM
 
