@@ -40,7 +40,7 @@ def test_overfitting_is_reported_once_at_the_evaluation_that_shows_it():
 
 def test_the_advice_knows_what_the_recipe_does_already():
     ((_, message),) = said(list(overfitting()), early_stopping={"patience": 9})
-    assert "lower its patience; the model is that of the lowest loss" in message
+    assert "lower its patience; the model has the lowest loss" in message
 
 
 def test_a_flat_loss_is_reported_half_way():

@@ -162,7 +162,7 @@ def test_a_failure_on_one_node_is_reported_on_every_node(run, port):
     ("second", "words"),
     [
         ({"processes": 2}, "launch.processes is 2 on node 1 and 1 on node 0"),
-        ({"recipe": "model: {}"}, "the recipe of node 1 is not that of node 0"),
+        ({"recipe": "model: {}"}, "node 1 has another recipe than node 0"),
     ],
 )
 def test_nodes_that_differ_are_refused(run, port, second, words):

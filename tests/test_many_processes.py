@@ -293,7 +293,7 @@ def test_a_node_ends_if_node_0_is_killed_before_the_rendezvous(folder, port):
     first.communicate()
     code, error = said(second)
     assert code == 1
-    assert "node 0 has shown no sign of life for 60 seconds" in error
+    assert "node 0 has sent no heartbeat for 60 seconds" in error
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def explain(failure: dict[str, Any] | None, code: int, run: RunDir) -> BaseExcep
     if failure is None and (SIGNALS.received or code == INTERRUPTED):
         return Interrupted()
     if failure:
-        code = failure["code"]  # of the rank that ended first
+        code = failure["code"]  # the exit code of the rank that ended first
     if code == -signal.SIGKILL:
         return OutOfMemory(KILLED, hint=MEMORY_ADVICE + suggest_resume_if_killed(KILLED, run))
     return WorkerError(f"the worker ended with code {code}; the end of {run.log}:\n{_read_tail(run.log)}")

@@ -63,7 +63,7 @@ class HeartbeatMonitor:
         if self.seen and now is None:
             return "has ended"
         if self.seen and quiet > TIMEOUT:
-            return f"has shown no sign of life for {TIMEOUT:.0f} seconds"
+            return f"has sent no heartbeat for {TIMEOUT:.0f} seconds"
         return f"has not come in {START_TIMEOUT / 60:.0f} minutes" if quiet > START_TIMEOUT else None
 
     def _read(self) -> str | None:

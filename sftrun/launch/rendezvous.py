@@ -26,7 +26,7 @@ LEAVE_TIMEOUT = timedelta(seconds=10)  # for other nodes to read the failure, be
 CONNECT_TIMEOUT = timedelta(seconds=10)  # for one attempt to connect; then node 0's heartbeat is checked
 POLL_INTERVAL = 0.5  # seconds between two reads of the store
 HEARTBEAT_INTERVAL = 2.0  # seconds between two heartbeats of a node
-FINISHED = 2**32  # added to the heartbeat count of a node that has finished: no count gets there otherwise
+FINISHED = 2**32  # sentinel: added to the heartbeat count of a node that has finished
 LOOPBACK = "127.0.0.1"
 ENDPOINT_HINT = "--rendezvous names a free port of node 0, by a name that every node knows"
 LOGS_HINT = f"run.log and run-node*.log may say why; {RESTART_HINT}"
@@ -170,7 +170,7 @@ class Rendezvous(RendezvousHandler):
             return self._describe_lost_node(0)
 
     def _exchange_heartbeats(self) -> None:
-        """Writes a heartbeat of this node, and reads those of other nodes."""
+        """Writes a heartbeat of this node, and reads the heartbeats of other nodes."""
         assert self.store is not None
         now = time.monotonic()
         if now - self.last_heartbeat < HEARTBEAT_INTERVAL:
@@ -247,7 +247,7 @@ def _compare_nodes(number: int, node: dict[str, Any], first: dict[str, Any]) -> 
         message = f"node {number}, {node['host']}, sees another run directory than node 0, {first['host']}"
         raise UserError(message, hint="--out must be on a file system that all nodes share")
     if node["recipe"] not in (None, first["run"]):
-        message = f"the recipe of node {number} is not that of node 0"
+        message = f"node {number} has another recipe than node 0"
         raise UserError(message, hint="every node runs the same recipe, with the same --set")
 
 

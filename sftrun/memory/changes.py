@@ -40,9 +40,17 @@ def find_fitting_changes(
     A family is a list of changes, in descending order of memory.
     """
     batch_matters = _fixed_bytes(estimate(recipe)) <= free  # else no batch is small enough
-    found = [_find_smallest(recipe, family, free, estimate) for family in _same(recipe)] if batch_matters else []
+    found = (
+        [_find_smallest(recipe, family, free, estimate) for family in _equivalent_families(recipe)]
+        if batch_matters
+        else []
+    )
     if not any(found):
-        found = [_find_smallest(recipe, family, free, estimate) for family in _other(recipe, batch_matters, registry)]
+        families = list(_equivalent_families(recipe)) if batch_matters else []
+    found = [_find_smallest(recipe, family, free, estimate) for family in families]
+    if not any(found):
+        families = list(_other_families(recipe, batch_matters, registry))
+        found = [_find_smallest(recipe, family, free, estimate) for family in families]
     fits = [each for each in found if each]
     yield from fits
     yield from ((choose_automatically(recipe, sets), needed) for sets, needed in fits[:1] if "train.batch_size" in sets)
@@ -79,7 +87,7 @@ def _find_smallest(recipe: Recipe, family: list[Changes], free: int, estimate: E
     return family[high], best
 
 
-def _same(recipe: Recipe) -> Iterator[list[Changes]]:
+def _equivalent_families(recipe: Recipe) -> Iterator[list[Changes]]:
     """Yields families of changes that keep the training the same, up to rounding."""
     smaller = list(_smaller_batches(recipe))
     if smaller:
@@ -89,9 +97,9 @@ def _same(recipe: Recipe) -> Iterator[list[Changes]]:
         yield [checkpointing, *({**sets, **checkpointing} for sets in smaller)]
 
 
-def _other(recipe: Recipe, shorten: bool, registry: Registry) -> Iterator[list[Changes]]:
+def _other_families(recipe: Recipe, shorten: bool, registry: Registry) -> Iterator[list[Changes]]:
     """Yields families of changes to another training: an adapter, and shorter rows if `shorten` is True."""
-    least = list(_same(recipe))[-1:]
+    least = list(_equivalent_families(recipe))[-1:]
     smallest = least[0][-1] if least else {}
     if shorten and (lengths := list(_halve(recipe.model.max_seq_len))):
         yield [{**smallest, "model.max_seq_len": length} for length in lengths]

@@ -81,7 +81,7 @@ def _overfitting(recipe: Recipe, history: History) -> Iterator[str]:
 
 
 def _earlier(recipe: Recipe) -> str:
-    kept = "the model is that of the lowest loss" if recipe.train.keeps_best else "train.keep_best: true keeps the best"
+    kept = "the model has the lowest loss" if recipe.train.keeps_best else "train.keep_best: true keeps the best"
     how = "lower its patience" if recipe.train.early_stopping else "train.early_stopping, or fewer train.epochs"
     return f"Stop earlier ({how}; {kept})"
 
@@ -98,7 +98,7 @@ def _flat(recipe: Recipe, history: History) -> Iterator[str]:
         rate = recipe.train.learning_rate or max((value for _, value in history.learning_rate), default=None)
         yield (
             f"{both} flat and high ({format_number(first)} at first, {format_number(last)} at the end). "
-            f"Raise train.learning_rate (it was {format_number(rate)}), look at whether the rows say what they should, "
+            f"Raise train.learning_rate (it was {format_number(rate)}), check what the rows say, "
             "or take a larger model."
         )
 

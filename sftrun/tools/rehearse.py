@@ -201,7 +201,7 @@ def _list_left_out(recipe: Recipe, counts: Counter[str]) -> Iterator[str]:
     if topology.world_size(recipe) > 1:
         yield f"training in {topology.world_size(recipe)} processes: a single one trained"
     if not counts["eval"]:
-        reason = "the recipe wants none" if recipe.train.eval_strategy == "no" else "there are no validation rows"
+        reason = "the recipe turns it off" if recipe.train.eval_strategy == "no" else "there are no validation rows"
         yield f"validation while training: {reason}"
     if not counts["checkpoint"]:
         yield "checkpoints, and resuming: the recipe saves none"
