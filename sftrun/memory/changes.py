@@ -40,13 +40,7 @@ def find_fitting_changes(
     A family is a list of changes, in descending order of memory.
     """
     batch_matters = _fixed_bytes(estimate(recipe)) <= free  # else no batch is small enough
-    found = (
-        [_find_smallest(recipe, family, free, estimate) for family in _equivalent_families(recipe)]
-        if batch_matters
-        else []
-    )
-    if not any(found):
-        families = list(_equivalent_families(recipe)) if batch_matters else []
+    families = list(_equivalent_families(recipe)) if batch_matters else []
     found = [_find_smallest(recipe, family, free, estimate) for family in families]
     if not any(found):
         families = list(_other_families(recipe, batch_matters, registry))
