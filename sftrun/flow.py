@@ -15,10 +15,8 @@ from sftrun.errors import Interrupted, Problem, UserError, missing_packages
 from sftrun.hookspecs import KINDS
 from sftrun.launch import follower, heartbeat, signals, topology
 from sftrun.launch.topology import Node
-from sftrun.options import as_use
 from sftrun.recipe.document import Document
 from sftrun.recipe.model import Recipe, components
-from sftrun.recipe.resolved import normal
 from sftrun.recipe.validate import Loaded, from_resolved, read, resolved_yaml
 from sftrun.registry import current
 from sftrun.runs import directory, lockfile
@@ -80,7 +78,7 @@ def go_on(
 def _go_on(folder: RunDir, loaded: Loaded, watch: Emit, node: Node | None) -> RunDir:
     several = heartbeat.beating(folder, loaded.recipe.launch.nodes)
     with explained(loaded.document), held(folder, watch) as emit, several:
-        recipe = normal(loaded.recipe)
+        recipe = loaded.recipe
         found = resuming.reconcile(recipe, folder, topology.size(recipe))
         folder.mend()
         folder.write("resolved.yaml", resolved_yaml(recipe))
@@ -219,7 +217,7 @@ def ready(recipe: Recipe, kinds: Sequence[str] = KINDS) -> list[Problem]:
 
 def launchable(recipe: Recipe, node: Node | None, named: bool) -> None:
     """Raises UserError where the processes that the recipe asks for cannot train on this machine."""
-    backend = current().create("backend", as_use(recipe.backend))
+    backend = current().create("backend", recipe.backend)
     topology.check(recipe, node, named, backend)
 
 

@@ -82,16 +82,20 @@ def schema(options: type) -> dict[str, Any]:
     return inlined
 
 
-def _inline(node: Any, definitions: dict[str, Any]) -> Any:
+def _inline(node: Any, definitions: dict[str, Any], inside_any_of: bool = False) -> Any:
     if isinstance(node, list):
-        return [_inline(item, definitions) for item in node]
+        return [_inline(item, definitions, inside_any_of) for item in node]
     if not isinstance(node, dict):
         return node
     if "$ref" in node:
-        target = definitions[node["$ref"].rsplit("/", 1)[1]]
-        beside = {key: value for key, value in node.items() if key != "$ref"}
-        return {**_inline(target, definitions), **_inline(beside, definitions)}
-    return {key: _inline(value, definitions) for key, value in node.items()}
+        name = node["$ref"].rsplit("/", 1)[1]
+        target = _inline(definitions[name], definitions)
+        beside = _inline({key: value for key, value in node.items() if key != "$ref"}, definitions)
+        if name == Use.__name__ and not inside_any_of:  # a bare name is short for it
+            default = {"default": beside["default"]["use"]} if "default" in beside else {}
+            return {"anyOf": [{"type": "string"}, target], **beside, **default}
+        return {**target, **beside}
+    return {key: _inline(value, definitions, key == "anyOf") for key, value in node.items()}
 
 
 def parse(data: Any, options: type[T]) -> T:

@@ -10,7 +10,6 @@ from conftest import talk
 from sftrun import Shape, tiny
 from sftrun.memory import batches, changes
 from sftrun.memory.machine import machine
-from sftrun.options import as_use
 from sftrun.recipe.validate import load
 from sftrun.registry import current
 
@@ -29,7 +28,7 @@ def recipe(write):
 
 
 def estimate(recipe, shape=SHAPE, evaluation=None):
-    return current().create("backend", as_use(recipe.backend)).estimate(recipe, shape, evaluation)
+    return current().create("backend", recipe.backend).estimate(recipe, shape, evaluation)
 
 
 def step(footprint):

@@ -9,7 +9,6 @@ from conftest import talk
 
 from sftrun import Shape
 from sftrun.memory import batches, changes
-from sftrun.options import as_use
 from sftrun.recipe.validate import load
 from sftrun.registry import current
 from sftrun.training.memory import shares
@@ -50,7 +49,7 @@ def shared(recipe):
 
 
 def estimate(recipe, shape=SHAPE, evaluation=None):
-    return current().create("backend", as_use(recipe.backend)).estimate(recipe, shape, evaluation)
+    return current().create("backend", recipe.backend).estimate(recipe, shape, evaluation)
 
 
 def test_fsdp_divides_all_but_what_is_gathered():

@@ -13,7 +13,6 @@ from sftrun.data.masks.crosscheck import CrossCheck
 from sftrun.data.masks.render import Renderer
 from sftrun.data.tokens import encode, offsets, tokenizer
 from sftrun.errors import Place, Problem, RowError, UserError
-from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry
 from sftrun.types import BadRow, Context, Conversation, Noted, Rendered, Sample
@@ -57,10 +56,10 @@ class Line:
         self.add = add
         self.problems: list[Problem] = []
         self.rows_in: dict[str, int] = {}
-        self.source = registry.create("source", as_use(recipe.source))
-        self.transforms = [registry.create("transform", as_use(use)) for use in recipe.transforms]
-        self.formatter = registry.create("formatter", as_use(recipe.formatter))
-        self.masker = registry.create("masker", as_use(recipe.masker))
+        self.source = registry.create("source", recipe.source)
+        self.transforms = [registry.create("transform", use) for use in recipe.transforms]
+        self.formatter = registry.create("formatter", recipe.formatter)
+        self.masker = registry.create("masker", recipe.masker)
         self.tokenizer = tokenizer.load_tokenizer(recipe.model)
         self.renderer = Renderer(
             self.tokenizer.template, eot_token=recipe.model.eot_token, adds_bos=self.tokenizer.adds_bos
@@ -130,7 +129,7 @@ class Line:
         """The conversations of a split after the first `count` transforms."""
         conversations: Iterable[Conversation] = self._conversations(split, bad, rows_in)
         for index in range(count):
-            use = as_use(self.recipe.transforms[index])
+            use = self.recipe.transforms[index]
             conversations = _applied(use.use, self.transforms[index], conversations, self._context(split, index, add))
         return conversations
 

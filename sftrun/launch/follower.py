@@ -9,7 +9,7 @@ from sftrun.errors import UserError
 from sftrun.launch import signals, workers
 from sftrun.launch.heartbeat import AGAIN, Pulse
 from sftrun.launch.topology import Node
-from sftrun.recipe.resolved import normal, resolved_yaml
+from sftrun.recipe.resolved import resolved_yaml
 from sftrun.recipe.validate import Loaded
 from sftrun.runs import directory
 from sftrun.runs.directory import RunDir
@@ -24,7 +24,7 @@ def join(loaded: Loaded, out: Path, node: Node, watch: Emit, target: str) -> Run
 
     `target` is the function that each rank calls. Raises as a run does; for what fails on another node too.
     """
-    recipe = normal(loaded.recipe)
+    recipe = loaded.recipe
     run = RunDir(out.absolute())
     run.log = run.path / f"run-node{node.rank}.log"
     with signals.SIGNALS.heard():

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from sftrun.errors import Problem, UserError
-from sftrun.options import as_use
 from sftrun.recipe.batch import disagreement
 from sftrun.recipe.model import Recipe
 
@@ -99,7 +98,7 @@ def _here(recipe: Recipe, backend: Any) -> Iterator[Problem]:
         message = f"launch.processes is {wanted}, and this machine has {there} GPU{'s' * (there > 1)} to train on"
         yield Problem(message, path=("launch", "processes"), hint=f"use {there}, or auto")
     if size(recipe) > 1 and not getattr(backend, "launches", False):
-        message = f"the backend {as_use(recipe.backend).use} trains in one process, and these would be {size(recipe)}"
+        message = f"the backend {recipe.backend.use} trains in one process, and these would be {size(recipe)}"
         yield Problem(message, path=("launch", "processes"), hint="write launch: {processes: 1}, or use backend: hf")
 
 

@@ -8,7 +8,6 @@ from typing import Any
 from sftrun.launch import topology
 from sftrun.memory import batches, changes
 from sftrun.memory.machine import machine
-from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import current
 from sftrun.runs.directory import RunDir
@@ -57,7 +56,7 @@ def _asking(run: RunDir, train: batches.Rows | None) -> changes.Ask:
     val = batches.read(run.prepared, "val")
 
     def ask(wanted: Recipe) -> Footprint:
-        backend = current().create("backend", as_use(wanted.backend))
+        backend = current().create("backend", wanted.backend)
         evaluation = batches.evaluation(wanted, val) if val or train is None else None
         found: Footprint = backend.estimate(wanted, batches.training(wanted, train), evaluation)
         return found
@@ -75,7 +74,7 @@ def _change(sets: changes.Sets, size: int, train: batches.Rows | None) -> dict[s
 def probe_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """Trains, and writes down the most memory that this process, or its GPU, had in use."""
     free = machine("cpu").free // int(os.environ.get("WORLD_SIZE", "1"))  # as long as little is loaded
-    current().create("backend", as_use(recipe.backend)).train(recipe, run.path, emit)
+    current().create("backend", recipe.backend).train(recipe, run.path, emit)
     run.write_json(PEAK.format(os.environ.get("RANK", "0")), _most(free))
 
 

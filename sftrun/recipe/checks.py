@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sftrun.errors import Problem, UserError
-from sftrun.options import ENV, Use, as_use
+from sftrun.options import ENV, Use
 from sftrun.recipe.batch import disagreement
 from sftrun.recipe.document import Document
 from sftrun.recipe.model import Recipe
@@ -103,7 +103,7 @@ def _adapter(document: Document) -> Iterator[Problem]:
 
 def of_backend(recipe: Recipe, registry: Registry) -> Iterator[Problem]:
     """A batch is chosen by what the backend says that it takes."""
-    use = as_use(recipe.backend)
+    use = recipe.backend
     if recipe.train.batch_size == "auto" and not _unset(use.with_):
         try:
             known = hasattr(registry.create("backend", use), "estimate")

@@ -7,13 +7,13 @@ from pathlib import Path
 import msgspec
 
 from sftrun.errors import Place, Problem, RecipePath, UserError
-from sftrun.options import parse, schema
+from sftrun.options import schema
 from sftrun.recipe import adjust, checks, complete
 from sftrun.recipe import load as files
 from sftrun.recipe import overrides as sets
 from sftrun.recipe.diagnose import Diagnosis
 from sftrun.recipe.document import Document
-from sftrun.recipe.model import Recipe, components
+from sftrun.recipe.model import Recipe, components, typed_recipe
 from sftrun.recipe.resolved import from_resolved, resolved_yaml
 from sftrun.recipe.walk import Visit, walk
 from sftrun.registry import Registry, current
@@ -113,7 +113,7 @@ def _typed(document: Document, registry: Registry) -> tuple[Recipe | None, list[
     """The typed recipe, and what its components say about it."""
     document = adjust.with_absolute_paths(document, schema(Recipe), registry)
     try:
-        recipe = complete.recipe(parse(document.data, Recipe), registry)
+        recipe = complete.recipe(typed_recipe(document.data), registry)
     except UserError as error:
         return None, [_placed(problem, document, ()) for problem in error.problems]
     found = []

@@ -9,7 +9,7 @@ import msgspec
 from sftrun import files
 from sftrun.errors import Problem, UserError
 from sftrun.recipe.model import Recipe
-from sftrun.recipe.resolved import from_resolved, normal
+from sftrun.recipe.resolved import from_resolved
 from sftrun.runs import directory
 from sftrun.runs.directory import RunDir
 
@@ -118,7 +118,7 @@ def _trained_by(run: RunDir, now: int) -> int:
 
 def _differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """Dotted keys whose values are others, and both values."""
-    sides = [dict(_leaves(msgspec.to_builtins(normal(each)), "")) for each in (before, now)]
+    sides = [dict(_leaves(msgspec.to_builtins(each), "")) for each in (before, now)]
     for key in sides[0] | sides[1]:
         values = (sides[0].get(key), sides[1].get(key))
         if values[0] != values[1]:

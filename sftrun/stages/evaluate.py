@@ -9,7 +9,6 @@ import msgspec
 from sftrun import files
 from sftrun.errors import OutOfMemory
 from sftrun.launch import failures, workers
-from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry, current
 from sftrun.runs.directory import RunDir
@@ -32,7 +31,7 @@ def evaluate(run: RunDir, emit: Emit) -> None:
 def evaluate_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """The same in this process."""
     registry = current()
-    backend = registry.create("backend", as_use(recipe.backend))
+    backend = registry.create("backend", recipe.backend)
     prompts = _prompts(run)
     scores: dict[Which, dict[str, Scores]] = {}
     for which in ("base", "tuned"):
@@ -75,7 +74,7 @@ def _prompts(run: RunDir) -> dict[str, list[Prompt]]:
 def _evaluators(recipe: Recipe, registry: Registry) -> dict[str, Evaluator]:
     named: dict[str, Evaluator] = {}
     for each in recipe.evaluators:
-        use = as_use(each)
+        use = each
         earlier = sum(name.split("#")[0] == use.use for name in named)
         named[f"{use.use}#{earlier + 1}" if earlier else use.use] = registry.create("evaluator", use)
     return named

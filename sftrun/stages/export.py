@@ -1,7 +1,6 @@
 """Stage 4, export: what is made of the tuned model for deployment, in a worker process."""
 
 from sftrun.launch import workers
-from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import current
 from sftrun.runs.directory import RunDir
@@ -16,7 +15,7 @@ def export(run: RunDir, emit: Emit) -> None:
 def export_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """The same in this process."""
     for each in recipe.exporters:
-        use = as_use(each)
+        use = each
         facts = current().create("exporter", use).export(recipe, run.path, emit)
         run.merge_json("export/facts.json", {use.use: facts})
         emit({"event": "exported", "exporter": use.use, **facts})

@@ -17,7 +17,6 @@ from sftrun.data.pipeline import Line
 from sftrun.data.prompts import Prompts
 from sftrun.data.proof import Proof, Tally
 from sftrun.errors import Problem, UserError
-from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry, module_file
 from sftrun.runs.directory import RunDir
@@ -66,10 +65,10 @@ def key_parts(recipe: Recipe, line: Line, registry: Registry) -> dict[str, Any]:
     uses = {"formatter": [recipe.formatter], "masker": [recipe.masker], "transform": recipe.transforms}
     return {
         "code": _code_hash([*(HERE / "data").rglob("*.py"), Path(__file__)]),
-        "source": {"use": as_use(recipe.source).use, "fingerprint": line.source.fingerprint()},
+        "source": {"use": recipe.source.use, "fingerprint": line.source.fingerprint()},
         "components": [_component(registry, kind, use) for kind, named in uses.items() for use in named],
         "transform_files": [each.fingerprint() for each in line.transforms if hasattr(each, "fingerprint")],
-        "source_code": _component(registry, "source", as_use(recipe.source).use),
+        "source_code": _component(registry, "source", recipe.source.use),
         "tokenizer": line.tokenizer.fingerprint,
         "template": line.tokenizer.template.fingerprint,
         "date": _date(line),
@@ -88,7 +87,7 @@ def _date(line: Line) -> str | None:
 
 
 def _component(registry: Registry, kind: str, named: Any) -> dict[str, Any]:
-    use = as_use(named)
+    use = named
     item = registry.get(kind, use.use)
     file = module_file(item)
     code = _code_hash(Path(file).parent.glob("*.py")) if file else ""

@@ -4,7 +4,6 @@ from sftrun import files
 from sftrun.errors import UserError
 from sftrun.launch import topology, workers
 from sftrun.memory import recover
-from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import current
 from sftrun.runs.advice import Watch
@@ -31,7 +30,7 @@ def train(recipe: Recipe, run: RunDir, emit: Emit, node: topology.Node | None = 
 
 def train_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """The same in this process."""
-    current().create("backend", as_use(recipe.backend)).train(recipe, run.path, emit)
+    current().create("backend", recipe.backend).train(recipe, run.path, emit)
 
 
 def _check_samples(run: RunDir) -> None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal
 
 from sftrun.errors import RowError, UserError
 from sftrun.flow import ready
-from sftrun.options import as_use
 from sftrun.recipe.resolved import from_resolved
 from sftrun.registry import current
 from sftrun.runs import directory
@@ -34,7 +33,7 @@ def answerer(path: str | Path, which: Literal["base", "tuned"] = "tuned") -> Ans
         raise UserError(
             tokenizer.template.missing.message, hint="it was trained on texts, and goes on with those alone"
         )
-    model = current().create("backend", as_use(recipe.backend)).load(recipe, folder.path, which)
+    model = current().create("backend", recipe.backend).load(recipe, folder.path, which)
     renderer = Renderer(tokenizer.template, eot_token=recipe.model.eot_token)
 
     def answer(talks: Sequence[list[Message]], max_new_tokens: int, batch_size: int) -> list[str]:

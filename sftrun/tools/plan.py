@@ -10,7 +10,6 @@ from sftrun.errors import OutOfMemory, Problem, UserError
 from sftrun.launch import workers
 from sftrun.memory import batches, changes, recover, search
 from sftrun.memory.machine import machine
-from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.resolved import resolved_yaml
 from sftrun.registry import current
@@ -53,7 +52,7 @@ def plan(
 
 def _estimates(recipe: Recipe, probe: bool) -> bool:
     """Whether the backend can say what it takes; raises UserError where nothing else would either."""
-    use = as_use(recipe.backend)
+    use = recipe.backend
     estimates = hasattr(current().create("backend", use), "estimate")
     if not estimates and not probe:
         message = f"the backend {use.use} cannot say what it takes before it has run (it has no `estimate`)"

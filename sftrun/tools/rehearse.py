@@ -12,7 +12,6 @@ import msgspec
 from sftrun import flow, tiny
 from sftrun.errors import UserError
 from sftrun.launch import topology, workers
-from sftrun.options import as_use
 from sftrun.recipe.model import LaunchOptions, Recipe
 from sftrun.recipe.validate import read, resolved_yaml
 from sftrun.registry import current
@@ -91,7 +90,7 @@ def _run(path: str | Path, sets: list[str], out: Path, heard: Listener) -> RunDi
 
 def _take_rows(recipe: Recipe, folder: Path, count: int) -> Counter[str]:
     """Writes the first rows of each split as JSON lines, and counts them; raises UserError for rows that are bad."""
-    source = current().create("source", as_use(recipe.source))
+    source = current().create("source", recipe.source)
     folder.mkdir(parents=True)
     taken: Counter[str] = Counter()
     for split in source.splits():
@@ -158,15 +157,15 @@ def _told(recipe: Recipe, run: RunDir, heard: Listener, taken: Counter[str]) -> 
 def _prepared(recipe: Recipe, run: RunDir, taken: Counter[str]) -> Iterator[str]:
     stats = run.read_json("prepared/stats.json")["train"]
     rows = ", ".join(f"{number} of {split}" for split, number in taken.items())
-    yield f"rows: the first ones of the source {as_use(recipe.source).use} ({rows})"
-    names = ", ".join(as_use(each).use for each in (*recipe.transforms, recipe.formatter, recipe.masker))
+    yield f"rows: the first ones of the source {recipe.source.use} ({rows})"
+    names = ", ".join(each.use for each in (*recipe.transforms, recipe.formatter, recipe.masker))
     yield f"prepare: {names}; {stats['trained_tokens']:,} of {stats['tokens']:,} tokens trained, the mask proven"
     if "packing" in stats:
         yield f"pack: {stats['packing']['sequences']} sequences, shown not to see each other"
 
 
 def _trained(recipe: Recipe, counts: Counter[str], stopped: bool) -> Iterator[str]:
-    yield f"train: {STEPS} steps in mode {recipe.tuning.mode} by the backend {as_use(recipe.backend).use}"
+    yield f"train: {STEPS} steps in mode {recipe.tuning.mode} by the backend {recipe.backend.use}"
     if counts["eval"]:
         yield f"validate: {counts['eval']} times while training"
     if counts["checkpoint"]:
