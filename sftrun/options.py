@@ -11,6 +11,7 @@ Marks in a field's type that the recipe engine acts on:
 import functools
 import os
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
@@ -35,8 +36,11 @@ __all__ = [
     "SecretText",
     "Use",
     "as_use",
+    "changed_leaves",
     "component",
+    "dataclass_transform",
     "expand",
+    "leaves",
     "parse",
     "schema",
 ]
@@ -120,3 +124,24 @@ def _variable(match: re.Match[str]) -> str:
     if name not in os.environ:
         raise UserError(Problem(f"the environment variable {name} is not set", hint=f"set it: export {name}=…"))
     return os.environ[name]
+
+
+def leaves(options: Options) -> Iterator[tuple[str, Any]]:
+    """Yields the dotted keys of an options object and those nested in it, and their values."""
+    for name in options.__struct_fields__:
+        value = getattr(options, name)
+        if isinstance(value, Options) and _default(type(options), name) is not None:
+            yield from ((f"{name}.{key}", inner) for key, inner in leaves(value))
+        else:
+            yield name, value
+
+
+def changed_leaves(options: Options) -> Iterator[tuple[str, Any]]:
+    """Yields the dotted keys whose values are not the defaults, and these values."""
+    usual = dict(leaves(type(options)()))
+    yield from ((key, value) for key, value in leaves(options) if value != usual[key])
+
+
+def _default(options: type[Options], name: str) -> Any:
+    field = next(each for each in msgspec.structs.fields(options) if each.name == name)
+    return field.default if field.default is not msgspec.NODEFAULT else field.default_factory

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import talk
 
-from sftrun import Interrupted, UserError
+from sftrun.errors import Interrupted, UserError
 from sftrun.launch import heartbeat
 from sftrun.launch.failures import WorkerError
 from sftrun.launch.topology import Node

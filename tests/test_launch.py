@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sftrun import Interrupted, UserError
-from sftrun.errors import OutOfMemory
+from sftrun.errors import Interrupted, OutOfMemory, UserError
 from sftrun.launch.failures import WorkerError
 from sftrun.launch.workers import work
 from sftrun.options import parse

@@ -13,9 +13,10 @@ from sftrun.data.masks.crosscheck import CrossCheck
 from sftrun.data.masks.render import Renderer
 from sftrun.data.tokens import encode, offsets, tokenizer
 from sftrun.errors import Place, Problem, RowError, UserError
+from sftrun.kinds import Context
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry
-from sftrun.types import BadRow, Context, Conversation, Noted, Rendered, Sample
+from sftrun.types import BadRow, Conversation, NoteAction, Rendered, Sample
 
 BATCH = 1024  # rows at most; two batches are in memory at once
 CHARACTERS = 1 << 19  # of a batch; while they are encoded, each takes some 30 bytes
@@ -134,7 +135,7 @@ class Line:
         return conversations
 
     def _context(self, split: str, index: int, add: Callable[[Entry], None]) -> Context:
-        def note(origin: str, action: Noted, reason: str, detail: str = "", /) -> None:
+        def note(origin: str, action: NoteAction, reason: str, detail: str = "", /) -> None:
             add(Entry(split, origin, action, reason, detail))
 
         def others(other: str) -> Iterator[Conversation]:

@@ -130,7 +130,7 @@ def _with_backend(recipe: Recipe, mode: str, registry: Registry) -> Iterator[Set
         wanted = changed(recipe, sets)
         try:
             backend = registry.create("backend", wanted.backend)
-            problems = [*backend.check(wanted), *backend.ready(wanted)]
+            problems = [*backend.check_recipe(wanted), *backend.check_machine(wanted)]
         except Exception:  # a backend of a plugin that does not work here
             continue
         if hasattr(backend, "estimate") and not any(problem.severity == "error" for problem in problems):

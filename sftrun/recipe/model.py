@@ -157,6 +157,13 @@ class Recipe(Options):
     exporters: Annotated[
         list[Use], component("exporter"), Meta(description="What is made of the result for deployment.")
     ] = []
+    trackers: Annotated[
+        list[Use],
+        Meta(
+            description="What follows the run, TensorBoard first. Nothing is sent anywhere that is not named here.",
+            extra_json_schema={"x-component": "tracker", "default": ["tensorboard"]},
+        ),
+    ] = msgspec.field(default_factory=lambda: [Use(use="tensorboard")])
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1, description="Seed of everything that is random.")] = 0
 
     def __post_init__(self) -> None:
@@ -176,6 +183,7 @@ COMPONENT_KEYS = {  # in the order in which they work, with the kind of each
     "backend": "backend",
     "evaluators": "evaluator",
     "exporters": "exporter",
+    "trackers": "tracker",
 }
 
 
@@ -187,13 +195,14 @@ def components(recipe: Recipe) -> Iterator[tuple[str, Use]]:
             yield kind, use
 
 
-def typed_recipe(data: dict[str, Any]) -> Recipe:
+def typed_recipe(data: Any) -> Recipe:
     """Returns the typed recipe of plain data, in which a component may be a bare name.
 
     Raises UserError if the data do not fit.
     """
-    long = {key: _long_form(data[key]) for key in COMPONENT_KEYS if key in data}
-    return parse({**data, **long}, Recipe)
+    if isinstance(data, dict):
+        data = {**data, **{key: _long_form(data[key]) for key in COMPONENT_KEYS if key in data}}
+    return parse(data, Recipe)
 
 
 def _long_form(value: Any) -> Any:
