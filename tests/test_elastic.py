@@ -11,14 +11,13 @@ import pytest
 from conftest import talk, wait_for
 from workers import is_alive
 
-from sftrun import Interrupted, UserError
+from sftrun.errors import Interrupted, UserError
 from sftrun.launch import heartbeat
 from sftrun.launch.failures import WorkerError
 from sftrun.launch.topology import Node
 from sftrun.launch.workers import Ranks, run_in_worker
-from sftrun.options import parse
-from sftrun.recipe.model import Recipe
-from sftrun.recipe.resolved import normal, resolved_yaml
+from sftrun.recipe.model import typed_recipe
+from sftrun.recipe.resolved import resolved_yaml
 from sftrun.runs.directory import RunDir
 
 TESTS = Path(__file__).parent
@@ -33,7 +32,7 @@ def run(tmp_path, monkeypatch):
 
 def described(run, description, **launch):
     keys = {"model": {"name": "sftrun/tiny"}, "source": "jsonl", "description": description, "launch": launch}
-    run.write("resolved.yaml", resolved_yaml(normal(parse(keys, Recipe))))
+    run.write("resolved.yaml", resolved_yaml(typed_recipe(keys)))
     return run
 
 
@@ -105,7 +104,7 @@ def test_a_signal_stops_every_rank(run):
 
 @pytest.mark.parametrize("whom", ["parent", pytest.param("launcher", marks=pytest.mark.slow)])
 def test_no_process_outlives_its_parent(run, whom):
-    code = "import sys, pathlib\nfrom sftrun.launch import workers\nfrom sftrun.runs.directory import RunDir\n"
+    code = "import sys, pathlib\nfrom sftrun.launch import workers; from sftrun.runs.directory import RunDir\n"
     code += (
         "workers.run_in_worker('workers:stays', RunDir(pathlib.Path(sys.argv[1])), print, workers.Ranks(processes=2))"
     )

@@ -16,8 +16,8 @@ import small
 
 import sftrun as library
 from sftrun import tiny
+from sftrun.kinds import Estimating
 from sftrun.memory import batches
-from sftrun.options import as_use
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
@@ -142,9 +142,9 @@ def test_a_recipe_runs_from_its_rows_to_its_report(name, sftrun, stands_in, tmp_
     assert not [event for event in events if event["event"] == "warning" and "lost" in event["message"]]
     recipe = library.load(RECIPES / name)
     scores = json.loads((tmp_path / "run/eval/scores.json").read_text())
-    assert set(scores["tuned"]) == {as_use(each).use for each in recipe.evaluators}
+    assert set(scores["tuned"]) == {each.use for each in recipe.evaluators}
     for exporter in recipe.exporters:
-        assert list((tmp_path / "run/export" / as_use(exporter).use).glob("*.safetensors"))
+        assert list((tmp_path / "run/export" / exporter.use).glob("*.safetensors"))
     assert (tmp_path / "run/report.html").is_file()
 
 
@@ -219,7 +219,11 @@ def on_a_gpu(recipe):
     """The same of a recipe."""
     backend = library.create("backend", recipe.backend)
     found = backend.estimate(
-        recipe, batches.largest_training_batch(recipe, None), batches.largest_evaluation_batch(recipe, None)
+        Estimating(
+            recipe=recipe,
+            training=batches.largest_training_batch(recipe, None),
+            evaluation=batches.largest_evaluation_batch(recipe, None),
+        )
     )
     only_cpu = ("libraries", "gaps of malloc")
     peaks = [sum(part for name, part in each.items() if name not in only_cpu) for each in found.memory.values()]

@@ -9,16 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftrun.types import Sample
+from sftrun.files import cache_folder
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 DONE = "done.json"
-
-
-def cache_folder() -> Path:
-    """Where caches are kept: SFTRUN_CACHE, else the user's cache folder."""
-    own = os.environ.get("SFTRUN_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sftrun"
 
 
 def key_of(parts: dict[str, Any]) -> str:
@@ -79,20 +73,6 @@ def _texts(values: Sequence[str]) -> Any:
     encoded = [value.encode() for value in values]
     starts = np.concatenate([[0], np.cumsum([len(value) for value in encoded])]).astype(np.int32)
     return pa.StringArray.from_buffers(len(values), pa.py_buffer(starts), pa.py_buffer(b"".join(encoded)))
-
-
-def read_samples(file: Path) -> Iterator[Sample]:
-    """The samples of a stored split, in order."""
-    import pyarrow as pa
-
-    with pa.memory_map(str(file)) as mapped:
-        for batch in pa.ipc.open_stream(mapped):
-            yield from map(to_sample, batch.to_pylist())
-
-
-def to_sample(row: dict[str, Any]) -> Sample:
-    """A stored row as a sample."""
-    return Sample(row["input_ids"], [int(label != IGNORED) for label in row["labels"]], row.get("origin", ""))
 
 
 def find(key: str) -> Path | None:

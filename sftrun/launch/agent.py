@@ -5,8 +5,6 @@ does, and none outlives this process. The parent receives the events of rank 0, 
 keep the numbers that they were given, because node 0 owns the run directory.
 """
 
-import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -29,18 +27,17 @@ from torch.distributed.elastic.agent.server.api import (
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from sftrun.errors import Interrupted, UserError
+from sftrun.events import Event, Failure, Restarted
+from sftrun.kinds import Emit
 from sftrun.launch import workers
 from sftrun.launch.failures import INTERRUPTED
 from sftrun.launch.rendezvous import Rendezvous
 from sftrun.launch.workers import Ranks
-from sftrun.types import Emit
 
 POLL_INTERVAL = 0.05  # seconds between two checks of the ranks
 SETTLE = 15.0  # seconds to wait after a lost connection, until the rank that failed reports the cause
 DRAIN = 10.0  # seconds to read the last events of a killed rank: its data loaders keep the pipe open for a while
 RESTARTABLE = ("bug", "ended", "lost")  # kinds of failures that may not happen again after a restart
-
-Failure = dict[str, Any]
 
 
 class Rank:
@@ -64,12 +61,12 @@ class Rank:
     def _read_events(self, reading: int) -> None:
         with os.fdopen(reading, encoding="utf-8") as lines:
             for line in lines:
-                with contextlib.suppress(ValueError):  # a killed rank may cut its last line short
-                    self._receive(json.loads(line))
+                for event in workers.read_events(line):
+                    self._receive(event)
 
-    def _receive(self, event: dict[str, Any]) -> None:
-        if event["event"] == "failure":
-            self.failure = {**event, "time": time.monotonic(), "rank": self.number}
+    def _receive(self, event: Event) -> None:
+        if isinstance(event, Failure):
+            self.failure = msgspec.structs.replace(event, time=time.monotonic(), rank=self.number)
         elif self.number == 0:
             self.emit(event)
 
@@ -93,7 +90,7 @@ class Rank:
         if code in (None, 0, INTERRUPTED):
             return None
         if self.failure is None:
-            self._receive({"event": "failure", "kind": "ended", "code": code})
+            self._receive(Failure(kind="ended", code=code or 0))
         return self.failure
 
 
@@ -164,9 +161,9 @@ class Agent(SimpleElasticAgent):
         failures = [failure for rank in self.ranks if (failure := rank.find_failure())]
         if not failures:
             return self.rendezvous.find_failure() if None in codes else None
-        if None in codes and all(each["kind"] == "lost" for each in failures) and _age(failures) < SETTLE:
+        if None in codes and all(each.kind == "lost" for each in failures) and _age(failures) < SETTLE:
             return self.rendezvous.find_failure()
-        if self.stop_requested and all(each["kind"] in ("ended", "lost") for each in failures):
+        if self.stop_requested and all(each.kind in ("ended", "lost") for each in failures):
             raise Interrupted  # the signal came before the rank handled signals
         return self.rendezvous.agree_on_failure(find_root_cause(failures), SETTLE)
 
@@ -175,14 +172,13 @@ class Agent(SimpleElasticAgent):
         super()._exit_barrier()  # type: ignore[no-untyped-call]
 
     def _report_failure(self, failure: Failure) -> RunResult:
-        if failure["kind"] not in RESTARTABLE or self.stop_requested:
+        if failure.kind not in RESTARTABLE or self.stop_requested:
             self._remaining_restarts = 0
         self.failure = failure
         spec = self._worker_group.spec
         if self._remaining_restarts:
             number = spec.max_restarts - self._remaining_restarts + 1
-            told = {"restart": number, "of": spec.max_restarts, "reason": summarise(failure)}
-            self.emit({"event": "restarted", **told})
+            self.emit(Restarted(restart=number, of=spec.max_restarts, reason=summarise(failure)))
         failures = {rank.number: ProcessFailure(0, rank.process.pid, 1, "") for rank in self.ranks}
         return RunResult(WorkerState.FAILED, failures=failures)
 
@@ -193,23 +189,23 @@ def find_root_cause(failures: list[Failure]) -> Failure:
     A lost connection counts only if there is nothing else.
     """
     causes = ("ended", "user", "disk", "memory", "bug")
-    killed = [each for each in failures if each["kind"] == "ended" and each["code"] < 0]
-    own = [each for each in failures if each["kind"] in causes]
-    return min(killed or own or failures, key=lambda each: float(each["time"]))
+    killed = [each for each in failures if each.kind == "ended" and each.code < 0]
+    own = [each for each in failures if each.kind in causes]
+    return min(killed or own or failures, key=lambda each: float(each.time))
 
 
 def _age(failures: list[Failure]) -> float:
-    return time.monotonic() - min(float(each["time"]) for each in failures)
+    return time.monotonic() - min(float(each.time) for each in failures)
 
 
 def summarise(failure: Failure) -> str:
     """Returns a failure in a few words."""
-    if failure["kind"] == "ended":
-        code = failure["code"]
+    if failure.kind == "ended":
+        code = failure.code
         how = signal.Signals(-code).name if code < 0 else f"code {code}"
-        return f"process {failure['rank']} ended with {how}"
+        return f"process {failure.rank} ended with {how}"
     words = failure.get("message") or failure.get("traceback", "").strip().splitlines()[-1]
-    return f"process {failure['rank']}: {words}"
+    return f"process {failure.rank}: {words}"
 
 
 def share_cores(processes: int) -> int:

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from sftrun.errors import UserError
+from sftrun.events import Joining
+from sftrun.kinds import Emit
 from sftrun.launch import signals, workers
 from sftrun.launch.heartbeat import RESTART_HINT, HeartbeatMonitor
 from sftrun.launch.topology import Node
-from sftrun.recipe.resolved import normal, resolved_yaml
+from sftrun.recipe.resolved import resolved_yaml
 from sftrun.recipe.validate import Loaded
 from sftrun.runs import directory
 from sftrun.runs.directory import RunDir
-from sftrun.types import Emit
 
 POLL_INTERVAL = 0.5  # seconds between two reads of the run directory
 STAGES = ("prepare", "train")
@@ -24,14 +25,14 @@ def join(loaded: Loaded, out: Path, node: Node, watch: Emit, target: str) -> Run
 
     `target` is the function that each rank calls. Raises what `sftrun.run` raises, also if another node failed.
     """
-    recipe = normal(loaded.recipe)
+    recipe = loaded.recipe
     run = RunDir(out.absolute())
     run.log = run.path / f"run-node{node.rank}.log"
     with signals.SIGNALS.handling():
-        watch({"event": "joining", "status": "waiting", "node": node.rank, "nodes": recipe.launch.nodes})
+        watch(Joining(status="waiting", node=node.rank, nodes=recipe.launch.nodes))
         if not _wait_for_training(run):
             return run
-        watch({"event": "joining", "status": "training", "node": node.rank, "nodes": recipe.launch.nodes})
+        watch(Joining(status="training", node=node.rank, nodes=recipe.launch.nodes))
         workers.run_in_worker(target, run, watch, workers.plan_ranks(recipe, node, resolved_yaml(recipe)))
     return run
 
@@ -51,7 +52,7 @@ def _wait_for_training(run: RunDir) -> bool:
         if status == "done" or (status == "started" and monitor.seen and not ended):
             return bool(status == "started")
         for stage in _changed_stages(before, now):
-            if now[stage]["status"] == "failed":
+            if now[stage].get("status") == "failed":
                 reason = now[stage].get("reason", "").removeprefix("error: ")
                 raise UserError(f"node 0 could not {stage}: {reason}")
         if ended:

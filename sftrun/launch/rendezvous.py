@@ -10,14 +10,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
+from sftrun import events
 from sftrun.errors import UserError
+from sftrun.kinds import Emit
 from sftrun.launch.heartbeat import RESTART_HINT, TIMEOUT, HeartbeatMonitor
 from sftrun.launch.topology import parse_endpoint
 from sftrun.launch.workers import Ranks
-from sftrun.types import Emit
 
 ARRIVAL_TIMEOUT = timedelta(minutes=30)  # for every node to join
 ABSENT_NOTICE = 20.0  # seconds until a warning names the nodes that have not joined
@@ -130,11 +132,11 @@ class Rendezvous(RendezvousHandler):
                 message = f"after {ARRIVAL_TIMEOUT.seconds // 60} minutes, these nodes have not come: {named}"
                 raise UserError(message, hint="each node runs the same command, with its own --node-rank")
             if waited > ABSENT_NOTICE and not warned:
-                self.emit({"event": "warning", "message": f"these nodes have not come yet: {named}"})
+                self.emit(events.Warned(message=f"these nodes have not come yet: {named}"))
                 warned = True
             time.sleep(POLL_INTERVAL)
 
-    def agree_on_failure(self, failure: dict[str, Any], settle: float) -> dict[str, Any]:
+    def agree_on_failure(self, failure: events.Failure, settle: float) -> events.Failure:
         """Returns the failure that every node reports: the first in the store.
 
         A node that only lost a connection waits up to `settle` seconds for the cause, from the node that has it.
@@ -143,20 +145,19 @@ class Rendezvous(RendezvousHandler):
             return failure
         assert self.store is not None
         key = f"failed/{self.attempt}"
-        end = time.monotonic() + (settle if failure["kind"] == "lost" else 0)
+        end = time.monotonic() + (settle if failure.kind == "lost" else 0)
         try:
             self._exchange_heartbeats()
             while time.monotonic() < end and not self.store.check([key]):
                 time.sleep(POLL_INTERVAL)
                 self._exchange_heartbeats()
-            if failure["kind"] == "lost":
+            if failure.kind == "lost":
                 failure = self._find_silent_node(settle - 2 * HEARTBEAT_INTERVAL) or failure
-            agreed: dict[str, Any] = json.loads(self.store.compare_set(key, "", json.dumps(failure)))
-            return agreed
+            return _read(self.store.compare_set(key, "", events.to_json(failure)))
         except RuntimeError:  # the store is gone, and node 0 with it
             return self._describe_lost_node(0)
 
-    def find_failure(self) -> dict[str, Any] | None:
+    def find_failure(self) -> events.Failure | None:
         """Returns the failure of another node; None if there is none, or if the last check was a moment ago."""
         if self.nodes == 1 or time.monotonic() - self.last_poll < POLL_INTERVAL:
             return None
@@ -165,7 +166,7 @@ class Rendezvous(RendezvousHandler):
         key = f"failed/{self.attempt}"
         try:
             self._exchange_heartbeats()
-            return json.loads(self.store.get(key)) if self.store.check([key]) else self._find_silent_node(TIMEOUT)
+            return _read(self.store.get(key)) if self.store.check([key]) else self._find_silent_node(TIMEOUT)
         except RuntimeError:
             return self._describe_lost_node(0)
 
@@ -181,16 +182,16 @@ class Rendezvous(RendezvousHandler):
             if count != self.heartbeats.get(number, (-1, 0.0))[0]:
                 self.heartbeats[number] = (count, now)
 
-    def _find_silent_node(self, limit: float) -> dict[str, Any] | None:
+    def _find_silent_node(self, limit: float) -> events.Failure | None:
         """Returns the failure of a node without a heartbeat for `limit` seconds; None if every node has one."""
         for number, (count, since) in self.heartbeats.items():
             if count < FINISHED and self.last_heartbeat - since > limit:
                 return self._describe_lost_node(number)
         return None
 
-    def _describe_lost_node(self, number: int) -> dict[str, Any]:
+    def _describe_lost_node(self, number: int) -> events.Failure:
         message = f"node {number}, {self.hosts[number]}, is gone"
-        return {"event": "failure", "kind": "gone", "message": message, "rank": 0, "time": time.monotonic()}
+        return events.Failure(kind="gone", message=message, time=time.monotonic())
 
     def mark_finished(self) -> None:
         """Tells other nodes that this node has finished, and sends no more heartbeats."""
@@ -249,6 +250,10 @@ def _compare_nodes(number: int, node: dict[str, Any], first: dict[str, Any]) -> 
     if node["recipe"] not in (None, first["run"]):
         message = f"node {number} has another recipe than node 0"
         raise UserError(message, hint="every node runs the same recipe, with the same --set")
+
+
+def _read(failure: str | bytes) -> events.Failure:
+    return msgspec.convert(json.loads(failure), events.Failure)
 
 
 def _sha256(text: str) -> str:

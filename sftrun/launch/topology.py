@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from sftrun.errors import Problem, UserError
-from sftrun.options import as_use
 from sftrun.recipe.batch import disagreement
 from sftrun.recipe.model import Recipe
 
@@ -27,7 +26,7 @@ class Node(msgspec.Struct, frozen=True):
     rendezvous: str | None = None
 
 
-def gpus() -> int:
+def gpu_count() -> int:
     """Returns the number of GPUs that a process sees; asks the driver, because importing torch takes seconds."""
     try:
         output = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
@@ -44,7 +43,7 @@ def gpus() -> int:
 def local_world_size(recipe: Recipe) -> int:
     """Returns the number of training processes on this machine."""
     wanted = recipe.launch.processes
-    return max(gpus(), 1) if wanted == "auto" else wanted
+    return max(gpu_count(), 1) if wanted == "auto" else wanted
 
 
 def world_size(recipe: Recipe) -> int:
@@ -66,7 +65,7 @@ def strategy(recipe: Recipe) -> str | None:
 
 
 def facts(recipe: Recipe) -> dict[str, Any]:
-    """Returns the entry `launch` of lock.json."""
+    """Returns the fact `launch` of state.json."""
     return {"processes": local_world_size(recipe), "nodes": recipe.launch.nodes, "strategy": strategy(recipe)}
 
 
@@ -97,13 +96,13 @@ def _check_rows_per_step(recipe: Recipe) -> Iterator[Problem]:
 
 def _check_machine(recipe: Recipe, backend: Any) -> Iterator[Problem]:
     wanted = local_world_size(recipe)
-    count = gpus()
+    count = gpu_count()
     if count and wanted > count:
         message = f"launch.processes is {wanted}, and this machine has {count} GPU{'s' * (count > 1)} to train on"
         yield Problem(message, path=("launch", "processes"), hint=f"use {count}, or auto")
-    if world_size(recipe) > 1 and not getattr(backend, "launches", False):
+    if world_size(recipe) > 1 and not getattr(backend, "distributed", False):
         count = world_size(recipe)
-        message = f"the backend {as_use(recipe.backend).use} trains in one process, and the recipe asks for {count}"
+        message = f"the backend {recipe.backend.use} trains in one process, and the recipe asks for {count}"
         yield Problem(message, path=("launch", "processes"), hint="write launch: {processes: 1}, or use backend: hf")
 
 

@@ -6,10 +6,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sftrun.data import pack, store
+from sftrun.data import pack
+from sftrun.data.samples import Samples
 from sftrun.launch import topology
 from sftrun.recipe.model import Recipe
-from sftrun.types import Shape
+from sftrun.types import BatchShape
 
 
 class RowLengths(msgspec.Struct, frozen=True):
@@ -24,23 +25,13 @@ class RowLengths(msgspec.Struct, frozen=True):
 
 
 def read_row_lengths(prepared: Path, split: str, packed: bool = False) -> RowLengths | None:
-    """Returns the lengths of a prepared split, read in batches from the mapped file; None if the split is missing."""
-    import pyarrow as pa
-
+    """Returns the lengths of a prepared split; None if the split is missing."""
     file = prepared / f"{split}.arrow"
     if not file.is_file():
         return None
-    lengths = []
-    trained = []
-    with pa.memory_map(str(file)) as mapped:
-        for batch in pa.ipc.open_stream(mapped):
-            labels = batch.column("labels")
-            marked = np.concatenate([[0], np.cumsum(labels.values.to_numpy() != store.IGNORED)])
-            offsets = labels.offsets.to_numpy()
-            lengths.append(np.diff(offsets))
-            trained.append(np.diff(marked[offsets]))
+    samples = Samples(file)
     packs = pack.read_packs(prepared / f"{split}.packs.arrow") if packed else None
-    return RowLengths(np.concatenate(lengths), np.concatenate(trained), packs)
+    return RowLengths(samples.lengths, samples.trained_tokens(), packs)
 
 
 def count_steps(recipe: Recipe, rows: int) -> int:
@@ -56,7 +47,7 @@ def pick_longest_rows(recipe: Recipe, rows: RowLengths) -> list[int]:
     return [int(order[index % len(order)]) for index in range(min(count, len(order)))]
 
 
-def largest_training_batch(recipe: Recipe, rows: RowLengths | None) -> Shape:
+def largest_training_batch(recipe: Recipe, rows: RowLengths | None) -> BatchShape:
     """Returns the largest micro-batch of a recipe; without data, a full one in which every token is trained.
 
     Rows longer than max_seq_len count as cut: the recipe may have a lower max_seq_len than the prepared data.
@@ -65,32 +56,34 @@ def largest_training_batch(recipe: Recipe, rows: RowLengths | None) -> Shape:
     longest = recipe.model.max_seq_len
     packed = recipe.packing.strategy != "none"
     if rows is None:
-        return Shape([longest] * size, size * longest, packed)
+        return BatchShape([longest] * size, size * longest, packed)
     if rows.packs is None:
         chosen: Any = pick_longest_rows(recipe, rows)
     elif longest < _pack_lengths(rows).max():  # new packs would be almost full
-        return Shape([longest] * size, round(size * longest * float(rows.trained.sum() / rows.lengths.sum())), True)
+        return BatchShape(
+            [longest] * size, round(size * longest * float(rows.trained.sum() / rows.lengths.sum())), True
+        )
     else:
         chosen = np.concatenate([rows.packs.rows(each) for each in pick_longest_rows(recipe, rows)])
     return _shape(np.minimum(rows.lengths[chosen], longest), rows.trained[chosen], packed)
 
 
-def largest_evaluation_batch(recipe: Recipe, rows: RowLengths | None) -> Shape | None:
+def largest_evaluation_batch(recipe: Recipe, rows: RowLengths | None) -> BatchShape | None:
     """Returns the largest batch of an evaluation during training, whose batches are in the order of rows and padded."""
     if recipe.train.eval_strategy == "no":
         return None
     size = recipe.train.eval_batch_size
     longest = recipe.model.max_seq_len
     if rows is None:
-        return Shape([longest] * size, size * longest)
+        return BatchShape([longest] * size, size * longest)
     starts = range(0, len(rows.lengths), size)
     widest = max(starts, key=lambda at: rows.lengths[at : at + size].max() * len(rows.lengths[at : at + size]))
     part = slice(widest, widest + size)
     return _shape(np.minimum(rows.lengths[part], longest), rows.trained[part], False)
 
 
-def _shape(lengths: Any, trained: Any, packed: bool) -> Shape:
-    return Shape(lengths.tolist(), int(np.minimum(trained, lengths).sum()), packed)
+def _shape(lengths: Any, trained: Any, packed: bool) -> BatchShape:
+    return BatchShape(lengths.tolist(), int(np.minimum(trained, lengths).sum()), packed)
 
 
 def _pack_lengths(rows: RowLengths) -> Any:

@@ -6,7 +6,6 @@ from typing import Any
 import msgspec
 
 from sftrun.launch import topology
-from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry
 from sftrun.types import Footprint
@@ -135,13 +134,13 @@ def _smaller_modes(recipe: Recipe) -> list[str]:
 
 def _with_backend(recipe: Recipe, mode: str, registry: Registry) -> Iterator[Changes]:
     """Yields a mode with the recipe's backend, or else the first backend that supports it and estimates memory."""
-    own = as_use(recipe.backend)
+    own = recipe.backend
     for name in dict.fromkeys([own.use, *registry.names("backend")]):
         sets = {"tuning.mode": mode, **({} if name == own.use else {"backend": name})}
         wanted = apply_changes(recipe, sets)
         try:
-            backend = registry.create("backend", as_use(wanted.backend))
-            problems = [*backend.check(wanted), *backend.ready(wanted)]
+            backend = registry.create("backend", wanted.backend)
+            problems = [*backend.check_recipe(wanted), *backend.check_machine(wanted)]
         except Exception:  # a plugin's backend does not work on this machine
             continue
         if hasattr(backend, "estimate") and not any(problem.severity == "error" for problem in problems):

@@ -5,21 +5,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sftrun import events
+from sftrun.kinds import Emit, Estimating, Training
 from sftrun.launch import topology
 from sftrun.memory import batches, changes
 from sftrun.memory.machine import read_machine
-from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import current
 from sftrun.runs.directory import RunDir
-from sftrun.types import Emit, Footprint
+from sftrun.types import Footprint
 
 STATUS = Path("/proc/self/status")
 PEAK_FILE = "peak-{}.json"  # written by each rank that is measured; {} is its rank
 
 
 def estimate_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
-    """Emits the event `planned`: parameters, memory, and changes that make the recipe fit if it does not."""
+    """Emits the event `Estimated`: parameters, memory, and changes that make the recipe fit if it does not."""
     train = batches.read_row_lengths(run.prepared, "train", recipe.packing.strategy != "none")
     estimate = _make_estimate(run, train)
     footprint = estimate(recipe)
@@ -27,21 +28,20 @@ def estimate_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     needed = changes.peak_bytes(footprint)
     found = [] if needed <= here.free else changes.find_fitting_changes(recipe, here.free, estimate, current())
     emit(
-        {
-            "event": "planned",
-            "parameters": {"trained": footprint.trained, "frozen": footprint.frozen},
-            "device": {"kind": footprint.device, "name": here.name, "total": here.total, "free": here.free},
-            "memory": footprint.memory,
-            "peak": needed,
-            "checkpoint": footprint.checkpoint,
-            "changes": [_describe_change(sets, size, train) for sets, size in found],
-            "notes": footprint.notes,
-        }
+        events.Estimated(
+            parameters={"trained": footprint.trained, "frozen": footprint.frozen},
+            device={"kind": footprint.device, "name": here.name, "total": here.total, "free": here.free},
+            memory=footprint.memory,
+            peak=needed,
+            checkpoint=footprint.checkpoint,
+            changes=[_describe_change(sets, size, train) for sets, size in found],
+            notes=footprint.notes,
+        )
     )
 
 
 def estimate_sizes_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
-    """Emits the event `sizes`: micro-batches with their peaks in bytes, up to the first that does not fit."""
+    """Emits the event `EstimatedBatches`: micro-batches with peaks in bytes, up to the first that does not fit."""
     train = batches.read_row_lengths(run.prepared, "train", recipe.packing.strategy != "none")
     estimate = _make_estimate(run, train)
     peaks: list[tuple[int, int]] = []
@@ -52,7 +52,7 @@ def estimate_sizes_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
         peaks.append((sets["train.batch_size"], changes.peak_bytes(footprint)))
         if peaks[-1][1] > free:
             break
-    emit({"event": "sizes", "free": free, "peaks": peaks})
+    emit(events.EstimatedBatches(free=free, peaks=peaks))
 
 
 def _make_estimate(run: RunDir, train: batches.RowLengths | None) -> changes.Estimate:
@@ -60,9 +60,10 @@ def _make_estimate(run: RunDir, train: batches.RowLengths | None) -> changes.Est
     val = batches.read_row_lengths(run.prepared, "val")
 
     def estimate(wanted: Recipe) -> Footprint:
-        backend = current().create("backend", as_use(wanted.backend))
+        backend = current().create("backend", wanted.backend)
         evaluation = batches.largest_evaluation_batch(wanted, val) if val or train is None else None
-        footprint: Footprint = backend.estimate(wanted, batches.largest_training_batch(wanted, train), evaluation)
+        shape = batches.largest_training_batch(wanted, train)
+        footprint: Footprint = backend.estimate(Estimating(recipe=wanted, training=shape, evaluation=evaluation))
         return footprint
 
     return estimate
@@ -78,7 +79,7 @@ def _describe_change(sets: changes.Changes, size: int, train: batches.RowLengths
 def measure_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """Trains, and writes the peak memory of this process or of its GPU to PEAK_FILE."""
     free = read_machine("cpu").free // int(os.environ.get("WORLD_SIZE", "1"))  # before anything is loaded
-    current().create("backend", as_use(recipe.backend)).train(recipe, run.path, emit)
+    current().create("backend", recipe.backend).train(Training(recipe=recipe, run=run, emit=emit))
     run.write_json(PEAK_FILE.format(os.environ.get("RANK", "0")), _read_peak(free))
 
 

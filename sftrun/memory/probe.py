@@ -8,12 +8,13 @@ import msgspec
 import numpy as np
 
 from sftrun.data import pack, store
+from sftrun.data.samples import Samples
 from sftrun.errors import UserError
+from sftrun.events import Event, Step
 from sftrun.launch import topology, workers
 from sftrun.memory import batches
 from sftrun.memory.estimate import PEAK_FILE
 from sftrun.recipe.model import LaunchOptions, Recipe
-from sftrun.recipe.resolved import resolved_yaml
 from sftrun.runs.directory import RunDir
 
 LARGEST_STEPS = 2  # optimizer steps on the largest batches
@@ -28,7 +29,7 @@ def measure_steps(recipe: Recipe, run: RunDir, folder: Path) -> dict[str, Any]:
     """
     train = _read_train(recipe, run)
     measured, events = _train_and_measure(recipe, run, folder, train, USUAL_STEPS)
-    return {**measured, **_estimate_times(recipe, train, [event for event in events if event["event"] == "step"])}
+    return {**measured, **_estimate_times(recipe, train, [event for event in events if isinstance(event, Step)])}
 
 
 def measure_peak(recipe: Recipe, run: RunDir, folder: Path) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def _read_train(recipe: Recipe, run: RunDir) -> batches.RowLengths:
 
 def _train_and_measure(
     recipe: Recipe, run: RunDir, folder: Path, train: batches.RowLengths, usual: int
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], list[Event]]:
     """Trains LARGEST_STEPS and then `usual` steps in a worker; returns the memory that it used, and its events.
 
     Every rank of this machine trains, as in a run, and the largest of their peaks counts.
@@ -58,7 +59,7 @@ def _train_and_measure(
     trial = RunDir(folder)
     trial.locks = run.locks
     _write_trial(recipe, run, trial, train, usual)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     count = topology.local_world_size(recipe)
     ranks = workers.Ranks(count) if count > 1 else None
     workers.run_in_worker("sftrun.memory.estimate:measure_in_worker", trial, events.append, ranks)
@@ -85,7 +86,7 @@ def _write_trial(recipe: Recipe, run: RunDir, trial: RunDir, train: batches.RowL
         split["examples"] = []
     trial.write_json("prepared/proof.json", proof)
     trial.write("prepared/stats.json", (run.prepared / "stats.json").read_text("utf-8"))
-    trial.write("resolved.yaml", resolved_yaml(_shorten(recipe, evaluates, LARGEST_STEPS + usual)))
+    trial.write_recipe(_shorten(recipe, evaluates, LARGEST_STEPS + usual))
     trial.write("lock.json", (run.path / "lock.json").read_text("utf-8"))
 
 
@@ -126,10 +127,8 @@ def _longest_validation_rows(recipe: Recipe, run: RunDir) -> list[int]:
 
 def _copy_rows(run: RunDir, trial: RunDir, split: str, rows: list[int]) -> None:
     """Writes rows of a split, in the given order, as the same split of another run directory."""
-    wanted = set(rows)
-    file = run.prepared / f"{split}.arrow"
-    kept = {at: sample for at, sample in enumerate(store.read_samples(file)) if at in wanted}
-    samples = [kept[row] for row in rows]
+    prepared = Samples(run.prepared / f"{split}.arrow")
+    samples = [prepared[row] for row in rows]
     writer = store.Writer(trial.prepared / f"{split}.arrow")
     ids, trained = (np.concatenate([getattr(each, name) for each in samples]) for name in ("ids", "trained"))
     lengths = np.array([len(each.ids) for each in samples])
@@ -137,10 +136,10 @@ def _copy_rows(run: RunDir, trial: RunDir, split: str, rows: list[int]) -> None:
     writer.close()
 
 
-def _estimate_times(recipe: Recipe, train: batches.RowLengths, events: list[dict[str, Any]]) -> dict[str, Any]:
+def _estimate_times(recipe: Recipe, train: batches.RowLengths, events: list[Step]) -> dict[str, Any]:
     """Returns seconds of a step and of the training, from a fit of a + b · tokens; the first step is a warm-up."""
-    counts = np.diff([0, *(event["tokens"] for event in events)]).tolist()
-    seconds = [count / event["tokens_per_s"] for count, event in zip(counts, events, strict=True)]
+    counts = np.diff([0, *(event.tokens or 0 for event in events)]).tolist()
+    seconds = [count / (event.tokens_per_s or 1) for count, event in zip(counts, events, strict=True)]
     slowest = max(seconds[1:] or seconds)
     steps = batches.count_steps(recipe, len(train))
     tokens = float(train.lengths.sum()) / len(train) * min(_local_rows_per_step(recipe), len(train))

@@ -1,20 +1,19 @@
 """Recovery from out-of-memory in training: a smaller micro-batch, or the exact change to make."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from sftrun import files
+from sftrun import events, files
 from sftrun.errors import OutOfMemory
+from sftrun.kinds import Emit
 from sftrun.launch import failures, signals, topology
 from sftrun.memory import batches, changes
 from sftrun.recipe.model import Recipe
-from sftrun.recipe.resolved import resolved_yaml
 from sftrun.registry import current
 from sftrun.runs.directory import RunDir
-from sftrun.types import Emit
 
 Attempt = Callable[[Recipe, RunDir, Emit], None]
 BATCH_KEYS = ("batch_size", "grad_accum", "eval_batch_size")
@@ -30,8 +29,8 @@ class EvaluationWatch:
         self.emit = emit
         self.validating = False
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        self.validating = event["event"] == "validating"
+    def __call__(self, event: events.Event) -> None:
+        self.validating = isinstance(event, events.Validating)
         self.emit(event)
 
 
@@ -51,9 +50,9 @@ def train_with_recovery(attempt: Attempt, recipe: Recipe, run: RunDir, emit: Emi
             if recipe.train.on_oom == "error" or sets is None:
                 hint = _suggest_change(recipe, run, sets) if sets else suggest_other_changes(recipe, run, run)
                 raise OutOfMemory(said, hint=hint + failures.suggest_resume_if_killed(said, run)) from error
-            doing = "evaluation" if watch.validating else "training"
-            recipe = write_batch(recipe, run, sets, shrunk={"while": doing, "said": said})
-            emit({"event": "shrunk", **_batch_values(recipe), "while": doing, "said": said})
+            doing: Literal["evaluation", "training"] = "evaluation" if watch.validating else "training"
+            recipe = write_batch(recipe, run, sets, shrunk={"during": doing, "reason": said})
+            emit(events.BatchShrunk(**_batch_values(recipe), during=doing, reason=said))
 
 
 def shrink_batch(recipe: Recipe, validating: bool) -> changes.Changes | None:
@@ -70,19 +69,19 @@ def shrink_batch(recipe: Recipe, validating: bool) -> changes.Changes | None:
 
 
 def write_batch(recipe: Recipe, run: RunDir, sets: changes.Changes, **why: dict[str, Any]) -> Recipe:
-    """Returns the recipe with another batch; writes it to resolved.yaml, and to the lock next to the original batch.
+    """Returns the recipe with another batch; writes it to resolved.yaml and state.json, next to the original batch.
 
-    Writes the lock first: after a kill between the two writes, resolved.yaml still has the earlier batch.
+    Writes the state first: after a kill between the two writes, resolved.yaml still has the earlier batch.
     """
-    known = run.read_json("lock.json").get("batch", {})
+    known = run.facts("train").get("batch", {})
     changed = changes.apply_changes(recipe, sets)
     original = _batch_values(recipe)
     asked = original if recipe.train.batch_size == "auto" else known.get("asked", original)
     record = {**known, "asked": asked, **_batch_values(changed)}
     for name, each in why.items():
         record[name] = [*known.get(name, []), {**_batch_values(changed), **each}]
-    run.merge_json("lock.json", {"batch": record})
-    run.write("resolved.yaml", resolved_yaml(changed))
+    run.add_facts("train", batch=record)
+    run.write_recipe(changed)
     return changed
 
 

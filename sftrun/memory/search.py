@@ -2,16 +2,17 @@
 
 import shutil
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
+from sftrun import events
 from sftrun.errors import OutOfMemory
+from sftrun.events import Event
+from sftrun.kinds import Emit
 from sftrun.launch import workers
 from sftrun.memory import changes, probe
 from sftrun.recipe.model import Recipe
 from sftrun.runs.directory import RunDir
-from sftrun.types import Emit
 
 MARGIN = 0.9  # share of the free memory to use, as other batches and other processes may take more
 TRIAL_FOLDER = ".size"  # in the run directory, while a trial runs
@@ -39,7 +40,8 @@ class Choice(msgspec.Struct, frozen=True):
 def measure_batch(recipe: Recipe, run: RunDir, emit: Emit) -> Choice | None:
     """Returns the largest batch that ran within the free memory; None if not even a single row did.
 
-    A trial runs the largest batches, the largest evaluation and a save in a worker process, and emits `sizing`.
+    A trial runs the largest batches, the largest evaluation and a save in a worker process, and emits the event
+    `BatchTried`.
     """
     expected, free = _estimate_sizes(recipe, run)
     ways = {sets["train.batch_size"]: sets for sets in changes.split_step(recipe)}
@@ -98,24 +100,24 @@ def _find_last(expected: dict[int, int], limit: float, low: int, high: int) -> i
 
 def _estimate_sizes(recipe: Recipe, run: RunDir) -> tuple[dict[int, int], int]:
     """Returns estimated peaks by micro-batch size, and the free memory, in bytes."""
-    events: list[dict[str, Any]] = []
-    workers.run_in_worker("sftrun.memory.estimate:estimate_sizes_in_worker", run, events.append)
-    sizes = next(event for event in events if event["event"] == "sizes")
-    return dict(sizes["peaks"]), sizes["free"]
+    seen: list[Event] = []
+    workers.run_in_worker("sftrun.memory.estimate:estimate_sizes_in_worker", run, seen.append)
+    sizes = next(event for event in seen if isinstance(event, events.EstimatedBatches))
+    return dict(sizes.peaks), sizes.free
 
 
 def _try_batch(recipe: Recipe, run: RunDir, emit: Emit) -> Trial | None:
     folder = run.path / TRIAL_FOLDER
     shutil.rmtree(folder, ignore_errors=True)  # a killed attempt may have left it
-    split = {"batch_size": recipe.train.batch_size, "grad_accum": recipe.train.grad_accum}
+    split = {"batch_size": recipe.train.micro_batch, "grad_accum": recipe.train.grad_accum}
     try:
         found = probe.measure_peak(recipe, run, folder)
     except OutOfMemory:
-        emit({"event": "sizing", **split, "fits": False})
+        emit(events.BatchTried(**split, fits=False))
         return None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     trial = Trial(found["peak"], found["room"])
     took = {"peak": trial.peak, "room": trial.room, "processes": found["processes"]}
-    emit({"event": "sizing", **split, **took, "fits": trial.fits})
+    emit(events.BatchTried(**split, **took, fits=trial.fits))
     return trial

@@ -24,11 +24,15 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     stats: dict[str, dict[str, Any]]
     proof: dict[str, Any]
     ledger: list[dict[str, Any]]
-    scores: dict[str, dict[str, dict[str, float]]]
+    scores: dict[str, dict[str, dict[str, Any]]]
     samples: list[dict[str, Any]]
     exports: dict[str, dict[str, Any]]
     trained: bool
     adapter: bool
+
+    def found_in(self, stage: str) -> dict[str, Any]:
+        """Returns what a stage has found out, and its status; empty if it has not run."""
+        return self.state.get(stage, {})
 
     @property
     def seconds(self) -> float:

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+from sftrun.events import Eval, Event, Resumed, Step, Warned, encode
+from sftrun.kinds import Emit
 from sftrun.recipe.model import Recipe
 from sftrun.runs.history import History, Points, build_history
 from sftrun.runs.numbers import format_number
-from sftrun.types import Emit
 
 FEWEST = 4  # points; shorter curves have no direction
 ROSE = 1.02  # ratio of a loss to an earlier one, from which it counts as risen
@@ -35,14 +36,14 @@ class Watch:
         self.emit = emit
         self.warned: set[str] = set()  # topics
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         self.emit(event)
-        if event["event"] not in ("step", "eval", "resumed"):
+        if not isinstance(event, Step | Eval | Resumed):
             return
-        self.events.append(event)
-        if event["event"] == "eval":
+        self.events.append(encode(event))
+        if isinstance(event, Eval):
             self._warn("overfitting", _overfitting(self.recipe, build_history(self.events)))
-        elif event["event"] == "step" and event["step"] * 2 >= event["steps"]:
+        elif isinstance(event, Step) and _is_half_way(event) and "learning" not in self.warned:
             past = build_history(self.events)
             if len(past.loss) >= ENOUGH:
                 self._warn("learning", [*_diverging(past), *_flat(self.recipe, past)])
@@ -52,7 +53,12 @@ class Watch:
             return
         for message in messages:
             self.warned.add(about)
-            self.emit({"event": "warning", "about": about, "message": message})
+            self.emit(Warned(message=message, about=about))
+
+
+def _is_half_way(event: Step) -> bool:
+    """Returns True from the middle of a training on; False if its number of steps is unknown."""
+    return bool(event.steps and event.step * 2 >= event.steps)
 
 
 def _diverging(history: History) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Resuming a run: finds it, and compares its recipe with the current one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,9 @@ import msgspec
 from sftrun import files
 from sftrun.errors import Problem, UserError
 from sftrun.recipe.model import Recipe
-from sftrun.recipe.resolved import from_resolved, normal
 from sftrun.runs import directory
 from sftrun.runs.directory import RunDir
+from sftrun.runs.stage import Stage
 
 # Keys that may change on resume: they do not affect the weights.
 FREE = {
@@ -21,6 +21,7 @@ FREE = {
     *(f"train.{name}" for name in ("logging_steps", "eval_batch_size", "dataloader_workers", "dataloader_prefetch")),
     "train.on_oom",
     "train.activation_offload",
+    "trackers",
 }
 # Keys that may change after running out of memory: the same sums in another order.
 COUNTS = {"launch.processes", "launch.nodes"}
@@ -28,7 +29,6 @@ KERNELS = {f"train.{name}" for name in ("attention", "cross_entropy", "compile",
 ROUNDING = {"train.batch_size", "train.grad_accum", "train.gradient_checkpointing", *KERNELS, *COUNTS}
 SAME = {"train.effective_batch_size"}  # may change if an optimizer step sees as many rows as before
 SPLIT = (("batch_size", "grad_accum"), ("eval_batch_size",))  # keys in `train` that a run changes by itself
-LATER = {"evaluators": "evaluate", "exporters": "export"}  # keys that may change, and the stage that then runs again
 
 
 def find_run(recipe_file: Path, out: Path | None) -> RunDir | None:
@@ -40,30 +40,32 @@ def find_run(recipe_file: Path, out: Path | None) -> RunDir | None:
     return None
 
 
-def reconcile(recipe: Recipe, run: RunDir, processes: int) -> list[str]:
+def reconcile(recipe: Recipe, run: RunDir, processes: int, stages: Sequence[Stage]) -> list[str]:
     """Marks the stages that a recipe makes necessary again, and returns warnings about changed keys.
 
     Raises UserError, with every difference, if the recipe would train other weights than the run has so far.
     """
-    before = from_resolved((run.path / "resolved.yaml").read_text("utf-8"))
+    before = run.recipe()
+    later = {stage.redo_for: stage.name for stage in stages if stage.redo_for}  # the stage to redo, by changed key
     changed = dict(_differences(before, recipe))
     changed.pop("extends", None)
-    earlier = _earlier_world_size(run, processes)
-    if earlier != processes and not COUNTS & changed.keys():
-        changed["launch.processes"] = (earlier, processes)
-    if before.train.step_rows(earlier) != recipe.train.step_rows(processes):
-        wrong = {key: each for key, each in changed.items() if key not in FREE | LATER.keys()}
+    earlier_size = _earlier_world_size(run, processes)
+    if earlier_size != processes and not COUNTS & changed.keys():
+        changed["launch.processes"] = (earlier_size, processes)
+    if before.train.step_rows(earlier_size) != recipe.train.step_rows(processes):
+        wrong = {key: each for key, each in changed.items() if key not in FREE | later.keys()}
     else:
-        wrong = {key: each for key, each in changed.items() if key not in FREE | ROUNDING | SAME | LATER.keys()}
+        wrong = {key: each for key, each in changed.items() if key not in FREE | ROUNDING | SAME | later.keys()}
     if wrong:
         raise UserError(_problem(key, *values, run) for key, values in wrong.items())
     if not (run.prepared / "proof.json").is_file():  # deleted to free the disk; training compares hashes of the new one
         run.forget("prepare")
-    again = [stage for key, stage in LATER.items() if key in changed]
+    again = [name for key, name in later.items() if key in changed]
     if again:
         run.forget(*again)
-    if not all(run.done(stage) for stage in _stages(recipe)):
-        run.forget("report")
+    *earlier, last = [stage.name for stage in stages if stage.when(recipe)]
+    if not all(run.done(name) for name in earlier):
+        run.forget(last)
     return list(_warn_of_rounding(changed.keys() & ROUNDING))
 
 
@@ -75,8 +77,8 @@ def _warn_of_rounding(rounded: set[str]) -> Iterator[str]:
 
 def keep_chosen_batch(recipe: Recipe, run: RunDir) -> Recipe:
     """Returns the recipe with the batch that the run chose, if it still asks for the batch that the run began with."""
-    asked = run.read_json(directory.BEGUN).get("batch", {}).get("asked", {})
-    now = from_resolved((run.path / "resolved.yaml").read_text("utf-8")).train
+    asked = run.facts("train").get("batch", {}).get("asked", {})
+    now = run.recipe().train
     sets: dict[str, Any] = {}
     for names in SPLIT:
         if all(name in asked and getattr(recipe.train, name) == asked[name] for name in names):
@@ -92,34 +94,28 @@ def compare_versions(run: RunDir, now: dict[str, Any]) -> Iterator[str]:
             yield f"the run began with {name} {then.get(name, 'absent')}, and now it is {now.get(name, 'absent')}"
 
 
-def describe_resume(run: RunDir) -> str:
+def describe_resume(run: RunDir, stages: Sequence[Stage]) -> str:
     """Returns where the run stopped, and the command that resumes it."""
     if not (run.path / directory.BEGUN).is_file():
         return "nothing was done yet: start the run again, with --resume"
     again = f"sftrun resume {files.shell_path(run.path)}"
     if run.done("train"):
-        recipe = from_resolved((run.path / "resolved.yaml").read_text("utf-8"))
-        left = [stage for stage in _stages(recipe) if not run.done(stage)]
-        return f"the model is trained; to continue with {', '.join([*left, 'report'])}: {again}"
+        left = [stage.name for stage in stages if stage.when(run.recipe()) and not run.done(stage.name)]
+        return f"the model is trained; to continue with {', '.join(left)}: {again}"
     steps = [event["step"] for event in run.events() if event["event"] == "checkpoint" and "path" in event]
     kept = f"{files.shell_path(run.checkpoints)}/checkpoint-{steps[-1]} is complete; " if steps else ""
     return f"{kept}to resume: {again}"
 
 
-def _stages(recipe: Recipe) -> list[str]:
-    later = [stage for key, stage in LATER.items() if getattr(recipe, key)]
-    return ["prepare", "train", *later]
-
-
 def _earlier_world_size(run: RunDir, now: int) -> int:
     """Returns the world size that has trained so far; `auto` may give another number on this machine."""
-    found = run.read_json(directory.BEGUN).get("launch")
+    found = run.facts("train").get("launch")
     return int(found["processes"] * found["nodes"]) if found else now
 
 
 def _differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, tuple[Any, Any]]]:
     """Yields each dotted key whose value differs, with both values."""
-    sides = [dict(_leaves(msgspec.to_builtins(normal(each)), "")) for each in (before, now)]
+    sides = [dict(_leaves(msgspec.to_builtins(each), "")) for each in (before, now)]
     for key in sides[0] | sides[1]:
         values = (sides[0].get(key), sides[1].get(key))
         if values[0] != values[1]:

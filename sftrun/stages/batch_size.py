@@ -1,23 +1,35 @@
 """Between prepare and train, for `train.batch_size: auto`: chooses the batch, and writes it to the run directory."""
 
+from sftrun import events
 from sftrun.errors import OutOfMemory, Problem
 from sftrun.launch import topology
 from sftrun.memory import recover, search
 from sftrun.recipe.model import Recipe
 from sftrun.runs.directory import RunDir
-from sftrun.types import Emit
+from sftrun.runs.stage import StageWork
 
 
-def choose_batch_size(recipe: Recipe, run: RunDir, emit: Emit) -> None:
-    """Writes the largest batch that fits into resolved.yaml and the lock; raises OutOfMemory if none does."""
+def choose(work: StageWork) -> None:
+    """Writes the largest batch that fits into resolved.yaml and state.json; raises OutOfMemory if none does."""
+    recipe, run, emit = work.recipe, work.run, work.emit
     choice = search.measure_batch(recipe, run, emit)
     if choice is None:
         message = f"not even one row at a time trains within {search.MARGIN:.0%} of the memory that is free"
         raise OutOfMemory(Problem(message, path=("train", "batch_size"), hint=_suggest_changes(recipe, run)))
-    taken = {"peak": choice.trial.peak, "room": choice.trial.room, "margin": round(1 - search.MARGIN, 2)}
+    trial = choice.trial
+    margin = round(1 - search.MARGIN, 2)
+    taken = {"peak": trial.peak, "room": trial.room, "margin": margin}
     made = recover.write_batch(recipe, run, choice.sets, chosen=taken)
-    split = {"batch_size": made.train.batch_size, "grad_accum": made.train.grad_accum}
-    emit({"event": "sized", **split, "rows": topology.rows_per_step(made), **taken})
+    emit(
+        events.BatchChosen(
+            batch_size=made.train.micro_batch,
+            grad_accum=made.train.grad_accum,
+            rows=topology.rows_per_step(made),
+            peak=trial.peak,
+            room=trial.room,
+            margin=margin,
+        )
+    )
 
 
 def _suggest_changes(recipe: Recipe, run: RunDir) -> str:

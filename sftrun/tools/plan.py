@@ -7,21 +7,22 @@ from typing import Any
 
 from sftrun import flow
 from sftrun.errors import OutOfMemory, Problem, UserError
+from sftrun.events import Estimated, Event, encode
+from sftrun.kinds import Emit
 from sftrun.launch import workers
 from sftrun.memory import batches, changes, recover, search
 from sftrun.memory.machine import read_machine
-from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
-from sftrun.recipe.resolved import resolved_yaml
+from sftrun.recipe.validate import PathLike, read
 from sftrun.registry import current
+from sftrun.runs import preflight, session
 from sftrun.runs.directory import RunDir
-from sftrun.types import Emit
 
-KINDS = (*flow.DATA_LINE, "backend")
+KINDS = (*preflight.DATA_KINDS, "backend")
 
 
 def plan(
-    path: str | Path,
+    recipe: PathLike | Recipe,
     overrides: Sequence[str] = (),
     watch: Emit = lambda event: None,
     data: bool = True,
@@ -32,28 +33,29 @@ def plan(
     With `probe`, runs a few steps and measures them. Raises UserError as `run` does. Leaves nothing on the disk but
     the prepared data in the cache.
     """
-    with flow.passing(".plan-") as folder, flow.started(path, overrides, folder / "run", watch, KINDS) as begun:
-        given, run, emit = begun
+    loaded = read(recipe, overrides)
+    with session.temporary_folder(".plan-") as folder, flow.new_run(loaded, folder / "run", watch, KINDS) as work:
+        given, run, emit = work.recipe, work.run, work.emit
         estimates = _can_estimate(given, probe)
         if data or probe:
             from sftrun.stages.prepare import prepare
 
-            prepare(given, run, current(), emit)
+            prepare(work)
         chosen = _choose_batch(given, run, emit, probe) if given.train.batch_size == "auto" else None
-        recipe = flow.written(run)
-        found = {**_describe_data(recipe, run), "chosen": chosen}
+        planned = run.recipe()
+        found = {**_describe_data(planned, run), "chosen": chosen}
         if estimates:
             estimate = _estimate(run, emit)
             found["disk"]["checkpoint"] = estimate.pop("checkpoint")
             found |= estimate
         if probe:
-            found["measured"] = _measure(recipe, run, folder / "probe")
+            found["measured"] = _measure(planned, run, folder / "probe")
         return {**found, **_judge(found)}
 
 
 def _can_estimate(recipe: Recipe, probe: bool) -> bool:
     """Returns True if the backend estimates memory; raises UserError if it does not and `probe` is False."""
-    use = as_use(recipe.backend)
+    use = recipe.backend
     estimates = hasattr(current().create("backend", use), "estimate")
     if not estimates and not probe:
         message = f"the backend {use.use} cannot estimate memory (it has no method `estimate`)"
@@ -65,7 +67,7 @@ def _choose_batch(recipe: Recipe, run: RunDir, emit: Emit, probe: bool) -> dict[
     """Writes the batch that `train.batch_size: auto` chooses to resolved.yaml; a single row if nothing fits."""
     choice = search.measure_batch(recipe, run, emit) if probe else search.estimate_batch(recipe, run)
     changed = changes.apply_changes(recipe, choice.sets if choice else next(changes.split_step(recipe)))
-    run.write("resolved.yaml", resolved_yaml(changed))
+    run.write_recipe(changed)
     split = {"batch_size": changed.train.batch_size, "grad_accum": changed.train.grad_accum}
     return {**split, "measured": choice.measured} if choice else None
 
@@ -81,16 +83,16 @@ def _measure(recipe: Recipe, run: RunDir, folder: Path) -> dict[str, Any]:
 
 def _estimate(run: RunDir, emit: Emit) -> dict[str, Any]:
     """Returns the estimate of the backend, without training."""
-    planned: list[dict[str, Any]] = []
+    planned: list[Estimated] = []
 
-    def pick(event: dict[str, Any]) -> None:
-        if event["event"] == "planned":
+    def pick(event: Event) -> None:
+        if isinstance(event, Estimated):
             planned.append(event)
         else:
             emit(event)
 
     workers.run_in_worker("sftrun.memory.estimate:estimate_in_worker", run, pick)
-    return {key: value for key, value in planned[0].items() if key != "event"}
+    return {key: value for key, value in encode(planned[0]).items() if key != "event"}
 
 
 def _describe_data(recipe: Recipe, run: RunDir) -> dict[str, Any]:

@@ -5,20 +5,21 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from sftrun import flow, tiny
-from sftrun.errors import UserError
+from sftrun.errors import Interrupted, UserError
+from sftrun.events import Checkpoint, Event, RehearsedStop
+from sftrun.kinds import Emit
 from sftrun.launch import topology, workers
-from sftrun.options import as_use
+from sftrun.launch.signals import SIGNALS
 from sftrun.recipe.model import LaunchOptions, Recipe
-from sftrun.recipe.validate import read, resolved_yaml
+from sftrun.recipe.validate import PathLike, read
 from sftrun.registry import current
-from sftrun.runs import directory
+from sftrun.runs import directory, preflight, session
 from sftrun.runs.directory import RunDir
-from sftrun.types import BadRow, Emit
+from sftrun.types import BadRow
 
 STEPS = 4  # optimizer steps
 INTERVAL = 2  # steps between evaluations, and between saves
@@ -33,29 +34,29 @@ class Rehearsal(msgspec.Struct, frozen=True):
     run: str | None = None
 
 
-class StopError(Exception):
-    """The deliberate interruption of a rehearsal."""
-
-
 class Listener:
-    """A listener that records events and passes them on; it interrupts the run once, after the first checkpoint."""
+    """A listener that records events and passes them on; `stop` ends the run after the first checkpoint."""
 
     def __init__(self, watch: Emit) -> None:
         self.watch = watch
-        self.events: list[dict[str, Any]] = []
+        self.events: list[Event] = []
         self.stopped = False
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         self.events.append(event)
         self.watch(event)
-        if event["event"] == "checkpoint" and event["step"] < STEPS and not self.stopped:
-            self.stopped = True
-            self.watch({"event": "rehearsed_stop", "step": event["step"]})
-            raise StopError
+
+    def stop(self, event: Event) -> bool:
+        """Returns True for the first checkpoint, unless training ends with it."""
+        if not isinstance(event, Checkpoint) or event.step >= STEPS or self.stopped:
+            return False
+        self.stopped = True
+        self.watch(RehearsedStop(step=event.step))
+        return True
 
 
 def rehearse(
-    path: str | Path,
+    source: PathLike | Recipe,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     watch: Emit = lambda event: None,
@@ -65,37 +66,39 @@ def rehearse(
 
     The embedded model is small enough as it is. Without `out`, deletes the run at the end.
     """
-    loaded = read(path, overrides)
+    loaded = read(source, overrides)
     recipe = loaded.recipe
     listener = Listener(watch)
 
     def rehearse_in(folder: Path) -> Rehearsal:
-        with flow.explained(loaded.document):
+        with session.with_places(loaded.document):
             taken = _take_rows(recipe, folder / "rows", rows)
             name = _make_tiny_model(recipe, folder)
         sets = [*overrides, *_shrink_recipe(recipe, folder / "rows", name)]
-        run = _run_and_resume(path, sets, folder / "run", listener)
+        run = _run_and_resume(source, sets, folder / "run", listener)
         return _summarise(recipe, run, listener, taken)
 
-    with flow.explained(loaded.document):
-        flow.ready(recipe)
+    with session.with_places(loaded.document):
+        preflight.check_machine(recipe)
     if out:
-        folder = directory.create(Path(path), Path(out)).path
+        folder = directory.create(Path(loaded.name), Path(out)).path
         return msgspec.structs.replace(rehearse_in(folder), run=str(folder / "run"))
-    with flow.passing(".rehearsal-") as folder:
+    with session.temporary_folder(".rehearsal-") as folder:
         return rehearse_in(folder)
 
 
-def _run_and_resume(path: str | Path, sets: list[str], out: Path, listener: Listener) -> RunDir:
+def _run_and_resume(recipe: PathLike | Recipe, sets: list[str], out: Path, listener: Listener) -> RunDir:
     try:
-        return flow.run(path, sets, out, listener)
-    except StopError:
-        return flow.go_on(out, (), listener)
+        return flow.run(recipe, sets, out, listener, stop_when=listener.stop)
+    except Interrupted:
+        if not listener.stopped or SIGNALS.received:
+            raise
+        return flow.resume(out, (), listener)
 
 
 def _take_rows(recipe: Recipe, folder: Path, count: int) -> Counter[str]:
     """Writes the first rows of each split as JSON lines, and counts them; raises UserError for malformed rows."""
-    source = current().create("source", as_use(recipe.source))
+    source = current().create("source", recipe.source)
     folder.mkdir(parents=True)
     taken: Counter[str] = Counter()
     for split in source.splits():
@@ -114,7 +117,7 @@ def _make_tiny_model(recipe: Recipe, folder: Path) -> str:
     if recipe.model.name == tiny.NAME:
         return tiny.NAME
     making = RunDir(folder)
-    making.write("resolved.yaml", resolved_yaml(recipe))
+    making.write_recipe(recipe)
     workers.run_in_worker("sftrun.tools.rehearse:shrink_in_worker", making, lambda event: None)
     return str(folder / "model")
 
@@ -166,15 +169,15 @@ def _summarise(recipe: Recipe, run: RunDir, listener: Listener, taken: Counter[s
 def _describe_prepare(recipe: Recipe, run: RunDir, taken: Counter[str]) -> Iterator[str]:
     stats = run.read_json("prepared/stats.json")["train"]
     rows = ", ".join(f"{number} of {split}" for split, number in taken.items())
-    yield f"rows: the first ones of the source {as_use(recipe.source).use} ({rows})"
-    names = ", ".join(as_use(each).use for each in (*recipe.transforms, recipe.formatter, recipe.masker))
+    yield f"rows: the first ones of the source {recipe.source.use} ({rows})"
+    names = ", ".join(each.use for each in (*recipe.transforms, recipe.formatter, recipe.masker))
     yield f"prepare: {names}; {stats['trained_tokens']:,} of {stats['tokens']:,} tokens trained, the mask proven"
     if "packing" in stats:
         yield f"pack: {stats['packing']['sequences']} sequences; a check shows that they do not attend to each other"
 
 
 def _describe_train(recipe: Recipe, counts: Counter[str], stopped: bool) -> Iterator[str]:
-    yield f"train: {STEPS} steps in mode {recipe.tuning.mode} by the backend {as_use(recipe.backend).use}"
+    yield f"train: {STEPS} steps in mode {recipe.tuning.mode} by the backend {recipe.backend.use}"
     if counts["eval"]:
         yield f"validate: {counts['eval']} times while training"
     if counts["checkpoint"]:

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import sftrun
+import sftrun.data
 from sftrun import tiny
 from sftrun.training import compute
 from sftrun.training.memory import floor, gaps, moments, shares, sizes
@@ -25,10 +26,10 @@ PLANNED = "sftrun-planned"
 
 def estimate(
     recipe: sftrun.Recipe,
-    training: sftrun.Shape,
-    evaluation: sftrun.Shape | None,
+    training: sftrun.types.BatchShape,
+    evaluation: sftrun.types.BatchShape | None,
     quantisation: dict[str, Any] | None = None,
-) -> sftrun.Footprint:
+) -> sftrun.types.Footprint:
     """Parameters and memory of a recipe, from shapes alone; raises UserError for a model whose config is unknown.
 
     The forward and the backward pass of one micro-batch run on fake tensors, with the attention, the head, the
@@ -36,7 +37,7 @@ def estimate(
     temporaries what is really alive beside them. Optimizer states follow from the optimizer's definition. Where
     processes share the model, all of it is of one of them.
     """
-    libraries = floor.floor(sftrun.load_tokenizer(recipe.model).folder)
+    libraries = floor.floor(sftrun.data.load_tokenizer(recipe.model).folder)
     where = compute.device().type
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
@@ -54,7 +55,7 @@ def estimate(
     memory = moments.of(held, share, step, _temporaries(recipe, trained, where), where)
     if evaluated:
         memory["evaluation"] = {**held, "activations": evaluated, **moments.gathered(share.gathered)}
-    return sftrun.Footprint(
+    return sftrun.types.Footprint(
         trained=sum(each.numel() for each in trained),
         frozen=sum(each.numel() for each in model.parameters() if not each.requires_grad),
         device=where,
@@ -72,7 +73,11 @@ def _notes(recipe: sftrun.Recipe) -> Iterator[str]:
 
 
 def _dry_run(
-    model: Any, recipe: sftrun.Recipe, training: sftrun.Shape, evaluation: sftrun.Shape | None, where: str
+    model: Any,
+    recipe: sftrun.Recipe,
+    training: sftrun.types.BatchShape,
+    evaluation: sftrun.types.BatchShape | None,
+    where: str,
 ) -> tuple[dict[str, int], int]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         _give_fake_tensors(model, where, _shared_dtype(recipe))
@@ -101,7 +106,7 @@ def _give_fake_tensors(model: Any, where: str, dtype: torch.dtype | None = None)
 
 
 def _by_formula(
-    model: Any, recipe: sftrun.Recipe, training: sftrun.Shape, evaluation: sftrun.Shape | None
+    model: Any, recipe: sftrun.Recipe, training: sftrun.types.BatchShape, evaluation: sftrun.types.BatchShape | None
 ) -> tuple[dict[str, int], int]:
     """Per layer and token some 16 vectors of the hidden size and 4 of the inner one, in the style of Korthikanti et al.
 
@@ -124,11 +129,11 @@ def _by_formula(
     return step, _tokens(evaluation) * layer * size + logits
 
 
-def _logits(shape: sftrun.Shape, vocabulary: int, at_once: int) -> int:
+def _logits(shape: sftrun.types.BatchShape, vocabulary: int, at_once: int) -> int:
     return 3 * 4 * min(shape.trained, at_once) * vocabulary
 
 
-def _tokens(shape: sftrun.Shape) -> int:
+def _tokens(shape: sftrun.types.BatchShape) -> int:
     return sum(shape.lengths) if shape.packed else max(shape.lengths) * len(shape.lengths)
 
 
@@ -136,7 +141,7 @@ def _config(recipe: sftrun.Recipe) -> Any:
     """The config of a recipe's model, with an embedding for each token; its weights are not looked for."""
     if recipe.model.name == tiny.NAME:
         return transformers.Qwen3Config(**tiny.ARCHITECTURE)
-    tokenizer = sftrun.load_tokenizer(recipe.model)
+    tokenizer = sftrun.data.load_tokenizer(recipe.model)
     try:
         config = transformers.AutoConfig.from_pretrained(tokenizer.folder)
     except (OSError, ValueError) as error:
@@ -166,7 +171,7 @@ def _built(recipe: sftrun.Recipe) -> Any:
     return model
 
 
-def _stepped(model: Any, recipe: sftrun.Recipe, shape: sftrun.Shape, where: str) -> dict[str, int]:
+def _stepped(model: Any, recipe: sftrun.Recipe, shape: sftrun.types.BatchShape, where: str) -> dict[str, int]:
     """Bytes alive at the peak of a micro-batch's forward and backward pass: gradients, activations, logits."""
     trained = [each for each in model.train().parameters() if each.requires_grad]
     live = Live("activations", [*model.parameters(), *model.buffers()])
@@ -215,7 +220,7 @@ def _autocast(recipe: sftrun.Recipe, where: str) -> Any:
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(where, dtype)
 
 
-def _loss(model: Any, shape: sftrun.Shape, where: str, live: Live, summed: Callable[..., Any]) -> Any:
+def _loss(model: Any, shape: sftrun.types.BatchShape, where: str, live: Live, summed: Callable[..., Any]) -> Any:
     """The loss as `_head` computes it, on trained positions; kernels that make no logits take less."""
     rows, tokens, tail, logits = _scored(model, shape, where)
     live.phase = "logits"
@@ -224,7 +229,9 @@ def _loss(model: Any, shape: sftrun.Shape, where: str, live: Live, summed: Calla
     return summed(rows, tokens, tail, logits)
 
 
-def _scored(model: Any, shape: sftrun.Shape, where: str) -> tuple[Any, torch.Tensor, head.Tail, torch.Tensor]:
+def _scored(
+    model: Any, shape: sftrun.types.BatchShape, where: str
+) -> tuple[Any, torch.Tensor, head.Tail, torch.Tensor]:
     """The hidden states of trained positions, the tokens wanted, the head, and logits of no position."""
     inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     rest, hidden, tail = head.apart(inner, inner.forward, (), _given(inner.base_model, shape, where))
@@ -232,7 +239,7 @@ def _scored(model: Any, shape: sftrun.Shape, where: str) -> tuple[Any, torch.Ten
     return hidden[:, :-1][at, at], at, tail, rest.logits
 
 
-def _given(backbone: Any, shape: sftrun.Shape, where: str) -> dict[str, Any]:
+def _given(backbone: Any, shape: sftrun.types.BatchShape, where: str) -> dict[str, Any]:
     """What a model is given: packed rows as one, others padded to the longest."""
     rows, width = (1, sum(shape.lengths)) if shape.packed else (len(shape.lengths), max(shape.lengths))
     given = {"input_ids": torch.zeros(rows, width, dtype=torch.long, device=where), "use_cache": False}
@@ -260,7 +267,7 @@ def _unpadded(**asked: Any) -> Any:
     return None if window is None or asked["kv_length"] < window else sdpa_mask(**asked)
 
 
-def _evaluated(model: Any, shape: sftrun.Shape, where: str) -> int:
+def _evaluated(model: Any, shape: sftrun.types.BatchShape, where: str) -> int:
     """Bytes alive at the peak of an evaluation's forward pass."""
     live = Live("activations", [*model.parameters(), *model.buffers()])
     model.eval()

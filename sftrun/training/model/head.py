@@ -15,6 +15,7 @@ import peft
 import torch
 
 import sftrun
+import sftrun.data
 
 AT_ONCE = 2**29  # bytes of fp32 logits; less makes matrices too thin for a GPU, more saves no time
 
@@ -54,7 +55,7 @@ def add(model: Any, kernel: Kernel | None = None, parts: bool = True) -> None:
 
 def positions(labels: torch.Tensor) -> torch.Tensor:
     """Where the next token is trained, in rows that are laid end to end."""
-    rows, columns = (labels[:, 1:] != sftrun.IGNORED).nonzero(as_tuple=True)
+    rows, columns = (labels[:, 1:] != sftrun.data.IGNORED).nonzero(as_tuple=True)
     return rows * labels.shape[1] + columns
 
 
