@@ -157,7 +157,7 @@ def test_what_an_extended_recipe_sums_is_no_mistake_where_the_batch_is_chosen(re
     above.write_text("extends: recipe.yaml\ntrain: {batch_size: auto, effective_batch_size: 16}\n")
     assert load(above).train.grad_accum == 1
     (message,) = said(above, "train.grad_accum=4")
-    assert message == "train.grad_accum has no effect with train.batch_size auto, which chooses it"
+    assert message == "train.grad_accum has no effect with train.batch_size auto, which sets it"
 
 
 def test_a_backend_that_cannot_say_what_it_takes_is_given_numbers(recipe):

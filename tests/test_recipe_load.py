@@ -77,12 +77,12 @@ def test_other_encodings_are_named(said):
 
 def test_control_characters_are_refused_with_their_place(said):
     assert said(SMALL + b"description: a\x00b\n") == [
-        "recipe.yaml:3:15: error: a recipe may not hold the character U+0000"
+        "recipe.yaml:3:15: error: a recipe must not contain the character U+0000"
     ]
 
 
 def test_a_large_file_is_not_read(said):
-    assert said(b"# " + b"x" * 5_000_000) == ["error: recipe.yaml is larger than 1 MB; that is no recipe"]
+    assert said(b"# " + b"x" * 5_000_000) == ["error: recipe.yaml is larger than 1 MB, the largest size of a recipe"]
 
 
 def test_a_folder_is_no_recipe(tmp_path, monkeypatch):

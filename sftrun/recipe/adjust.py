@@ -50,14 +50,14 @@ def env_problems(document: Document, schema: dict[str, Any], registry: Registry)
             continue
         name = ".".join(map(str, visit.path))
         if "secret" in formats and not ENV.fullmatch(value):
-            hint = "write ${env:NAME}, and set the variable NAME where the recipe runs"
+            hint = "write ${env:NAME}, and set the environment variable NAME where the recipe runs"
             # Without the source line: what is printed here may end in a public log.
-            yield Problem(f"{name} is a secret and may not be written down", _bare(visit.node.place), hint=hint)
+            yield Problem(f"{name} is a secret and must not be written out", _bare(visit.node.place), hint=hint)
         elif "${env:" in value and not formats & {"path", "secret"}:
-            hint = "variables are for paths and secrets only"
-            yield Problem(f"${{env:…}} may not stand in {name}", visit.node.place, hint=hint)
+            hint = "only paths and secrets can hold variables; to change another value from outside, use --set"
+            yield Problem(f"${{env:…}} is not allowed in {name}", visit.node.place, hint=hint)
         elif "${env:" in ENV.sub("", value):
-            yield Problem(f"{name} has a variable that cannot be read", visit.node.place, hint="write ${env:NAME}")
+            yield Problem(f"{name} holds a malformed variable", visit.node.place, hint="write ${env:NAME}")
 
 
 def _bare(place: Place) -> Place:

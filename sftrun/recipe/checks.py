@@ -43,12 +43,12 @@ def _best(document: Document) -> Iterator[Problem]:
     name = "early_stopping" if stopping else "keep_best"
     path = ("train", name)
     if (stopping or keeping) and _strategy(document, "eval") == "no":
-        message = f"train.{name} goes by the validation loss, and train.eval_strategy no computes none"
-        yield Problem(message, document.key_place(path), path, "write eval_strategy: epoch, or steps")
+        message = f"train.{name} needs the validation loss, but train.eval_strategy no computes none"
+        yield Problem(message, document.key_place(path), path, "write eval_strategy: epoch or steps")
     kept = keeping or (stopping and (keeps is None or keeps.value is None))
     if kept and _strategy(document, "save") == "no":
-        message = f"train.{name} keeps the best checkpoint, and train.save_strategy no writes none"
-        hint = "write save_strategy: epoch, or steps" + ("" if keeping else "; or keep_best: false")
+        message = f"train.{name} needs checkpoints, but train.save_strategy no writes none"
+        hint = "write save_strategy: epoch or steps" + ("" if keeping else ", or keep_best: false")
         yield Problem(message, document.key_place(path), path, hint)
 
 
@@ -79,12 +79,12 @@ def _chosen(document: Document, rows: Any) -> Iterator[Problem]:
     path, other = ("train", "batch_size"), ("train", "grad_accum")
     size, accum = document.find(path), document.find(other)
     if rows is None:
-        message = "train.batch_size auto needs train.effective_batch_size, the rows of one optimizer step"
+        message = "train.batch_size auto needs train.effective_batch_size (the rows of one optimizer step)"
         yield Problem(message, document.place(path), path, "add effective_batch_size: 16, or another number")
     # where a recipe that this one extends has it, it is no mistake
     if size and accum and (accum.origin.is_override or accum.origin.shown == size.origin.shown):
-        message = "train.grad_accum has no effect with train.batch_size auto, which chooses it"
-        yield Problem(message, document.key_place(other), other, "leave it out, or write batch_size as a number")
+        message = "train.grad_accum has no effect with train.batch_size auto, which sets it"
+        yield Problem(message, document.key_place(other), other, "remove it, or write batch_size as a number")
 
 
 def _train(document: Document, name: str) -> Any:
@@ -110,9 +110,7 @@ def of_backend(recipe: Recipe, registry: Registry) -> Iterator[Problem]:
         except Exception:  # said by `of_component`
             return
         if not known:
-            message = (
-                f"the backend {use.use} cannot say what a batch takes, so train.batch_size auto has nothing to go by"
-            )
+            message = f"train.batch_size auto needs a backend that estimates memory, and the backend {use.use} does not"
             hint = "write batch_size and grad_accum as numbers; sftrun plan --probe measures whether they fit"
             yield Problem(message, path=("train", "batch_size"), hint=hint)
 
@@ -138,7 +136,7 @@ def of_component(kind: str, use: Use, recipe: Recipe, registry: Registry) -> lis
 
 def _failed(item: Registered, error: Exception) -> Problem:
     message = f"the {item.kind} '{item.name}' failed while checking the recipe: {type(error).__name__}: {error}"
-    return Problem(message, hint=f"this is a bug of {item.distribution} {item.version}, not of the recipe")
+    return Problem(message, hint=f"this is a bug in {item.distribution} {item.version}, not in the recipe")
 
 
 def _unset(value: Any) -> bool:

@@ -31,10 +31,13 @@ CORE = "tag:yaml.org,2002:"
 SCALAR_TAGS = {CORE + name for name in ("null", "bool", "int", "float")}
 HINTS = (
     ("'\\t' that cannot start any token", "indent with spaces, not tabs"),
-    ("mapping values are not allowed", "text with ': ' in it needs quotes; or a line above is indented differently"),
-    ("undefined alias", "an alias (*name) needs an anchor (&name) above it"),
-    ("expected the node content", "text that starts with this character needs quotes"),
-    ("cannot start any token", "text that starts with this character needs quotes"),
+    (
+        "mapping values are not allowed",
+        "put text that contains ': ' in quotes, or check the indentation of the lines above",
+    ),
+    ("undefined alias", "define the anchor (&name) above its alias (*name)"),
+    ("expected the node content", "put text that starts with this character in quotes"),
+    ("cannot start any token", "put text that starts with this character in quotes"),
 )
 
 
@@ -81,7 +84,9 @@ def compose(text: str, origin: Origin) -> tuple[Node | None, list[Problem]]:
     bad = UNPRINTABLE.search(text)
     if bad:
         line, column = _position(text, bad.start())
-        raise UserError(Problem(f"a recipe may not hold the character U+{ord(bad[0]):04X}", origin.place(line, column)))
+        raise UserError(
+            Problem(f"a recipe must not contain the character U+{ord(bad[0]):04X}", origin.place(line, column))
+        )
     composer = _Composer(text, origin)
     return composer.document(), composer.problems
 
@@ -109,7 +114,7 @@ class _Composer:
         next(self._events)
         event = next(self._events)
         if not _is(event, "StreamEnd"):
-            raise self._error("a recipe is one YAML document; a second one starts here", event)
+            raise self._error("a recipe must be one YAML document, and a second one starts here", event)
         return part.node
 
     def _parse(self, text: str) -> Iterator[Any]:
@@ -123,7 +128,7 @@ class _Composer:
         except UserError:
             raise
         except Exception as error:  # the library's own trouble with odd escapes
-            raise UserError(Problem(f"not YAML, after this: {error}", self.origin.place(line, column))) from None
+            raise UserError(Problem(f"not valid YAML after this: {error}", self.origin.place(line, column))) from None
 
     def _not_yaml(self, error: MarkedYAMLError) -> UserError:
         unclosed = "end of stream" in str(error.problem)  # where it opens says more than where the file ends
@@ -131,7 +136,7 @@ class _Composer:
         where = self.origin.place(mark.line, mark.column) if mark else self.origin.place(0, 0)
         said = " ".join(str(part) for part in (error.problem, error.context) if part)
         hint = next((hint for sign, hint in HINTS if sign in said), None)
-        return UserError(Problem(f"not YAML: {said}", where, hint=hint))
+        return UserError(Problem(f"not valid YAML: {said}", where, hint=hint))
 
     def _error(self, message: str, event: Any, hint: str | None = None) -> UserError:
         return UserError(Problem(message, self._place(event), hint=hint))
@@ -166,7 +171,7 @@ class _Composer:
             raise self._error(f"undefined alias *{event.anchor}", event, dict(HINTS)["undefined alias"])
         part = self._anchors[event.anchor]
         if part is None:
-            raise self._error(f"the alias *{event.anchor} stands inside what it stands for", event)
+            raise self._error(f"the alias *{event.anchor} refers to a value that contains it", event)
         return part
 
     def _fresh(self, event: Any, depth: int) -> _Part:
@@ -183,7 +188,7 @@ class _Composer:
             if plain and event.tag is None:
                 value = scalar(event.value)
             if isinstance(value, str) and ("\0" in value or any("\ud800" <= char <= "\udfff" for char in value)):
-                raise ValueError("text may hold neither NUL nor half of a surrogate pair")
+                raise ValueError("text must not contain NUL or half of a surrogate pair")
         except ValueError as error:
             self._note(str(error), event)
             value = None if not plain else event.value
@@ -193,18 +198,18 @@ class _Composer:
         if event.tag == CORE + "str":
             return event.value
         if event.tag not in SCALAR_TAGS:
-            raise ValueError(f"unknown tag {_short(event.tag)}; a recipe holds plain data only")
+            raise ValueError(f"unknown tag {_short(event.tag)}; a recipe can only hold plain data")
         value = scalar(event.value)
         kind = {type(None): "null", bool: "bool", int: "int", float: "float"}.get(type(value))
         if kind == "int" and event.tag == CORE + "float":
             return float(value)
         if event.tag != CORE + str(kind):
-            raise ValueError(f"{event.value!r} is not what the tag {_short(event.tag)} says")
+            raise ValueError(f"{event.value!r} is not a value of the type {_short(event.tag)}")
         return value
 
     def _collection_tag(self, event: Any, expected: str) -> None:
         if event.tag not in (None, "!", CORE + expected):
-            self._note(f"unknown tag {_short(event.tag)}; a recipe holds plain data only", event)
+            self._note(f"unknown tag {_short(event.tag)}; a recipe can only hold plain data", event)
 
     def _sequence(self, start: Any, depth: int) -> _Part:
         self._collection_tag(start, "seq")
@@ -234,7 +239,7 @@ class _Composer:
                 merged += self._merge_sources(event, part.node)
             elif key in keys:
                 self._note(
-                    f"duplicate key '{key}', first written in line {keys[key].line}", event, "remove one of the two"
+                    f"duplicate key '{key}', first written on line {keys[key].line}", event, "remove one of the two"
                 )
             elif key is not None:
                 values[key], keys[key] = part.node, self._place(event)

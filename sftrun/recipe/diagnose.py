@@ -78,7 +78,7 @@ class Diagnosis:
         item = self.registry.components[str(visit.kind)].get(visit.named() or "") if visit else None
         if item is None or key not in item.schema().get("properties", {}):
             return None
-        return f"did you mean {words.name((*path, 'with', key))}? Options stand under 'with'"
+        return f"did you mean {words.name((*path, 'with', key))}? Options go under 'with'"
 
     def _missing_keys(self, error: ValidationError, path: RecipePath, base: RecipePath) -> Iterator[Problem]:
         beside = self.document.find(path[:-1]) if path[-1:] == ("with",) else None
@@ -95,7 +95,7 @@ class Diagnosis:
             return None
         if key == "use":
             named = [name for name in given if name in self.registry.components[str(visit.kind)]]
-            return f"write use: {named[0]}" if named else f"name the {visit.kind}"
+            return f"write use: {named[0]}" if named else f"write use: and the name of {words.a(str(visit.kind))}"
         bare = isinstance(visit.node.value, str)
         return f"write {{use: {visit.named()}, with: {{{key}: …}}}}" if bare else None
 

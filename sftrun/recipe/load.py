@@ -34,7 +34,7 @@ def read_text(path: Path) -> str:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {shown(path)}: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > MAX_BYTES:
-        raise UserError(f"{shown(path)} is larger than 1 MB; that is no recipe")
+        raise UserError(f"{shown(path)} is larger than 1 MB, the largest size of a recipe")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -55,11 +55,11 @@ def _read(path: Path, chain: tuple[Path, ...]) -> tuple[Node, list[Problem]]:
     origin = Origin(shown(path), path.parent, LINE_BREAK.split(text))
     node, problems = compose(text, origin)
     if node is None or node.value is None:
-        hint = "write model: and source: at least, or extend another recipe"
+        hint = "write at least model: and source:, or extend another recipe"
         raise UserError([*problems, Problem("the recipe is empty", Place(origin.shown), hint=hint)])
     if not isinstance(node.value, dict):
-        what = "a list" if isinstance(node.value, list) else "one value"
-        raise UserError([*problems, Problem(f"a recipe is a mapping of keys to values, not {what}", node.place)])
+        what = "a list" if isinstance(node.value, list) else "a single value"
+        raise UserError([*problems, Problem(f"a recipe must be a mapping of keys to values, not {what}", node.place)])
     return _extended(node, problems, (*chain, path))
 
 
@@ -84,7 +84,7 @@ def _reachable(target: Path, chain: tuple[Path, ...]) -> None:
     """Raises UserError where the file that `extends` names cannot be read, or would be read within itself."""
     names = " → ".join(shown(path) for path in (*chain, target))
     if target.resolve() in [path.resolve() for path in chain]:
-        raise UserError(f"extends goes in a circle: {names}")
+        raise UserError(f"extends is circular: {names}")
     try:
         with target.open("rb"):
             return
@@ -92,4 +92,4 @@ def _reachable(target: Path, chain: tuple[Path, ...]) -> None:
         raise UserError(f"extends names a folder: {names}", "name a .yaml file in it") from None
     except (OSError, ValueError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
-        raise UserError(f"extends cannot be followed: {names}: {reason}") from None
+        raise UserError(f"cannot read the recipe that extends names: {names}: {reason}") from None

@@ -29,8 +29,8 @@ def from_options(sets: Iterable[str]) -> tuple[list[Override], list[Problem]]:
         keys = name.strip().split(".")
         where = Place(f"--set {text}", None, 7, len(text), f"--set {text}")
         if not equals or not all(keys) or len(keys) > MAX_DEPTH:
-            hint = "for example --set train.epochs=1"
-            problems.append(Problem("an override is KEY=VALUE", where, hint=hint))
+            hint = "write, for example, --set train.epochs=1"
+            problems.append(Problem("an override must be KEY=VALUE", where, hint=hint))
         elif keys[0] == "extends":
             problems.append(Problem("extends can only be written in a recipe file", where))
         else:
@@ -48,7 +48,9 @@ def from_environment(environment: Mapping[str, str]) -> tuple[list[Override], li
         if not all(keys) or keys[0] == "extends" or len(keys) > MAX_DEPTH:
             where = Place(f"{name}={value}", None, 1, len(name), f"{name}={value}")
             problems.append(
-                Problem("this variable names no key of a recipe", where, hint=f"as in {PREFIX}TRAIN__EPOCHS")
+                Problem(
+                    "this variable does not name a recipe key", where, hint=f"write, for example, {PREFIX}TRAIN__EPOCHS"
+                )
             )
         else:
             found.append(_override(keys, "__", name[: len(PREFIX)], name[len(PREFIX) :], value))
@@ -92,7 +94,7 @@ def applied(
     for override in by_variable + by_option:
         shown = override.node.origin.shown
         if UNPRINTABLE.search(shown):
-            problems.append(Problem("an override may not hold control characters", Place(shown)))
+            problems.append(Problem("an override must not contain control characters", Place(shown)))
             continue
         try:
             root = _put(root, override, 0)
@@ -120,8 +122,10 @@ def _put_item(node: Node | None, index: int, override: Override, depth: int) -> 
     items = list(node.value) if node else []
     if index > len(items):
         name = ".".join(override.keys[:depth])
-        message = f"{name} has {len(items)} items; there is no item {index}, nor can it be the next one"
-        raise UserError(Problem(message, override.places[depth], hint=f"items count from 0; {len(items)} appends one"))
+        message = f"{name} has no item {index}: its length is {len(items)}"
+        raise UserError(
+            Problem(message, override.places[depth], hint=f"items are numbered from 0; {len(items)} appends one")
+        )
     old = items[index] if index < len(items) else None
     items[index : index + 1] = [_put(old, override, depth + 1)]
     if node:

@@ -34,12 +34,12 @@ def key(wrong: str, path: RecipePath, here: Iterable[str]) -> str | None:
         return f"did you mean {words.name(there[0])}?"
     if not here and path[-1:] == ("with",):
         return "this component has no options"
-    return f"there are: {', '.join(here)}" if 0 < len(here) <= FEW else None
+    return f"the known keys are {', '.join(here)}" if 0 < len(here) <= FEW else None
 
 
 def _elsewhere(wrong: str, there: RecipePath) -> str:
     if len(there) == 1:
-        return f"'{wrong}' stands at the top level of a recipe"
+        return f"'{wrong}' belongs at the top level of a recipe"
     return f"did you mean {words.name(there)}?"
 
 
@@ -59,11 +59,11 @@ def _keys(schema: Schema, path: RecipePath = ()) -> Iterator[RecipePath]:
 def value(given: Any, allowed: set[str], *, quoted: bool) -> str | None:
     """A hint for a value of the wrong type."""
     if given is None and allowed & {"object", "array"}:
-        return "leave the key out, or put something under it"
+        return "remove the key, or write something under it"
     if not isinstance(given, str):
         return "put it in quotes" if "string" in allowed and isinstance(given, int | float) else None
     if "boolean" in allowed and given.lower() in TRUTH:
-        return f"YAML 1.2 has true and false only; write {TRUTH[given.lower()]}"
+        return f"write {TRUTH[given.lower()]}: in YAML 1.2, {given} is text"
     if allowed & {"number", "integer"} and NUMBER.fullmatch(given):
         plain = given.replace("_", "").replace(",", "")
         return f"write it without quotes: {plain}" if quoted and plain == given else f"write {plain}"
