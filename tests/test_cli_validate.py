@@ -142,7 +142,7 @@ def test_a_recipe_without_a_subcommand_is_run(folder, monkeypatch):
     ("raised", "code", "said"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
-        (RuntimeError("broken"), 3, "This is a bug of sftrun. Please report it"),
+        (RuntimeError("broken"), 3, "This is a bug in sftrun. Please report it"),
         (BrokenPipeError(), 1, ""),
     ],
 )

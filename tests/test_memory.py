@@ -162,7 +162,7 @@ def test_what_an_extended_recipe_sums_is_no_mistake_where_the_batch_is_chosen(re
 
 def test_a_backend_that_cannot_say_what_it_takes_is_given_numbers(recipe):
     (problem,) = validate(recipe({"batch_size": "auto", "effective_batch_size": 8}, backend="mute"))
-    assert "the backend mute cannot say what a batch takes" in problem.message
+    assert "a backend that estimates memory, and the backend mute does not" in problem.message
     assert "plan --probe" in problem.hint
 
 
@@ -361,7 +361,7 @@ def test_a_real_limit_of_memory_is_met_by_fewer_rows(write, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "out of memory; again with train.batch_size" in done.stderr
+    assert "out of memory; trying again with train.batch_size" in done.stderr
     settled = load(tmp_path / "run" / "resolved.yaml").train
     assert settled.batch_size < 64
     assert settled.batch_size * settled.grad_accum == 64

@@ -277,8 +277,8 @@ def killed(folder):
 def test_killed_in_the_middle_of_a_save_and_again_by_its_parent_it_ends_the_same(folder, killed, reference):
     said_at_last = said(command(folder, "recipe.yaml", "--resume", "--out", "killed"))
     assert said_at_last[0] == 0, said_at_last[1]
-    assert "prepare\n  done before" in said_at_last[1]
-    assert "goes on from step" in said_at_last[1]
+    assert "prepare\n  already done" in said_at_last[1]
+    assert "resuming from step" in said_at_last[1]
     assert weights(killed) == weights(reference)
     assert curves(killed) == curves(reference)
     assert {name: each["status"] for name, each in killed.read_json("state.json").items()} == {
@@ -292,7 +292,7 @@ def test_what_is_done_is_not_done_again(folder, killed, sftrun):
     before = weights(killed)
     result = sftrun(folder / "recipe.yaml", "--resume", "--out", killed.path)
     assert result.code == 0, result.err
-    assert result.err.count("done before") == 3
+    assert result.err.count("already done") == 3
     assert weights(killed) == before
 
 

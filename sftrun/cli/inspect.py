@@ -1,4 +1,4 @@
-"""`sftrun inspect`: what of each row is trained."""
+"""`sftrun inspect`: shows which text of each row is trained."""
 
 import json
 import sys
@@ -15,12 +15,18 @@ from sftrun.cli.options import overrides
 @click.command()
 @click.argument("recipe", type=click.Path(dir_okay=False))
 @overrides
-@click.option("--split", default="train", type=click.Choice(["train", "val", "test"]), help="Which split.")
-@click.option("--rows", default=5, type=click.IntRange(min=1), help="How many rows.", show_default=True)
-@click.option("--shapes", is_flag=True, help="One row of each shape of conversation, with how many rows have it.")
-@click.option("--origin", default="", help="One row, by its origin, such as train.jsonl:17.")
-@click.option("--html", type=click.Path(dir_okay=False), help="Write these rows to a page, instead of showing them.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a row on standard output, of all rows.")
+@click.option(
+    "--split",
+    default="train",
+    type=click.Choice(["train", "val", "test"]),
+    help="The split to show.",
+    show_default=True,
+)
+@click.option("--rows", default=5, type=click.IntRange(min=1), help="Number of rows to show.", show_default=True)
+@click.option("--shapes", is_flag=True, help="Show one row per shape of conversation, and how many rows have it.")
+@click.option("--origin", default="", help="Show the row with this origin, such as train.jsonl:17.")
+@click.option("--html", type=click.Path(dir_okay=False), help="Write the rows to this HTML file, not to the terminal.")
+@click.option("--json", "as_json", is_flag=True, help="Print all rows as JSON lines on standard output.")
 def command(
     recipe: str, sets: tuple[str, ...], split: str, rows: int, shapes: bool, origin: str, html: str, as_json: bool
 ) -> None:
@@ -61,7 +67,8 @@ def _print_marked(shown: Iterable[tuple[str, Any]]) -> None:
     for title, item in shown:
         print(f"── {title}", file=sys.stderr)
         _show(item.pieces)
-    _note("trained text is green" if sys.stderr.isatty() else "trained text stands between ⟦ and ⟧")
+    marks = "green" if sys.stderr.isatty() else "between ⟦ and ⟧"
+    print(f"(trained text is {marks})", file=sys.stderr)
 
 
 def _show(pieces: list[tuple[str, bool]]) -> None:
@@ -75,7 +82,3 @@ def _show(pieces: list[tuple[str, bool]]) -> None:
     for piece, trained in pieces:
         text.append(piece, "bold green" if trained else "dim")
     Console(stderr=True, highlight=False).print(text)
-
-
-def _note(text: str) -> None:
-    print(f"({text})", file=sys.stderr)

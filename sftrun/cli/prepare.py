@@ -1,4 +1,4 @@
-"""`sftrun prepare`: rows to tokenised samples, without training."""
+"""`sftrun prepare`: turns rows into tokenised samples, without training."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import click
 from sftrun.cli import progress, table
 from sftrun.cli.options import overrides
 
-WIDEST = 40  # characters of the longest bar
+WIDEST = 40  # characters of the longest bar of the histogram
 
 
 @click.command()
@@ -18,7 +18,7 @@ WIDEST = 40  # characters of the longest bar
 @click.option("--out", type=click.Path(file_okay=False), help="The run directory; by default runs/<recipe>-<time>.")
 @click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON on standard output.")
 def command(recipe: str, sets: tuple[str, ...], out: str | None, as_json: bool) -> None:
-    """Prepare a recipe's data, prove its masks and show what came out."""
+    """Prepare a recipe's data without training, check its masks and print statistics."""
     from sftrun.flow import prepare_only
 
     with progress.watcher() as watch:
@@ -62,10 +62,10 @@ def _role(role: str, counts: dict[str, int]) -> list[str]:
 
 
 def _show_lengths(histogram: list[list[int]]) -> None:
-    """One bar for each range of lengths."""
+    """Prints one bar for each range of lengths."""
     most = max((rows for _, rows in histogram), default=0)
     bars = [
-        [f"to {upto:,} tokens", f"{rows:,}", ("#" * -(-rows * WIDEST // most)).ljust(WIDEST)]
+        [f"up to {upto:,} tokens", f"{rows:,}", ("#" * -(-rows * WIDEST // most)).ljust(WIDEST)]
         for upto, rows in histogram
     ]
     table.show(["length (train)", "rows", ""], bars)

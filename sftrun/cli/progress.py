@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from sftrun.runs.numbers import byte_count
+
 EVERY = 5.0  # seconds between two plain lines of training progress
-UNSEEN = (errno.EPIPE, errno.EIO)  # of a pipe that nobody reads any more, and of a terminal that was closed
+UNSEEN = (errno.EPIPE, errno.EIO)  # a pipe that nobody reads any more; a terminal that was closed
 
 
 @contextlib.contextmanager
 def watcher() -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Something to call with each event, around the run, which goes on where nobody sees it any more."""
+    """Yields a function that shows an event; the run goes on if its output was closed."""
     shown = Bar() if sys.stderr.isatty() else Lines()
 
     def watch(event: dict[str, Any]) -> None:
@@ -41,7 +43,7 @@ def _seen_or_not() -> Iterator[None]:
 
 
 class Lines:
-    """One line for what matters, for logs and pipes."""
+    """Plain lines for logs and pipes, one per event that matters."""
 
     def __init__(self) -> None:
         self.said = 0.0
@@ -64,7 +66,7 @@ class Lines:
 
 
 class Bar:
-    """A progress bar with step, loss, tokens a second and the time left."""
+    """A progress bar with step, loss, tokens per second and the time left."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -94,7 +96,7 @@ class Bar:
 
 
 def told(event: dict[str, Any]) -> str | None:
-    """One event as a line for people; None for what is not worth one."""
+    """Returns an event as a line of text; None for an event that is not shown."""
     teller = TELLERS.get(event["event"])
     return teller(event) if teller else None
 
@@ -103,12 +105,12 @@ def _stage(event: dict[str, Any]) -> str | None:
     if event["status"] == "started":
         return str(event["stage"])
     if event["status"] == "kept":
-        return f"{event['stage']}\n  done before"
+        return f"{event['stage']}\n  already done"
     return f"  done in {event['seconds']:.1f} s" if event["status"] == "done" else None
 
 
 def _facts(event: dict[str, Any]) -> str:
-    rates = f"{event['tokens_per_s']:,.0f} tokens/s, {event['trained_tokens_per_s']:,.0f} trained/s"
+    rates = f"{event['tokens_per_s']:,.0f} tokens/s, {event['trained_tokens_per_s']:,.0f} trained tokens/s"
     return f"loss {event['loss']:.4f}  {rates}"
 
 
@@ -118,11 +120,11 @@ def _warning(event: dict[str, Any]) -> str:
 
 
 def _restarted(event: dict[str, Any]) -> str:
-    return f"warning: {event['reason']}; all start again ({event['restart']} of {event['of']} restarts)"
+    return f"warning: {event['reason']}; restarting all processes (restart {event['restart']} of {event['of']})"
 
 
 def _joining(event: dict[str, Any]) -> str:
-    what = "waits for node 0 to prepare" if event["status"] == "waiting" else "trains"
+    what = "waits for node 0 to prepare the data" if event["status"] == "waiting" else "trains"
     return f"node {event['node']} of {event['nodes']} {what}"
 
 
@@ -132,36 +134,36 @@ def _launched(event: dict[str, Any]) -> str:
 
 
 def _resumed(event: dict[str, Any]) -> str:
-    return f"  goes on from step {event['step']}" if event["step"] else "  no checkpoint yet: from the start"
+    return f"  resuming from step {event['step']}" if event["step"] else "  no checkpoint yet: starting at step 0"
 
 
 def _sizing(event: dict[str, Any]) -> str:
     tried = f"  tried train.batch_size {event['batch_size']}: "
     if "peak" not in event:
         return f"{tried}out of memory"
-    return f"{tried}{_size(event['peak'])} of {_size(event['room'])}{'' if event['fits'] else ', too narrow'}"
+    verdict = "" if event["fits"] else ", too close"
+    return f"{tried}{byte_count(event['peak'])} of {byte_count(event['room'])}{verdict}"
 
 
 def _sized(event: dict[str, Any]) -> str:
-    chosen = f"  chosen: {_split(event)}, {event['rows']} rows a step; measured {_size(event['peak'])}"
-    return f"{chosen} of {_size(event['room'])}, of which {event['margin']:.0%} stay free"
+    chosen = f"  chosen: {_split(event)}, {event['rows']} rows per step; measured {byte_count(event['peak'])}"
+    return f"{chosen} of {byte_count(event['room'])}, of which {event['margin']:.0%} stays free"
 
 
 def _shrunk(event: dict[str, Any]) -> str:
     if event["while"] == "evaluation":
-        return f"  out of memory in an evaluation; again with train.eval_batch_size {event['eval_batch_size']}"
-    return f"  out of memory; again with {_split(event)}, as many rows a step"
+        return f"  out of memory in the evaluation; trying again with train.eval_batch_size {event['eval_batch_size']}"
+    return f"  out of memory; trying again with {_split(event)}, the same number of rows per step"
 
 
 def _split(event: dict[str, Any]) -> str:
     return f"train.batch_size {event['batch_size']} and train.grad_accum {event['grad_accum']}"
 
 
-def _size(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
-PREPARE = {(True, False): "  another process prepares the same data; waiting for it", (False, True): "  from the cache"}
+PREPARE = {
+    (True, False): "  another process is preparing the same data; waiting for it",
+    (False, True): "  from the cache",
+}
 
 TELLERS: dict[str, Callable[[dict[str, Any]], str | None]] = {
     "stage": _stage,
@@ -170,7 +172,7 @@ TELLERS: dict[str, Callable[[dict[str, Any]], str | None]] = {
     "warning": _warning,
     "resumed": _resumed,
     "restarted": _restarted,
-    "rehearsed_stop": lambda event: f"  stopped after step {event['step']}, on purpose; now it is resumed",
+    "rehearsed_stop": lambda event: f"  stopped after step {event['step']} on purpose; resuming",
     "joining": _joining,
     "launched": _launched,
     "using": lambda event: (
@@ -179,11 +181,11 @@ TELLERS: dict[str, Callable[[dict[str, Any]], str | None]] = {
     "stopped_early": lambda event: (
         f"  stopped at step {event['step']}: the validation loss was lowest at step {event['best_step']}"
     ),
-    "best": lambda event: f"  the model is that of step {event['step']}, with validation loss {event['loss']:.4f}",
+    "best": lambda event: f"  the model is the checkpoint of step {event['step']}, validation loss {event['loss']:.4f}",
     "prepare": lambda event: PREPARE.get((event.get("waiting", False), event.get("cached", False))),
     "prepared": lambda event: f"  {event['split']}: {event['rows']} rows read",
     "sizing": _sizing,
     "sized": _sized,
     "shrunk": _shrunk,
-    "evaluating": lambda event: f"  the {event['which']} model answers",
+    "evaluating": lambda event: f"  evaluating the {event['which']} model",
 }

@@ -1,7 +1,10 @@
 """Overrides: `--set train.epochs=1`, and the environment variable `SFTRUN_SET__TRAIN__EPOCHS=1`."""
 
+import json
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -19,6 +22,16 @@ class Override(msgspec.Struct, frozen=True):
     keys: list[str]
     places: list[Place]
     node: Node
+
+
+def set_options(values: Mapping[str, Any]) -> str:
+    """Returns the `--set` options that set keys to values, as they are typed in a shell."""
+    return " ".join(f"--set {shlex.quote(f'{key}={value_text(value)}')}" for key, value in values.items())
+
+
+def value_text(value: Any) -> str:
+    """Returns a value as it is written in a recipe or in `--set`: text without quotes, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def from_options(sets: Iterable[str]) -> tuple[list[Override], list[Problem]]:

@@ -29,6 +29,11 @@ def _decimal(value: float) -> str:
     return text.replace("-", "−", 1) if value < 0 else text
 
 
+def byte_count(count: float) -> str:
+    """Returns a number of bytes as `1.5 GB` or `12 MB`, in powers of 1000."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
+
+
 def share(part: Any, whole: Any) -> str:
     """A part of a whole in per cent."""
     return f"{100 * part / whole:.1f} %" if part is not None and whole else NOTHING
