@@ -30,7 +30,7 @@ from sftrun.cli.options import overrides
 def command(
     recipe: str, sets: tuple[str, ...], split: str, rows: int, shapes: bool, origin: str, html: str, as_json: bool
 ) -> None:
-    """Show rendered rows with their trained tokens marked."""
+    """Show rows as the model reads them, with their trained tokens marked."""
     from sftrun.tools.inspect import by_shape, inspect, titled
 
     items = inspect(recipe, sets, split, origin)

@@ -112,7 +112,7 @@ def run(args: list[str]) -> int:
     except UserError as error:
         from sftrun.cli import show
 
-        show.problems(error.problems)
+        show.print_problems(error.problems)
         return FIXABLE
     except click.ClickException as error:
         error.show()
