@@ -96,10 +96,8 @@ def test_github_gets_workflow_commands(folder, capsys):
 
 def test_workflow_commands_are_escaped():
     problem = Problem("100%\nof a, b: c", Place("a,b:c%.yaml", 1, 2, 3))
-    assert (
-        show.as_annotation(problem, "x")
-        == "::error file=a%2Cb%3Ac%25.yaml,line=1,col=2,endColumn=5::100%25%0Aof a, b: c"
-    )
+    expected = "::error file=a%2Cb%3Ac%25.yaml,line=1,col=2,endColumn=5::100%25%0Aof a, b: c"
+    assert show.as_annotation(problem, "x") == expected
 
 
 def test_a_folder_without_recipes_is_an_error(folder, capsys):

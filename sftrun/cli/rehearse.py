@@ -14,9 +14,7 @@ from sftrun.cli.options import overrides
 @overrides
 @click.option("--rows", type=click.IntRange(min=1), default=24, show_default=True, help="Rows of each split to use.")
 @click.option("--out", type=click.Path(file_okay=False), help="Keep the run in this folder; by default it is removed.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the list of what was tried out as JSON on standard output."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print what was tried out as JSON on standard output.")
 def command(recipe: str, sets: tuple[str, ...], rows: int, out: str | None, as_json: bool) -> None:
     """Run every stage of a recipe with a tiny random model and the first rows of its data."""
     import msgspec
