@@ -19,7 +19,7 @@ from sftrun.options import as_use
 from sftrun.recipe.document import Document
 from sftrun.recipe.model import Recipe, components
 from sftrun.recipe.resolved import normal
-from sftrun.recipe.validate import Loaded, from_resolved, read, resolved_yaml
+from sftrun.recipe.validate import Loaded, from_resolved, load_with_places, resolved_yaml
 from sftrun.registry import current
 from sftrun.runs import directory, lockfile
 from sftrun.runs import resume as resuming
@@ -46,7 +46,7 @@ def run(  # noqa: PLR0913, PLR0917  (as many as the command has options)
     several; all but the first only train. Raises UserError for all that the user can fix, with file and line, and
     Interrupted after a signal.
     """
-    loaded = read(path, overrides)
+    loaded = load_with_places(path, overrides)
     with explained(loaded.document):
         launchable(loaded.recipe, node, out is not None)
     if node and node.rank and out:
@@ -67,7 +67,7 @@ def go_on(
 ) -> RunDir:
     """Goes on with a run directory, through the stages that are not done; raises as `run` does."""
     folder = directory.open_run(Path(path))
-    loaded = read(folder.path / "resolved.yaml", overrides)
+    loaded = load_with_places(folder.path / "resolved.yaml", overrides)
     with explained(loaded.document):
         launchable(loaded.recipe, node, named=True)
     return (
@@ -154,7 +154,7 @@ def started(
     kinds: Sequence[str] = KINDS,
 ) -> Iterator[tuple[Recipe, RunDir, Emit]]:
     """A validated recipe and its new run directory; what fails meanwhile is given its place in the recipe."""
-    with _started(read(path, overrides), (path, overrides, out), watch, kinds) as begun:
+    with _started(load_with_places(path, overrides), (path, overrides, out), watch, kinds) as begun:
         yield begun
 
 

@@ -11,7 +11,7 @@ import pytest
 from sftrun.options import schema
 from sftrun.recipe import words
 from sftrun.recipe.model import Recipe
-from sftrun.recipe.validate import check
+from sftrun.recipe.validate import check_file
 from sftrun.recipe.walk import alternatives, kind_of
 from sftrun.registry import current
 
@@ -33,7 +33,7 @@ def kind_of_value(about):
         values = ", ".join(f"`{value}`" for value in choice.get("enum", []))
         items = choice.get("items", {})
         inner = f" of {kind_of_value(items)}" if items else ""
-        plain = FORMATS.get(choice.get("format")) or words.wanted([choice], None)
+        plain = FORMATS.get(choice.get("format")) or words.allowed_values([choice], None)
         said.append(values or f"{plain}{inner} {limits}".strip())
     return " or ".join(said)
 
@@ -108,11 +108,11 @@ BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT + DATA + TRAINING + CLUSTER, flag
 def test_the_recipes_of_the_pages_are_valid(block, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(block)
-    assert check(path).problems == []
+    assert check_file(path).problems == []
 
 
 def test_the_message_of_the_page_is_what_is_said(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("model: {name: sftrun/tiny}\nsource: jsonl\ntrain: {learning_rte: 2e-4}\n")
-    said = [f"{problem.severity}: {problem.message}; {problem.hint}" for problem in check(path).problems]
+    said = [f"{problem.severity}: {problem.message}; {problem.hint}" for problem in check_file(path).problems]
     assert any(text in TEXT for text in said)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from sftrun.recipe.compose import MAX_DEPTH, MAX_NODES, scalar
-from sftrun.recipe.validate import check
+from sftrun.recipe.validate import check_file
 
 SMALL = b"model: {name: sftrun/tiny}\nsource: {use: jsonl, with: {path: data}}\n"
 
@@ -17,7 +17,7 @@ def said(tmp_path, monkeypatch):
 
     def problems(content, name="recipe.yaml"):
         (tmp_path / name).write_bytes(content)
-        return [str(problem) for problem in check(name).problems]
+        return [str(problem) for problem in check_file(name).problems]
 
     return problems
 
@@ -88,22 +88,22 @@ def test_a_large_file_is_not_read(said):
 def test_a_folder_is_no_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.yaml").mkdir()
-    assert str(check("folder.yaml").problems[0]) == (
+    assert str(check_file("folder.yaml").problems[0]) == (
         "error: folder.yaml is a folder, not a recipe; name a .yaml file in it"
     )
 
 
 def test_a_missing_file_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(check("none.yaml").problems[0]) == "error: no such file: none.yaml"
-    assert "null byte" in str(check("a\0b").problems[0])
+    assert str(check_file("none.yaml").problems[0]) == "error: no such file: none.yaml"
+    assert "null byte" in str(check_file("a\0b").problems[0])
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
 def test_a_file_that_may_not_be_read_is_said(said, tmp_path):
     said(SMALL)
     (tmp_path / "recipe.yaml").chmod(0)
-    assert "Permission denied" in str(check("recipe.yaml").problems[0])
+    assert "Permission denied" in str(check_file("recipe.yaml").problems[0])
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_extends_is_followed_through_several_files(said, tmp_path):
     (tmp_path / "b.yaml").write_text("extends: a.yaml\ntrain: {batch_size: 2}\n")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "c.yaml").write_text("extends: ../b.yaml\ntrain: {grad_accum: 3}\n")
-    made = check("folder/c.yaml").recipe
+    made = check_file("folder/c.yaml").recipe
     assert (made.train.epochs, made.train.batch_size, made.train.grad_accum) == (1, 2, 3)
 
 
@@ -188,6 +188,6 @@ def test_a_list_is_replaced_never_merged(said, tmp_path, base, child, with_):
 def test_a_bare_name_and_a_mapping_of_the_same_component_merge(said, tmp_path):
     (tmp_path / "base.yaml").write_bytes(SMALL + b"exporters: []\nformatter: chat\n")
     assert said(b"extends: base.yaml\nsource: jsonl\nformatter: {with: {fields: {user: q}}}\n") == []
-    made = check("recipe.yaml").recipe
+    made = check_file("recipe.yaml").recipe
     assert made.source.with_["path"] == str(tmp_path / "data")
     assert made.formatter.with_["fields"]["user"] == "q"

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sftrun.cli import show
-from sftrun.recipe.validate import check, load
+from sftrun.recipe.validate import check_file, load
 
 ANY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SMALL = "model: {name: sftrun/tiny}\nsource: {use: jsonl, with: {path: data}}\nevaluators: [loss, generation]\n"
@@ -22,7 +22,7 @@ def recipe(tmp_path, monkeypatch):
 
 
 def said(recipe, *overrides):
-    return [str(problem) for problem in check(recipe, overrides).problems]
+    return [str(problem) for problem in check_file(recipe, overrides).problems]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_later_overrides_win_and_options_win_over_variables(recipe, monkeypatch)
 
 
 def test_a_typo_is_the_error_of_a_file_with_a_caret(recipe):
-    (problem,) = check(recipe, ["train.epohcs=1"]).problems
+    (problem,) = check_file(recipe, ["train.epohcs=1"]).problems
     assert show.text(problem) == (
         "--set train.epohcs=1: error: unknown key 'epohcs' in train; did you mean 'epochs'?\n"
         "      | --set train.epohcs=1\n"
@@ -90,7 +90,7 @@ def test_a_typo_is_the_error_of_a_file_with_a_caret(recipe):
 
 def test_a_typo_in_a_variable_names_the_variable(recipe, monkeypatch):
     monkeypatch.setenv("SFTRUN_SET__TRAIN__EPOHCS", "1")
-    (problem,) = check(recipe).problems
+    (problem,) = check_file(recipe).problems
     assert show.text(problem) == (
         "SFTRUN_SET__TRAIN__EPOHCS=1: error: unknown key 'epohcs' in train; did you mean 'epochs'?\n"
         "      | SFTRUN_SET__TRAIN__EPOHCS=1\n"
@@ -99,7 +99,7 @@ def test_a_typo_in_a_variable_names_the_variable(recipe, monkeypatch):
 
 
 def test_a_wrong_value_is_underlined_where_it_is(recipe):
-    (problem,) = check(recipe, ["train={epochs: x, batch_size: 1}"]).problems
+    (problem,) = check_file(recipe, ["train={epochs: x, batch_size: 1}"]).problems
     assert show.text(problem).endswith("      | --set train={epochs: x, batch_size: 1}\n      |                      ^")
 
 
@@ -150,5 +150,5 @@ def test_any_number_survives(recipe, rate, steps):
 @ANY
 @given(st.text(max_size=40))
 def test_no_override_gives_a_traceback(recipe, text):
-    for problem in check(recipe, [text, f"description={text}", f"{text}=1"]).problems:
+    for problem in check_file(recipe, [text, f"description={text}", f"{text}=1"]).problems:
         assert show.text(problem)

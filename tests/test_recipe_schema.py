@@ -8,7 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from sftrun import options
-from sftrun.recipe.load import read
+from sftrun.recipe.load import read_file
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.schema import recipe_schema
 from sftrun.registry import current
@@ -111,4 +111,4 @@ def test_one_valid_recipe_sets_every_key():
 
 
 def test_reading_for_an_editor_is_reading(schema):
-    assert data(VALID[0]) == read(VALID[0])[0].plain() or "extends" in data(VALID[0])
+    assert data(VALID[0]) == read_file(VALID[0])[0].plain() or "extends" in data(VALID[0])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import sftrun
 from sftrun.cli import main, show
-from sftrun.recipe.validate import check, load, read, validate
+from sftrun.recipe.validate import check_file, load, load_with_places, validate
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "tests" / "recipes"
@@ -59,7 +59,7 @@ def test_load_raises_with_all_problems(recipe):
 
 
 def test_a_warning_does_not_stop_a_recipe(recipe):
-    loaded = read(recipe("tuning: {mode: full, lora: {r: 4}}\n"))
+    loaded = load_with_places(recipe("tuning: {mode: full, lora: {r: 4}}\n"))
     assert [problem.severity for problem in loaded.warnings] == ["warning"]
     assert loaded.recipe.tuning.mode == "full"
 
@@ -127,7 +127,7 @@ def test_a_number_that_is_whole_may_have_an_exponent():
 
 
 def test_the_document_knows_where_each_value_is(recipe):
-    document = read(recipe("train:\n  epochs: 2\n"), ["train.batch_size=8"]).document
+    document = load_with_places(recipe("train:\n  epochs: 2\n"), ["train.batch_size=8"]).document
     assert str(document.place(("train", "epochs"))) == "recipe.yaml:4:11"
     assert str(document.key_place(("train", "epochs"))) == "recipe.yaml:4:3"
     assert str(document.place(("train", "batch_size"))) == "--set train.batch_size=8"
@@ -155,7 +155,7 @@ YAML_LIKE = st.text(st.sampled_from("model: {name}[]source&a*a-!|>'\"#%@`,?\n\t 
 def test_no_bytes_give_a_traceback(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(content)
-    found = check(path)
+    found = check_file(path)
     assert found.recipe is not None or found.problems
     for problem in found.problems:
         assert show.text(problem)
@@ -179,6 +179,6 @@ def test_no_data_give_a_traceback(tmp_path_factory, data):
 
     path = tmp_path_factory.getbasetemp() / "data.yaml"
     path.write_text(json.dumps(data, allow_nan=False) if data else "{}")
-    for problem in check(path).problems:
+    for problem in check_file(path).problems:
         assert problem.where
         assert show.text(problem)

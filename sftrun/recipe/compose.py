@@ -1,4 +1,4 @@
-"""YAML 1.2 text to nodes: plain data only, every problem with its place, and limits that no input gets past."""
+"""Parses YAML 1.2 text into nodes with places: plain data only, with limits on depth, size and numbers."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from sftrun.errors import Problem, UserError
 from sftrun.recipe.document import Node, Origin
 
 MAX_DEPTH = 50
-MAX_NODES = 50_000  # counted with aliases expanded, so that a few lines cannot stand for millions of values
+MAX_NODES = 50_000  # values, with aliases expanded: a few lines of aliases can mean millions of values
 MAX_INTEGER = 2**63
 
 LINE_BREAK = re.compile(r"\r\n|\n|\r")
@@ -42,7 +42,7 @@ HINTS = (
 
 
 class _Part(msgspec.Struct):
-    """A node with what it costs."""
+    """A node with its number of values and its depth."""
 
     node: Node
     size: int = 1
@@ -50,7 +50,7 @@ class _Part(msgspec.Struct):
 
 
 def scalar(text: str) -> Any:
-    """The value of a plain (unquoted) scalar; raises ValueError for a number that is not usable."""
+    """Returns the value of a plain (unquoted) scalar; raises ValueError for an infinite or too large number."""
     if NULL.fullmatch(text):
         return None
     if TRUE.fullmatch(text) or FALSE.fullmatch(text):
@@ -68,7 +68,7 @@ def scalar(text: str) -> Any:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 30:  # int() refuses thousands of digits, in words that are no help
+    if len(text) > 30:  # int() refuses thousands of digits, with an unhelpful message
         raise ValueError("this number is too large")
     value = int(text, 0) if text[:2] in ("0o", "0x") else int(text)
     if abs(value) > MAX_INTEGER:
@@ -77,9 +77,9 @@ def _integer(text: str) -> int:
 
 
 def compose(text: str, origin: Origin) -> tuple[Node | None, list[Problem]]:
-    """The one document in a text (None where it is empty) and problems that need not stop the reading.
+    """Returns the document in a text (None if it is empty) and the problems that were found.
 
-    Raises UserError where the text is not YAML or goes past a limit.
+    Raises UserError if the text is not YAML or exceeds a limit.
     """
     bad = UNPRINTABLE.search(text)
     if bad:
@@ -127,16 +127,16 @@ class _Composer:
             raise self._not_yaml(error) from None
         except UserError:
             raise
-        except Exception as error:  # the library's own trouble with odd escapes
+        except Exception as error:  # ruamel.yaml fails with other errors on malformed escapes
             raise UserError(Problem(f"not valid YAML after this: {error}", self.origin.place(line, column))) from None
 
     def _not_yaml(self, error: MarkedYAMLError) -> UserError:
-        unclosed = "end of stream" in str(error.problem)  # where it opens says more than where the file ends
+        unclosed = "end of stream" in str(error.problem)  # its start is more helpful than the end of the file
         mark = error.context_mark if unclosed and error.context_mark else error.problem_mark or error.context_mark
         where = self.origin.place(mark.line, mark.column) if mark else self.origin.place(0, 0)
-        said = " ".join(str(part) for part in (error.problem, error.context) if part)
-        hint = next((hint for sign, hint in HINTS if sign in said), None)
-        return UserError(Problem(f"not valid YAML: {said}", where, hint=hint))
+        reason = " ".join(str(part) for part in (error.problem, error.context) if part)
+        hint = next((hint for sign, hint in HINTS if sign in reason), None)
+        return UserError(Problem(f"not valid YAML: {reason}", where, hint=hint))
 
     def _error(self, message: str, event: Any, hint: str | None = None) -> UserError:
         return UserError(Problem(message, self._place(event), hint=hint))
@@ -155,7 +155,7 @@ class _Composer:
             part = self._alias(event)
         else:
             if event.anchor:
-                self._anchors[event.anchor] = None  # known, but not complete: an alias to it now is recursive
+                self._anchors[event.anchor] = None  # not complete yet: an alias to it would be recursive
             part = self._fresh(event, depth)
             if event.anchor:
                 self._anchors[event.anchor] = part
@@ -232,7 +232,7 @@ class _Composer:
                 break
             key = self._key(event, depth)
             part = self._part(next(self._events), depth + 1)
-            if part.node.raw == "":  # nothing is written: the key stands for it
+            if part.node.raw == "":  # an empty value has no text: its place is that of the key
                 part.node = msgspec.structs.replace(part.node, place=self._place(event))
             parts.append(part)
             if key == "<<" and event.implicit[0]:
@@ -243,7 +243,7 @@ class _Composer:
                 )
             elif key is not None:
                 values[key], keys[key] = part.node, self._place(event)
-        for node in merged:  # what is written out wins, then the earlier source
+        for node in merged:  # keys of the mapping itself win, then those of earlier sources
             values = {**node.value, **values}
             keys = {**node.keys, **keys}
         return _sum(Node(values, self._place(start), self.origin, keys), parts)
@@ -252,8 +252,8 @@ class _Composer:
         part = self._part(event, depth + 1)
         if isinstance(part.node.value, str):
             return part.node.value
-        shown = "a list or a mapping" if part.node.raw is None else repr(part.node.raw)
-        self._note(f"a key must be text, not {shown}", event, "put it in quotes")
+        given = "a list or a mapping" if part.node.raw is None else repr(part.node.raw)
+        self._note(f"a key must be text, not {given}", event, "put it in quotes")
         return None
 
     def _merge_sources(self, event: Any, node: Node) -> list[Node]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sftrun.options import as_use
+from sftrun.options import as_use, is_path
 from sftrun.recipe.model import Recipe
 from sftrun.report import say, scores
 from sftrun.report.facts import Facts
@@ -31,7 +31,7 @@ def card(recipe: Recipe, facts: Facts) -> str:
             base_model=literal(recipe.model.name) if _on_hub(recipe) else None,
             adapter=is_adapter(recipe, facts),
             base=literal(_base(recipe)),
-            local=say.is_local(recipe.model.name),
+            local=is_path(recipe.model.name),
             settings=settings(recipe, facts),
             metrics=scores.metrics(facts),
             groups=[group for group in scores.groups(facts) if group.right + group.wrong],
@@ -114,4 +114,4 @@ def _on_hub(recipe: Recipe) -> bool:
 
 def _base(recipe: Recipe) -> str:
     name = recipe.model.name
-    return say.folder(name) if say.is_local(name) else name
+    return say.folder(name) if is_path(name) else name

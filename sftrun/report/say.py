@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from sftrun import tiny
+from sftrun.options import is_path
 from sftrun.recipe.model import Recipe
 from sftrun.runs.numbers import NOTHING, number
 
@@ -41,11 +42,6 @@ def plain(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else number(value)
 
 
-def is_local(name: str) -> bool:
-    """Whether a model's name is a folder rather than an id on the Hub."""
-    return name.startswith((".", "/", "~"))
-
-
 def folder(path: str) -> str:
     """The end of a folder's path, from its last telling name on; the rest is nobody's business."""
     parts = PurePath(path).parts
@@ -56,7 +52,7 @@ def folder(path: str) -> str:
 def model(recipe: Recipe) -> str:
     """The base model, for a reader elsewhere."""
     name = recipe.model.name
-    if is_local(name):
+    if is_path(name):
         return f"{folder(name)} (a local folder)"
     return f"{name} at {recipe.model.revision}" if recipe.model.revision else name
 

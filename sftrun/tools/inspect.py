@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sftrun.errors import UserError
 from sftrun.flow import DATA_LINE, explained, ready
-from sftrun.recipe.validate import read
+from sftrun.recipe.validate import load_with_places
 from sftrun.registry import current
 from sftrun.types import Conversation
 
@@ -19,7 +19,7 @@ def inspect(
     path: str | Path, overrides: Sequence[str] = (), split: str = "train", origin: str = ""
 ) -> "Iterator[Item]":
     """The samples of a split, or the one that came from `origin`; raises UserError at the end for bad rows."""
-    loaded = read(path, overrides)
+    loaded = load_with_places(path, overrides)
     with explained(loaded.document):
         ready(loaded.recipe, DATA_LINE)
         from sftrun.data.pipeline import Line

@@ -14,7 +14,7 @@ from sftrun.errors import UserError
 from sftrun.launch import topology, workers
 from sftrun.options import as_use
 from sftrun.recipe.model import LaunchOptions, Recipe
-from sftrun.recipe.validate import read, resolved_yaml
+from sftrun.recipe.validate import load_with_places, resolved_yaml
 from sftrun.registry import current
 from sftrun.runs import directory
 from sftrun.runs.directory import RunDir
@@ -63,7 +63,7 @@ def rehearse(
 
     The embedded model is used as it is. Without `out` nothing is kept.
     """
-    loaded = read(path, overrides)
+    loaded = load_with_places(path, overrides)
     recipe, heard = loaded.recipe, Listener(watch)
 
     def within(folder: Path) -> Rehearsal:
