@@ -1,4 +1,4 @@
-"""Numbers, times and places as people read them."""
+"""Formats times, hardware and model names for the report."""
 
 import json
 import re
@@ -10,9 +10,9 @@ from sftrun.options import is_path
 from sftrun.recipe.model import Recipe
 from sftrun.runs.numbers import NOTHING, number
 
-IN_A_RUN = ("export", "merged", "model")  # folders of a run directory, whose names tell nothing
+IN_A_RUN = ("export", "merged", "model")  # folders of a run directory, whose names do not identify it
 
-# control and direction marks, byte order marks, tag characters, halves of pairs: what an eye would miss
+# control and direction marks, byte order marks, tag characters, lone surrogates
 INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
@@ -20,12 +20,12 @@ INVISIBLE = re.compile(
 
 
 def moment(iso: str) -> str:
-    """Date, hour and minute of an ISO time."""
+    """Returns date, hour and minute of an ISO time."""
     return iso[:16].replace("T", " ")
 
 
 def hardware(found: dict[str, Any]) -> str:
-    """What a run ran on: `2 CPUs, 24 GB memory, no GPU`."""
+    """Returns the hardware of a run: `2 CPUs, 24 GB memory, no GPU`."""
     if not found:
         return NOTHING
     cards = [f"{card.get('name', 'GPU')} ({number(card.get('memory_gb'))} GB)" for card in found.get("gpus") or []]
@@ -36,21 +36,21 @@ def hardware(found: dict[str, Any]) -> str:
 
 
 def plain(value: Any) -> str:
-    """Any JSON value on one line."""
+    """Returns any JSON value on one line."""
     if isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else number(value)
 
 
 def folder(path: str) -> str:
-    """The end of a folder's path, from its last telling name on; the rest is nobody's business."""
+    """Returns the end of a folder's path, from its last distinctive name; the rest is private."""
     parts = PurePath(path).parts
-    telling = next((index for index in range(len(parts) - 1, 0, -1) if parts[index] not in IN_A_RUN), 0)
-    return "/".join(parts[telling:])
+    start = next((index for index in range(len(parts) - 1, 0, -1) if parts[index] not in IN_A_RUN), 0)
+    return "/".join(parts[start:])
 
 
 def model(recipe: Recipe) -> str:
-    """The base model, for a reader elsewhere."""
+    """Returns the name of the base model, without private parts of its path."""
     name = recipe.model.name
     if is_path(name):
         return f"{folder(name)} (a local folder)"
@@ -58,5 +58,5 @@ def model(recipe: Recipe) -> str:
 
 
 def is_tiny(recipe: Recipe) -> bool:
-    """Whether the base is the embedded model, which knows nothing before it is trained."""
+    """Returns True if the base is the embedded model, which knows nothing before it is trained."""
     return recipe.model.name == tiny.NAME
