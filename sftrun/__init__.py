@@ -5,10 +5,7 @@ __version__ = "0.1.0"
 from typing import TYPE_CHECKING, Any
 
 from sftrun.errors import Interrupted, Place, Problem, RowError, UserError, missing_packages
-from sftrun.files import digest as file_digest
-from sftrun.files import full as disk_full
-from sftrun.files import sync as disk_sync
-from sftrun.files import whole_folder
+from sftrun.files import atomic_folder, file_digest, is_disk_full, sync_to_disk
 from sftrun.hookspecs import API_VERSION, Register, hookimpl
 from sftrun.options import Meta, NameOrPath, Options, PathText, SecretText, Use, component
 from sftrun.types import (
@@ -119,22 +116,22 @@ __all__ = [
     "Use",
     "UserError",
     "__version__",
+    "atomic_folder",
     "cache_folder",
     "check_dataset",
     "component",
     "create",
-    "disk_full",
-    "disk_sync",
     "file_digest",
     "gpus",
     "hookimpl",
+    "is_disk_full",
     "load",
     "load_tokenizer",
     "missing_packages",
     "read_packs",
     "read_samples",
     "run",
+    "sync_to_disk",
     "to_sample",
     "validate",
-    "whole_folder",
 ]

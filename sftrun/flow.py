@@ -183,8 +183,8 @@ def held(folder: RunDir, watch: Emit) -> Iterator[Emit]:
     except KeyboardInterrupt as error:
         raise Interrupted(resuming.advice(folder)) from error
     except OSError as error:
-        if hint := files.advice(error):
-            raise UserError(files.said(error), hint=f"{hint}; {resuming.advice(folder)}") from error
+        if hint := files.disk_advice(error):
+            raise UserError(files.first_line(error), hint=f"{hint}; {resuming.advice(folder)}") from error
         raise
 
 

@@ -132,8 +132,8 @@ def run(args: list[str]) -> int:
 def _failed(error: Exception, args: Sequence[str]) -> int:
     from sftrun import files
 
-    if hint := files.advice(error):
-        print(f"error: {files.said(error)}; {hint}", file=sys.stderr)
+    if hint := files.disk_advice(error):
+        print(f"error: {files.first_line(error)}; {hint}", file=sys.stderr)
         return FIXABLE
     traceback.print_exc()
     print(_bug_report(args), file=sys.stderr)

@@ -81,8 +81,8 @@ def _tail(file: Path) -> str:
 def describe(error: Exception) -> dict[str, Any]:
     if no_memory(error):
         return {"kind": "memory", "message": (str(error) or "of the machine").splitlines()[0]}
-    if hint := files.advice(error):
-        return {"kind": "disk", "message": files.said(error), "hint": hint}
+    if hint := files.disk_advice(error):
+        return {"kind": "disk", "message": files.first_line(error), "hint": hint}
     if "WORLD_SIZE" in os.environ and any(words in str(error) for words in LOST):
         return {"kind": "lost", "message": str(error).splitlines()[0]}
     return {"kind": "bug", "traceback": traceback.format_exc()}

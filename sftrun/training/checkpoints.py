@@ -68,16 +68,16 @@ def seal(made: Path, **facts: Any) -> Path:
     """Makes what stands in `.saving/<name>` the whole checkpoint `<name>`; a kill leaves all of it or nothing."""
     found = {}
     for name in files(made):
-        sftrun.disk_sync(made / name)
+        sftrun.sync_to_disk(made / name)
         found[name] = ((made / name).stat().st_size, sftrun.file_digest(made / name))
     (made / MARKER).write_text(json.dumps({**facts, "files": found}), "utf-8")
-    sftrun.disk_sync(made / MARKER)
+    sftrun.sync_to_disk(made / MARKER)
     for folder in (made, *(path for path in made.rglob("*") if path.is_dir())):
-        sftrun.disk_sync(folder)
+        sftrun.sync_to_disk(folder)
     named = made.parent.parent / made.name
     remove(named)
     made.rename(named)
-    sftrun.disk_sync(named.parent)
+    sftrun.sync_to_disk(named.parent)
     made.parent.rmdir()
     return named
 
@@ -128,7 +128,7 @@ def room_for(what: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not sftrun.disk_full(error):
+        if not sftrun.is_disk_full(error):
             raise
         if ranks.first():
             shutil.rmtree(folder / SAVING, ignore_errors=True)

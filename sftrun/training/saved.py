@@ -22,7 +22,7 @@ def save(
     exporter merged finds it again. Raises UserError where the disk is full.
     """
     model.generation_config.eos_token_id = stop_ids(run, model) or None
-    with checkpoints.room_for("the model", run.checkpoints), sftrun.whole_folder(run.model) as making:
+    with checkpoints.room_for("the model", run.checkpoints), sftrun.atomic_folder(run.model) as making:
         write(making)
         sftrun.load_tokenizer(recipe.model).save(making)
         if has_adapter(making):

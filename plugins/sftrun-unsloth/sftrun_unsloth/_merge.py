@@ -20,7 +20,7 @@ def merge(recipe: sftrun.Recipe, path: Path, max_difference: float) -> dict[str,
     model = _model.load_tuned(recipe, run).eval()
     rows = [sample.ids for sample in islice(sftrun.read_samples(run.prepared / "train.arrow"), ROWS)]
     before = [_log_probabilities(model, ids) for ids in rows]
-    with sftrun.whole_folder(run.export / "unsloth-merged") as making:
+    with sftrun.atomic_folder(run.export / "unsloth-merged") as making:
         _write(model, recipe, run, making)
         merged = _model.load(str(making), recipe, merged=True).eval()
         after = [_log_probabilities(merged, ids) for ids in rows]

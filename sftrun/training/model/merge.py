@@ -76,7 +76,7 @@ def _compared(before: list[torch.Tensor], after: Iterator[torch.Tensor]) -> dict
 
 def _write(merged: Any, recipe: sftrun.Recipe, run: sftrun.RunDir) -> None:
     merged.generation_config.eos_token_id = saved.stop_ids(run, merged) or None
-    with sftrun.whole_folder(run.export / "merged") as making:
+    with sftrun.atomic_folder(run.export / "merged") as making:
         merged.save_pretrained(making)
         sftrun.load_tokenizer(recipe.model).save(making)
 
