@@ -24,13 +24,12 @@ DISK_FULL_MESSAGES = (
 
 def is_disk_full(error: BaseException) -> bool:
     """Returns True if an error, or its cause, is a full disk, an exceeded quota or a file that is too large."""
-    known = isinstance(error, OSError) and error.errno in DISK_FULL
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return True
+    if any(text in str(error) for text in DISK_FULL_MESSAGES):
+        return True
     earlier = error.__cause__ or error.__context__  # torch fails a second time while it closes the file
-    return (
-        known
-        or any(part in str(error) for part in DISK_FULL_MESSAGES)
-        or (earlier is not None and is_disk_full(earlier))
-    )
+    return earlier is not None and is_disk_full(earlier)
 
 
 def first_line(error: BaseException) -> str:
