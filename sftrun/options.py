@@ -95,8 +95,8 @@ def _inline(node: Any, definitions: dict[str, Any]) -> Any:
         return node
     if "$ref" in node:
         target = definitions[node["$ref"].rsplit("/", 1)[1]]
-        beside = {key: value for key, value in node.items() if key != "$ref"}
-        return {**_inline(target, definitions), **_inline(beside, definitions)}
+        siblings = {key: value for key, value in node.items() if key != "$ref"}
+        return {**_inline(target, definitions), **_inline(siblings, definitions)}
     return {key: _inline(value, definitions) for key, value in node.items()}
 
 

@@ -1,5 +1,4 @@
-"""docs/recipes.md: its tables are written from the schema, its messages are what is said, and its recipes are valid, as
-are those of data.md, training.md and cluster.md."""
+"""docs/recipes.md: generated tables, real messages, valid recipes; the recipes of the other pages are valid too."""
 
 import json
 import os
@@ -22,7 +21,7 @@ SIGNS = {"minimum": "≥", "maximum": "≤", "exclusiveMinimum": ">", "exclusive
 
 
 def kind_of_value(about):
-    """What a value may be, in a cell."""
+    """Returns the allowed values of a key, for a table cell."""
     kind = kind_of(about)
     if kind:
         return f"list of {kind}s" if about.get("type") == "array" else kind
@@ -39,7 +38,7 @@ def kind_of_value(about):
 
 
 def rows(properties, required, prefix=""):
-    """One row a key; those of a mapping follow it."""
+    """Yields one row per key; the keys of a mapping follow it."""
     for name, about in properties.items():
         default = "required" if name in required else f"`{json.dumps(about.get('default'), ensure_ascii=False)}`"
         nested = about.get("properties", {})
@@ -111,8 +110,8 @@ def test_the_recipes_of_the_pages_are_valid(block, tmp_path):
     assert check_file(path).problems == []
 
 
-def test_the_message_of_the_page_is_what_is_said(tmp_path):
+def test_the_message_of_the_page_is_real(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("model: {name: sftrun/tiny}\nsource: jsonl\ntrain: {learning_rte: 2e-4}\n")
-    said = [f"{problem.severity}: {problem.message}; {problem.hint}" for problem in check_file(path).problems]
-    assert any(text in TEXT for text in said)
+    messages = [f"{problem.severity}: {problem.message}; {problem.hint}" for problem in check_file(path).problems]
+    assert any(text in TEXT for text in messages)

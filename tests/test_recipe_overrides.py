@@ -1,4 +1,4 @@
-"""`--set` and `SFTRUN_SET__…`: any leaf, typed by the schema, with the errors of a file."""
+"""`--set` and `SFTRUN_SET__…`: set any key, typed by the schema, with the same errors as in a file."""
 
 import json
 
@@ -21,7 +21,7 @@ def recipe(tmp_path, monkeypatch):
     return "folder/recipe.yaml"
 
 
-def said(recipe, *overrides):
+def messages(recipe, *overrides):
     return [str(problem) for problem in check_file(recipe, overrides).problems]
 
 
@@ -64,7 +64,7 @@ def test_paths_in_overrides_are_relative_to_the_current_directory(recipe, tmp_pa
     assert load(recipe, ["source.with.path=data"]).source.with_["path"] == str(tmp_path / "data")
 
 
-def test_another_component_takes_no_options_along(recipe):
+def test_another_component_keeps_no_options(recipe):
     made = load(recipe, ["source=huggingface", "source.with.name=org/set"])
     assert (made.source.use, made.source.with_["name"]) == ("huggingface", "org/set")
     made = load(recipe, ["source.use=huggingface", "source.with.name=org/set"])
@@ -123,14 +123,14 @@ def test_a_wrong_value_is_underlined_where_it_is(recipe):
         ("train.epochs=[1", "train.epochs must be a number, not the string '[1'"),
     ],
 )
-def test_what_is_said_of_a_wrong_override(recipe, override, expected):
-    (problem,) = said(recipe, override)
+def test_a_wrong_override_is_reported(recipe, override, expected):
+    (problem,) = messages(recipe, override)
     assert problem.startswith("--set ")
     assert expected in problem
 
 
-def test_all_wrong_overrides_are_said_at_once(recipe):
-    assert len(said(recipe, "x=1", "y", "train.epochs=no")) == 3
+def test_all_wrong_overrides_are_reported_at_once(recipe):
+    assert len(messages(recipe, "x=1", "y", "train.epochs=no")) == 3
 
 
 @ANY

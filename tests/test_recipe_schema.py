@@ -1,4 +1,4 @@
-"""The schema for editors: fresh, valid, and of one mind with the validation itself."""
+"""The schema for editors: up to date, valid, and in agreement with the validation."""
 
 import json
 import os
@@ -110,5 +110,5 @@ def test_one_valid_recipe_sets_every_key():
     assert set(missing(options.schema(Recipe), everything, [])) == {"extends"}, "add what is new to everything.yaml"
 
 
-def test_reading_for_an_editor_is_reading(schema):
+def test_an_editor_reads_the_same_data(schema):
     assert data(VALID[0]) == read_file(VALID[0])[0].plain() or "extends" in data(VALID[0])

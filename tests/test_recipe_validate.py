@@ -1,4 +1,4 @@
-"""What is said of recipes: golden texts, places, paths and variables, and what components say."""
+"""Validation of recipes: golden messages, places, paths, variables, and checks of components."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ SMALL = "model: {name: sftrun/tiny}\nsource: {use: jsonl, with: {path: data}}\n"
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    """Writes recipe.yaml, the smallest recipe and what is added to it, in the current directory."""
+    """Writes recipe.yaml, the smallest recipe with additions, into the current directory."""
     monkeypatch.chdir(tmp_path)
 
     def write(added="", name="recipe.yaml"):
@@ -32,14 +32,14 @@ def recipe(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", INVALID, ids=lambda path: path.stem)
-def test_what_is_said_of_a_wrong_recipe(path, monkeypatch, capsys):
+def test_a_wrong_recipe_is_reported(path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     main.run(["validate", str(path.relative_to(ROOT))])
-    said = capsys.readouterr().err
+    messages = capsys.readouterr().err
     golden = path.with_suffix(".txt")
     if os.environ.get("SFTRUN_UPDATE"):
-        golden.write_text(said, encoding="utf-8")
-    assert said == golden.read_text(encoding="utf-8")
+        golden.write_text(messages, encoding="utf-8")
+    assert messages == golden.read_text(encoding="utf-8")
 
 
 def test_every_golden_text_has_its_recipe():
@@ -47,7 +47,7 @@ def test_every_golden_text_has_its_recipe():
 
 
 @pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
-def test_nothing_is_said_of_a_valid_recipe(path):
+def test_a_valid_recipe_has_no_problems(path):
     assert validate(path) == []
     assert isinstance(load(path), sftrun.Recipe)
 
@@ -83,7 +83,7 @@ def test_paths_are_relative_to_the_file_that_has_them():
     assert made.extends is None
 
 
-def test_a_component_that_changes_keeps_no_option_of_the_other():
+def test_another_component_keeps_no_options():
     made = load(RECIPES / "valid" / "more" / "replaces.yaml")
     assert made.source.use == "huggingface"
     assert "val_share" not in made.source.with_
@@ -97,7 +97,7 @@ def test_names_stay_and_paths_become_absolute(recipe, tmp_path):
     assert load(recipe(), ["model.name=~/mine"]).model.name == os.path.expanduser("~/mine")
 
 
-def test_a_url_is_no_path(recipe):
+def test_a_url_is_not_a_path(recipe):
     assert load(recipe(), ["source.with.path=s3://bucket/rows"]).source.with_["path"] == "s3://bucket/rows"
 
 
@@ -122,7 +122,7 @@ def test_anchors_and_merge_keys_are_followed():
     assert first["max_new_tokens"] == second["max_new_tokens"] == 8
 
 
-def test_a_number_that_is_whole_may_have_an_exponent():
+def test_an_integer_may_have_an_exponent():
     assert load(RECIPES / "valid" / "everything.yaml").model.max_seq_len == 1000
 
 
@@ -135,8 +135,8 @@ def test_the_document_knows_where_each_value_is(recipe):
 
 
 def test_problems_come_in_the_order_of_the_file(recipe):
-    said = validate(recipe("b: 1\ntrain: {x: 1, epochs: a}\na: 1\n"), ["c=1"])
-    assert [str(problem.where) for problem in said] == [
+    messages = validate(recipe("b: 1\ntrain: {x: 1, epochs: a}\na: 1\n"), ["c=1"])
+    assert [str(problem.where) for problem in messages] == [
         "recipe.yaml:3:1",
         "recipe.yaml:4:9",
         "recipe.yaml:4:23",

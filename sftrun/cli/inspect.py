@@ -37,11 +37,11 @@ def command(
     if as_json:
         _print_json(items)
         return
-    shown = by_shape(items) if shapes else titled(islice(items, rows))
+    titled_items = by_shape(items) if shapes else titled(islice(items, rows))
     if html:
-        _write_page(Path(html), recipe, split, shown)
+        _write_page(Path(html), recipe, split, titled_items)
     else:
-        _print_marked(shown)
+        _print_marked(titled_items)
 
 
 def _print_json(items: Iterator[Any]) -> None:
@@ -56,15 +56,15 @@ def _print_json(items: Iterator[Any]) -> None:
         print(json.dumps(row, ensure_ascii=False))
 
 
-def _write_page(file: Path, recipe: str, split: str, shown: Iterable[tuple[str, Any]]) -> None:
+def _write_page(file: Path, recipe: str, split: str, titled_items: Iterable[tuple[str, Any]]) -> None:
     from sftrun.report.rows import page
 
-    file.write_text(page(f"{Path(recipe).name}, {split}", shown), "utf-8")
+    file.write_text(page(f"{Path(recipe).name}, {split}", titled_items), "utf-8")
     print(f"written: {file}", file=sys.stderr)
 
 
-def _print_marked(shown: Iterable[tuple[str, Any]]) -> None:
-    for title, item in shown:
+def _print_marked(titled_items: Iterable[tuple[str, Any]]) -> None:
+    for title, item in titled_items:
         print(f"── {title}", file=sys.stderr)
         _show(item.pieces)
     marks = "green" if sys.stderr.isatty() else "between ⟦ and ⟧"

@@ -145,13 +145,13 @@ def _bug_report(args: Sequence[str]) -> str:
     import shlex
     from importlib import metadata
 
-    found = [f"Python {platform.python_version()}", platform.platform()]
+    versions = [f"Python {platform.python_version()}", platform.platform()]
     for name in ("torch", "transformers", "trl", "peft", "datasets", "msgspec", "ruamel.yaml", "jsonschema"):
         try:
-            found.append(f"{name} {metadata.version(name)}")
+            versions.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             continue
-    versions = ", ".join([f"sftrun {sftrun.__version__}", *found])
+    versions_line = ", ".join([f"sftrun {sftrun.__version__}", *versions])
     command = shlex.join(["sftrun", *args])
     request = "This is a bug in sftrun. Please report it, with the lines above and these:"
-    return f"\n{request}\n  command: {command}\n  versions: {versions}"
+    return f"\n{request}\n  command: {command}\n  versions: {versions_line}"

@@ -29,41 +29,41 @@ def command(recipe: str, sets: tuple[str, ...], no_data: bool, probe: bool, as_j
     if no_data and probe:
         raise click.UsageError("--probe needs the data that --no-data leaves out; use one of the two")
     with progress.watcher() as watch:
-        found = plan(recipe, sets, watch, data=not no_data, probe=probe)
+        planned = plan(recipe, sets, watch, data=not no_data, probe=probe)
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps(planned, indent=2, ensure_ascii=False))
     else:
-        _show(found)
-    return FIXABLE if found["verdict"] == "does not fit" else 0
+        _show(planned)
+    return FIXABLE if planned["verdict"] == "does not fit" else 0
 
 
-def _show(found: dict[str, Any]) -> None:
-    _say(_parameters(found) if "parameters" in found else f"{found['model']}: its backend gives no estimate")
-    _say(_batch(found))
-    if found["chosen"]:
-        _say(_chosen(found["chosen"]))
-    if "memory" in found:
-        _show_memory(found["memory"])
-    for note in found["notes"]:
-        _say(f"note: {note}")
-    if "measured" in found:
-        _say(_measured(found["measured"]))
-    _say(_disk(found["disk"]))
-    _say(_verdict(found))
-    if found["changes"]:
-        _show_changes(found["changes"])
-    elif found.get("peak", 0) > found["device"]["free"]:
-        _say("no smaller batch, shorter rows or adapter makes it fit: use a smaller model, or a larger machine")
+def _show(planned: dict[str, Any]) -> None:
+    _print(_parameters(planned) if "parameters" in planned else f"{planned['model']}: its backend gives no estimate")
+    _print(_batch(planned))
+    if planned["chosen"]:
+        _print(_chosen(planned["chosen"]))
+    if "memory" in planned:
+        _show_memory(planned["memory"])
+    for note in planned["notes"]:
+        _print(f"note: {note}")
+    if "measured" in planned:
+        _print(_measured(planned["measured"]))
+    _print(_disk(planned["disk"]))
+    _print(_verdict(planned))
+    if planned["changes"]:
+        _show_changes(planned["changes"])
+    elif planned.get("peak", 0) > planned["device"]["free"]:
+        _print("no smaller batch, shorter rows or adapter makes it fit: use a smaller model, or a larger machine")
 
 
-def _parameters(found: dict[str, Any]) -> str:
-    trained, frozen = found["parameters"]["trained"], found["parameters"]["frozen"]
+def _parameters(planned: dict[str, Any]) -> str:
+    trained, frozen = planned["parameters"]["trained"], planned["parameters"]["frozen"]
     share = f", {trained / (trained + frozen):.2%} of all" if frozen else ""
-    return f"{found['model']}: {trained:,} parameters trained{share}; {frozen:,} frozen"
+    return f"{planned['model']}: {trained:,} parameters trained{share}; {frozen:,} frozen"
 
 
-def _batch(found: dict[str, Any]) -> str:
-    batch, data = found["batch"], found["data"]
+def _batch(planned: dict[str, Any]) -> str:
+    batch, data = planned["batch"], planned["data"]
     largest = f"largest batch: {batch['rows']:,} rows, the longest of {batch['longest']:,} tokens"
     if data is None:
         return f"data: not prepared; {largest}"
@@ -96,11 +96,11 @@ def _disk(disk: dict[str, Any]) -> str:
     return f"disk: {each}{kept}; {byte_count(disk['free'])} free"
 
 
-def _verdict(found: dict[str, Any]) -> str:
-    device, source = found["device"], "measured" if "measured" in found else "estimated"
-    needed = found.get("measured", found)["peak"]
+def _verdict(planned: dict[str, Any]) -> str:
+    device, source = planned["device"], "measured" if "measured" in planned else "estimated"
+    needed = planned.get("measured", planned)["peak"]
     has = f"{device['name']} has {byte_count(device['free'])} free of {byte_count(device['total'])}"
-    return f"{found['verdict']}: {byte_count(needed)} {source}, {has}"
+    return f"{planned['verdict']}: {byte_count(needed)} {source}, {has}"
 
 
 def _show_changes(changes: list[dict[str, Any]]) -> None:
@@ -117,5 +117,5 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr)

@@ -33,10 +33,10 @@ def command(paths: Sequence[str], sets: Sequence[str], form: str) -> int:
     """
     from sftrun.recipe.validate import validate
 
-    found = {path: validate(path, sets) for path in dict.fromkeys(_recipes(paths))}
+    results = {path: validate(path, sets) for path in dict.fromkeys(_recipes(paths))}
     printers = {"text": _print_text, "json": _print_json, "github": _print_github}
-    printers[form](found)
-    return int(any(_count_errors(problems) for problems in found.values()))
+    printers[form](results)
+    return int(any(_count_errors(problems) for problems in results.values()))
 
 
 def _recipes(paths: Sequence[str]) -> Iterator[str]:
@@ -62,45 +62,45 @@ def _count_errors(problems: Sequence[Problem]) -> int:
     return sum(problem.severity == "error" for problem in problems)
 
 
-def _unique(found: dict[str, list[Problem]]) -> list[Problem]:
+def _unique(results: dict[str, list[Problem]]) -> list[Problem]:
     """Returns each problem once: several recipes may extend the file that has it."""
-    return list({(p.message, p.where): p for problems in found.values() for p in problems}.values())
+    return list({(p.message, p.where): p for problems in results.values() for p in problems}.values())
 
 
-def _print_text(found: dict[str, list[Problem]]) -> None:
-    show.print_problems(_unique(found))
-    show.print_line(summary(found))
+def _print_text(results: dict[str, list[Problem]]) -> None:
+    show.print_problems(_unique(results))
+    show.print_line(summary(results))
 
 
-def summary(found: dict[str, list[Problem]]) -> str:
+def summary(results: dict[str, list[Problem]]) -> str:
     """Returns one line with the numbers of recipes, of fine ones, of errors and of warnings."""
-    unique = _unique(found)
+    unique = _unique(results)
     errors = _count_errors(unique)
     warnings = len(unique) - errors
-    wrong = [problems for problems in found.values() if _count_errors(problems)]
-    parts = [f"{len(found) - len(wrong)} fine"] if len(wrong) < len(found) else []
+    wrong = [problems for problems in results.values() if _count_errors(problems)]
+    parts = [f"{len(results) - len(wrong)} fine"] if len(wrong) < len(results) else []
     if wrong:
         parts.append(f"{len(wrong)} with {_plural(errors, 'error')}")
     if warnings:
         parts.append(_plural(warnings, "warning"))
-    return f"{_plural(len(found), 'recipe')}: {', '.join(parts)}"
+    return f"{_plural(len(results), 'recipe')}: {', '.join(parts)}"
 
 
 def _plural(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
-def _print_json(found: dict[str, list[Problem]]) -> None:
+def _print_json(results: dict[str, list[Problem]]) -> None:
     recipes = [
         {"file": path, "ok": not _count_errors(problems), "problems": [show.as_data(problem) for problem in problems]}
-        for path, problems in found.items()
+        for path, problems in results.items()
     ]
-    errors = sum(map(_count_errors, found.values()))
-    warnings = sum(map(len, found.values())) - errors
+    errors = sum(map(_count_errors, results.values()))
+    warnings = sum(map(len, results.values())) - errors
     print(json.dumps({"recipes": recipes, "errors": errors, "warnings": warnings}, indent=2))
 
 
-def _print_github(found: dict[str, list[Problem]]) -> None:
-    for line in dict.fromkeys(show.as_annotation(p, path) for path, problems in found.items() for p in problems):
+def _print_github(results: dict[str, list[Problem]]) -> None:
+    for line in dict.fromkeys(show.as_annotation(p, path) for path, problems in results.items() for p in problems):
         print(line)
-    show.print_line(summary(found))
+    show.print_line(summary(results))

@@ -36,7 +36,7 @@ def value_text(value: Any) -> str:
 
 def parse_options(sets: Iterable[str]) -> tuple[list[Override], list[Problem]]:
     """Parses `--set KEY=VALUE` options."""
-    found, problems = [], []
+    parsed, problems = [], []
     for text in sets:
         name, equals, value = text.partition("=")
         keys = name.strip().split(".")
@@ -47,13 +47,13 @@ def parse_options(sets: Iterable[str]) -> tuple[list[Override], list[Problem]]:
         elif keys[0] == "extends":
             problems.append(Problem("extends can only be written in a recipe file", where))
         else:
-            found.append(_override(keys, ".", "--set ", name, value))
-    return found, problems
+            parsed.append(_override(keys, ".", "--set ", name, value))
+    return parsed, problems
 
 
 def parse_environment(environment: Mapping[str, str]) -> tuple[list[Override], list[Problem]]:
     """Parses the variables `SFTRUN_SET__A__B=value`; the case of keys does not matter."""
-    found, problems = [], []
+    parsed, problems = [], []
     for name, value in sorted(environment.items()):
         if not name.upper().startswith(PREFIX):
             continue
@@ -66,8 +66,8 @@ def parse_environment(environment: Mapping[str, str]) -> tuple[list[Override], l
                 )
             )
         else:
-            found.append(_override(keys, "__", name[: len(PREFIX)], name[len(PREFIX) :], value))
-    return found, problems
+            parsed.append(_override(keys, "__", name[: len(PREFIX)], name[len(PREFIX) :], value))
+    return parsed, problems
 
 
 def _override(keys: list[str], separator: str, lead: str, name: str, value: str) -> Override:

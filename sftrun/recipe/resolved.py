@@ -48,8 +48,8 @@ def normal(recipe: Recipe) -> Recipe:
 
 def components() -> dict[str, str]:
     """Returns the keys of a recipe that name components, with the kind of each."""
-    found = schema(Recipe)["properties"].items()
-    return {name: about["x-component"] for name, about in found if "x-component" in about}
+    properties = schema(Recipe)["properties"].items()
+    return {name: about["x-component"] for name, about in properties if "x-component" in about}
 
 
 class _Representer(SafeRepresenter):

@@ -116,7 +116,7 @@ def _typed(document: Document, registry: Registry) -> tuple[Recipe | None, list[
         recipe = complete.recipe(parse(document.data, Recipe), registry)
     except UserError as error:
         return None, [_placed(problem, document, ()) for problem in error.problems]
-    found = []
+    problems = []
     visits = list(walk(document.root, schema(Recipe), registry))
     asked = [(str(visit.kind), visit.path, visit.use()) for visit in visits]
     written = {visit.path[:1] for visit in visits}
@@ -124,10 +124,10 @@ def _typed(document: Document, registry: Registry) -> tuple[Recipe | None, list[
     asked += [(kind, (kind,), use) for kind, use in components(recipe) if kind in FIELDS and (kind,) not in written]
     for kind, path, use in asked:
         if use is not None:
-            said = checks.of_component(kind, use, recipe, registry)
-            found += [_placed(problem, document, path) for problem in said]
-    found += [_placed(problem, document, ()) for problem in checks.of_backend(recipe, registry)]
-    return recipe, found
+            reported = checks.of_component(kind, use, recipe, registry)
+            problems += [_placed(problem, document, path) for problem in reported]
+    problems += [_placed(problem, document, ()) for problem in checks.of_backend(recipe, registry)]
+    return recipe, problems
 
 
 def _placed(problem: Problem, document: Document, path: RecipePath) -> Problem:

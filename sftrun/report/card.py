@@ -71,13 +71,13 @@ def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:
     """Returns the hyperparameters by name."""
     t, lora = recipe.train, recipe.tuning.lora
     steps = max((event.get("steps") or 0 for event in facts.events if event.get("event") == "step"), default=None)
-    found: list[tuple[str, Any]] = [("tuning", recipe.tuning.mode)]
+    rows: list[tuple[str, Any]] = [("tuning", recipe.tuning.mode)]
     if recipe.tuning.mode != "full":
-        found.append(("LoRA", f"r {lora.r}, alpha {number(lora.alpha)}, dropout {number(lora.dropout)}"))
+        rows.append(("LoRA", f"r {lora.r}, alpha {number(lora.alpha)}, dropout {number(lora.dropout)}"))
         modules = lora.target_modules
-        found.append(("adapted modules", modules if isinstance(modules, str) else ", ".join(modules)))
+        rows.append(("adapted modules", modules if isinstance(modules, str) else ", ".join(modules)))
     return [
-        *found,
+        *rows,
         ("masker", as_use(recipe.masker).use),
         ("backend", as_use(recipe.backend).use),
         ("epochs", t.epochs),

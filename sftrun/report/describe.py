@@ -24,15 +24,15 @@ def moment(iso: str) -> str:
     return iso[:16].replace("T", " ")
 
 
-def hardware(found: dict[str, Any]) -> str:
+def hardware(facts: dict[str, Any]) -> str:
     """Returns the hardware of a run: `2 CPUs, 24 GB memory, no GPU`."""
-    if not found:
+    if not facts:
         return NOTHING
-    cards = [f"{card.get('name', 'GPU')} ({number(card.get('memory_gb'))} GB)" for card in found.get("gpus") or []]
+    cards = [f"{card.get('name', 'GPU')} ({number(card.get('memory_gb'))} GB)" for card in facts.get("gpus") or []]
     different = dict.fromkeys(cards)
     gpus = [f"{cards.count(card)} × {card}" if cards.count(card) > 1 else card for card in different]
-    memory = f"{number(found.get('memory_gb'))} GB memory"
-    return ", ".join([f"{number(found.get('cpus'))} CPUs", memory, *(gpus or ["no GPU"])])
+    memory = f"{number(facts.get('memory_gb'))} GB memory"
+    return ", ".join([f"{number(facts.get('cpus'))} CPUs", memory, *(gpus or ["no GPU"])])
 
 
 def plain(value: Any) -> str:

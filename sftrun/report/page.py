@@ -71,10 +71,10 @@ def environment() -> Environment:
 def visible(text: Any) -> Markup:
     """Returns a text with marks for line ends and invisible characters."""
     text = str(text)
-    shown = escape(text[:LONGEST])
-    shown = Markup(describe.INVISIBLE.sub(_code, shown)).replace(Markup("\n"), Markup('<i class="nl"></i>\n'))
+    escaped = escape(text[:LONGEST])
+    marked = Markup(describe.INVISIBLE.sub(_code, escaped)).replace(Markup("\n"), Markup('<i class="nl"></i>\n'))
     more = len(text) - LONGEST
-    return shown + Markup('<i class="cut">… {} more characters</i>').format(f"{more:,}") if more > 0 else shown
+    return marked + Markup('<i class="cut">… {} more characters</i>').format(f"{more:,}") if more > 0 else marked
 
 
 def _code(match: re.Match[str]) -> str:

@@ -108,8 +108,8 @@ def spread(items: list[Any], count: int) -> list[Any]:
 
 def score(answer: dict[str, Any] | None) -> float | None:
     """Returns the exact match or the score of one answer."""
-    found = answer or {}
-    value = found.get("exact_match", found.get("score"))
+    fields = answer or {}
+    value = fields.get("exact_match", fields.get("score"))
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 

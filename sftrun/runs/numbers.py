@@ -1,4 +1,4 @@
-"""Numbers and durations as people read them."""
+"""Formats numbers, bytes and durations for people."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ NOTHING = "–"
 
 
 def number(value: Any) -> str:
-    """A value for a table: four significant digits, thousands apart; a dash where there is none."""
+    """Returns a value for a table: four significant digits, thousands separated; a dash for None."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
@@ -35,12 +35,12 @@ def byte_count(count: float) -> str:
 
 
 def share(part: Any, whole: Any) -> str:
-    """A part of a whole in per cent."""
+    """Returns a part of a whole in per cent."""
     return f"{100 * part / whole:.1f} %" if part is not None and whole else NOTHING
 
 
 def duration(seconds: float) -> str:
-    """Seconds as `1 h 02 min`, `3 min 20 s` or `12 s`."""
+    """Returns seconds as `1 h 02 min`, `3 min 20 s` or `12 s`."""
     if not math.isfinite(seconds):
         return NOTHING
     if 0 < seconds < 10:
