@@ -463,10 +463,10 @@ def test_a_folder_that_is_no_run_cannot_be_resumed(sftrun, tmp_path):
 @pytest.mark.parametrize(
     ("train", "words"),
     [
-        ({"early_stopping": {}, "eval_strategy": "no"}, "train.early_stopping goes by the validation loss"),
-        ({"keep_best": True, "eval_strategy": "no"}, "train.keep_best goes by the validation loss"),
-        ({"early_stopping": {}, "save_strategy": "no"}, "train.early_stopping keeps the best checkpoint"),
-        ({"keep_best": True, "save_strategy": "no"}, "train.keep_best keeps the best checkpoint"),
+        ({"early_stopping": {}, "eval_strategy": "no"}, "train.early_stopping needs the validation loss"),
+        ({"keep_best": True, "eval_strategy": "no"}, "train.keep_best needs the validation loss"),
+        ({"early_stopping": {}, "save_strategy": "no"}, "train.early_stopping needs checkpoints"),
+        ({"keep_best": True, "save_strategy": "no"}, "train.keep_best needs checkpoints"),
         ({"early_stopping": {}, "keep_best": False, "save_strategy": "no"}, None),
         ({"early_stopping": None, "keep_best": None, "save_strategy": "no", "eval_strategy": "no"}, None),
     ],
