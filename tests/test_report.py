@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from sftrun.options import Use
 from sftrun.recipe.model import LoraOptions, ModelOptions, Recipe, TuningOptions
 from sftrun.recipe.train_options import TrainOptions
-from sftrun.report import advice, curves, markdown, say, scores
+from sftrun.report import advice, curves, describe, markdown, scores
 from sftrun.report.page import visible
 from sftrun.runs import history, numbers
 from sftrun.runs.directory import RunDir
@@ -196,7 +196,7 @@ def test_a_whole_run_has_every_section_and_its_numbers(run: RunDir) -> None:
         "c0de",
     ):
         assert shown in page.data
-    assert "10,000 tokens went through training, 2,500 of them trained: 1,000 tokens a second, 250 trained" in page.data
+    assert "Training processed 10,000 tokens, 2,500 of them trained: 1,000 tokens per second, 250 trained" in page.data
     assert page.data.index("train, the first") < page.data.index("val, the first")
     assert html.count("<svg") == 2
 
@@ -318,7 +318,7 @@ def test_the_card_of_the_embedded_model_says_that_it_is_a_demonstration(run: Run
     assert "base_model" not in head
     assert head["library_name"] == "transformers"
     assert "trained from scratch" in card
-    assert "30 of 300 are wrong" in card
+    assert "30 of 300 answers to held-out prompts are wrong" in card
 
 
 @pytest.mark.parametrize(
@@ -528,7 +528,7 @@ def test_answers_no_better_than_before_point_to_the_data() -> None:
         scores.Metric("generation", "exact_match", 0.2, 0.2),
         scores.Metric("loss", "val_loss", 3.0, 2.0, higher_is_better=False),
     ]
-    assert "Look at the data" in advice.advice(recipe(), past([], []), same)[0]
+    assert "Check the data" in advice.advice(recipe(), past([], []), same)[0]
     assert advice.advice(recipe(), past([], []), GOOD) == []
     assert advice.advice(recipe(), past([], []), [scores.Metric("generation", "exact_match", 1.0, 1.0)]) == []
 
@@ -599,10 +599,10 @@ def test_durations_read_well(seconds: float, text: str) -> None:
 def test_hardware_counts_equal_cards() -> None:
     card = {"name": "H100", "memory_gb": 80.0}
     assert (
-        say.hardware({"cpus": 64, "memory_gb": 512.0, "gpus": [card, card]})
+        describe.hardware({"cpus": 64, "memory_gb": 512.0, "gpus": [card, card]})
         == "64 CPUs, 512 GB memory, 2 × H100 (80 GB)"
     )
-    assert say.hardware({"cpus": 2, "memory_gb": 24.0, "gpus": []}) == "2 CPUs, 24 GB memory, no GPU"
+    assert describe.hardware({"cpus": 2, "memory_gb": 24.0, "gpus": []}) == "2 CPUs, 24 GB memory, no GPU"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def merge(recipe: sftrun.Recipe, path: Path, max_difference: float) -> dict[str,
     model = _model.load_tuned(recipe, run).eval()
     rows = [sample.ids for sample in islice(sftrun.data.Samples(run.prepared / "train.arrow"), ROWS)]
     before = [_log_probabilities(model, ids) for ids in rows]
-    with sftrun.files.whole_folder(run.export / "unsloth-merged") as making:
+    with sftrun.files.atomic_folder(run.export / "unsloth-merged") as making:
         _write(model, recipe, run, making)
         merged = _model.load(str(making), recipe, merged=True).eval()
         after = [_log_probabilities(merged, ids) for ids in rows]

@@ -75,7 +75,7 @@ def _compared(before: list[torch.Tensor], after: Iterator[torch.Tensor]) -> dict
 
 def _write(merged: Any, recipe: sftrun.Recipe, run: sftrun.RunDir) -> None:
     merged.generation_config.eos_token_id = saved.stop_ids(run, merged) or None
-    with sftrun.files.whole_folder(run.export / "merged") as making:
+    with sftrun.files.atomic_folder(run.export / "merged") as making:
         merged.save_pretrained(making)
         sftrun.data.load_tokenizer(recipe.model).save(making)
 
