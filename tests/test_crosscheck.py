@@ -14,7 +14,7 @@ from sftrun.data.masks.template import Template
 from sftrun.errors import UserError
 from sftrun.types import Conversation, Rendered
 
-CHATML = (Path(sftrun.data.__file__).parent / "templates" / "chatml.jinja").read_text("utf-8")
+CHATML = (Path(sftrun.data.__file__).parent / "masks" / "templates" / "chatml.jinja").read_text("utf-8")
 
 # What transformers calls a training template: tags around what is generated, some of the header and the rest.
 TAGGED = """{%- for m in messages -%}

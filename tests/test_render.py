@@ -18,7 +18,7 @@ from sftrun.data.masks.template import Template
 from sftrun.errors import RowError, UserError
 from sftrun.types import Conversation, Message, Rendered
 
-CHATML = (Path(sftrun.data.__file__).parent / "templates" / "chatml.jinja").read_text("utf-8")
+CHATML = (Path(sftrun.data.__file__).parent / "masks" / "templates" / "chatml.jinja").read_text("utf-8")
 
 LLAMA = """{{- bos_token -}}
 {%- for m in messages -%}
@@ -663,6 +663,6 @@ def shipped() -> Callable[[str], Renderer]:
 
 
 def test_rendering_needs_no_heavy_library():
-    code = "import sys, sftrun.data.render; print({'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules))"
+    code = "import sys, sftrun.data.masks.render; print({'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
