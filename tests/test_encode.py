@@ -68,13 +68,13 @@ def rendered(renderer: Renderer, talks: list[Conversation]) -> Iterator[Rendered
 def both_ways(reader: Tokenizer, rows: list[Rendered]) -> int:
     """Compares the two ways on every row; returns how many went the fast one."""
     encoder = Encoder(reader, EveryAnswer(), ANY)
-    encoded = encoder.encode(rows, encoder.read([row.text for row in rows]))
-    slow = encoder._by_offsets(rows, range(len(rows)))
-    for index in np.flatnonzero(encoded.plain):
+    encoded = encoder.encode(rows, encoder.tokenize([row.text for row in rows]))
+    slow = encoder._encode_by_offsets(rows, range(len(rows)))
+    for index in np.flatnonzero(encoded.fast):
         part = slice(encoded.starts[index], encoded.starts[index + 1])
         assert encoded.ids[part].tolist() == slow[index].ids.tolist()
         assert encoded.trained[part].tolist() == slow[index].trained.tolist(), rows[index].text
-    return int(encoded.plain.sum())
+    return int(encoded.fast.sum())
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -131,7 +131,7 @@ def test_trained_tokens_decode_to_the_answers_and_their_ends(talks, data, folder
     rows = list(rendered(Renderer(reader.template), talks * 2))
     both_ways(reader, rows)
     encoder = Encoder(reader, EveryAnswer(), ANY)
-    for index, row in encoder._by_offsets(rows, range(len(rows))).items():
+    for index, row in encoder._encode_by_offsets(rows, range(len(rows))).items():
         generated = "".join(rows[index].text[span.start : span.end] for span in rows[index].spans if span.generated)
         text = reader.decode(row.ids[row.trained], skip_special_tokens=False)
         assert text == generated or row.straddling, rows[index].text
@@ -156,6 +156,6 @@ def test_a_masker_that_chooses_by_position_is_an_error(folder):
     talks = [Conversation([user("?" * size), assistant("yes")]) for size in (1, 1, 200)]
     rows = list(rendered(Renderer(reader.template), talks))
     encoder = Encoder(reader, ByPosition(), ANY)
-    read = encoder.read([row.text for row in rows])
+    read = encoder.tokenize([row.text for row in rows])
     with pytest.raises(UserError, match="ByPosition chooses by the position of spans"):
         encoder.encode(rows, read)

@@ -184,7 +184,8 @@ def test_thoughts_of_older_turns_may_be_left_out_but_not_all_thoughts():
         "<|user|>a<|end|><|assistant|>[b][<|end|>]<|user|>c<|end|><|assistant|><think>\n[Sum.</think>][d][<|end|>]"
     )
     assert refusal(CHATML, user("a"), assistant("b", **thoughts)) == (
-        "message 1 (assistant): the template never writes its reasoning_content; take that out, or use another template"
+        "message 1 (assistant): the template never writes its reasoning_content; remove it from the rows, or use "
+        "another template"
     )
 
 
@@ -235,7 +236,7 @@ def test_a_template_that_changes_a_question_is_refused():
 
 def test_a_template_that_leaves_out_text_of_an_answer_is_refused():
     assert refusal(THINKING, user("a"), assistant("Sum.</think>4")) == (
-        "message 1 (assistant): the template leaves out text of its content (it takes </think> for the end of thoughts)"
+        "message 1 (assistant): the template leaves out text of its content (it reads </think> as the end of thoughts)"
     )
     assert refusal(LLAMA, user("a"), call({"city": "Oslo"}, "b")) == (
         "message 1 (assistant): the template leaves out text of its tool_calls"
@@ -262,7 +263,7 @@ def test_the_templates_own_words_are_reported():
     strict = "{%- if messages[0].role == 'system' -%}{{- raise_exception('No system role') -}}{%- endif -%}" + CHATML
     assert refusal(strict, system("S"), user("a"), assistant("b")) == (
         f"message 0 (system): the chat template {renderer(strict).template.fingerprint[:12]} takes no system messages: "
-        "No system role; put its text into the user's turn, leave out the transform that wrote it, or set "
+        "No system role; put its text into the user's turn, remove the transform that wrote it, or set "
         "model.chat_template"
     )
     picky = CHATML + "{%- if messages[0].content == 'Never' -%}{{- raise_exception('Not that') -}}{%- endif -%}"
@@ -281,7 +282,7 @@ def test_a_template_that_takes_no_tools_is_named():
         one.render(Conversation([user("a"), call({"x": "y"}), result("b"), assistant("c")]))
     assert str(caught.value) == (
         "message 2 (tool): the chat template mine.jinja takes no tool messages: Two roles; "
-        "set model.chat_template to one that takes tools"
+        "set model.chat_template to one with tools"
     )
 
 
@@ -364,7 +365,8 @@ def test_thoughts_in_a_list_of_parts_are_reasoning():
     talk = [user("a"), {"role": "assistant", "content": content}]
     assert parts(lists, *talk) == [("reasoning", "Hm.</think>"), ("content", "b")]
     assert refusal(lists.replace("m.content[0].thinking + '</think>' + ", ""), *talk) == (
-        "message 1 (assistant): the template never writes its thinking; take that out, or use another template"
+        "message 1 (assistant): the template never writes its thinking; remove it from the rows, or use another "
+        "template"
     )
 
 
@@ -375,7 +377,7 @@ def test_a_message_says_whether_it_is_trained_and_no_template_sees_it():
     flags = {(span.message, span.train) for span in rendered.spans}
     assert flags == {(-1, None), (0, None), (1, False), (2, None), (3, True)}
     assert rendered.text == renderer().render(Conversation([user("a"), assistant("b"), user("c"), assistant("d")])).text
-    assert renderer(nosy).prompt(talk[:3]).endswith("<|im_start|>assistant\n")
+    assert renderer(nosy).render_prompt(talk[:3]).endswith("<|im_start|>assistant\n")
 
 
 def test_a_flag_must_be_true_or_false():
@@ -453,9 +455,13 @@ def test_plain_text_of_one_shape_has_the_same_spans():
 @pytest.mark.parametrize(
     ("message", "more", "reason"),
     [
-        ({"content": "a"}, {"tools": [{}]}, "plain text has no template, so it takes no tools and no template_kwargs"),
+        (
+            {"content": "a"},
+            {"tools": [{}]},
+            "plain text is rendered without a template, so it must not have tools or template_kwargs",
+        ),
         ({"content": ["a"]}, {}, "message 0 (text): in plain text, its content must be a string"),
-        ({"content": "a", "name": "b"}, {}, "message 0 (text): in plain text, there is no place for its name"),
+        ({"content": "a", "name": "b"}, {}, "message 0 (text): in plain text, its name cannot be rendered; remove it"),
     ],
 )
 def test_plain_text_has_no_place_for_more_than_text(message: Message, more: dict[str, object], reason: str):
@@ -474,7 +480,7 @@ def test_plain_text_needs_a_token_that_ends_it():
 def test_the_prompt_of_plain_text_is_its_texts():
     prompt = [{"role": "prompt", "content": "2+2="}]
     one = Renderer(Template(CHATML, {"bos_token": "<s>", "eos_token": "</s>"}), adds_bos=True)
-    assert one.prompt(prompt, plain=True) == "<s>2+2="
+    assert one.render_prompt(prompt, plain=True) == "<s>2+2="
 
 
 @pytest.mark.parametrize(
@@ -493,7 +499,7 @@ def test_what_is_no_conversation_is_refused(talk: Conversation, message: str):
 def test_the_prompt_is_what_the_answer_is_generated_after():
     talk = [user("2+2?"), assistant("4")]
     rendered = renderer().render(Conversation(talk))
-    assert renderer().prompt(talk[:1]) == rendered.text[: next(s.start for s in rendered.spans if s.generated)]
+    assert renderer().render_prompt(talk[:1]) == rendered.text[: next(s.start for s in rendered.spans if s.generated)]
 
 
 @pytest.mark.parametrize(
@@ -516,12 +522,15 @@ def test_the_prompt_is_what_the_answer_is_generated_after():
         (
             "{{- raise_exception('Never') -}}",
             None,
-            ["the chat template does not take a talk of user and assistant: the chat template refuses: Never"],
+            [
+                "the chat template does not render a conversation of user and assistant: the chat template refuses: "
+                "Never"
+            ],
         ),
     ],
 )
 def test_the_check_finds_templates_that_do_not_end_turns(source: str, eot_token: str | None, messages: list[str]):
-    assert [problem.message for problem in renderer(source, eot_token).check()] == messages
+    assert [problem.message for problem in renderer(source, eot_token).check_template()] == messages
 
 
 def test_a_template_that_reads_only_lists_is_given_texts_as_lists():
@@ -534,7 +543,7 @@ def test_a_template_that_reads_only_lists_is_given_texts_as_lists():
 
 def test_a_template_that_wants_a_system_message_passes_the_check():
     strict = "{%- if messages[0].role != 'system' -%}{{- raise_exception('Needs one') -}}{%- endif -%}" + CHATML
-    assert renderer(strict).check() == []
+    assert renderer(strict).check_template() == []
 
 
 def test_a_usual_row_costs_one_render():
@@ -663,6 +672,8 @@ def shipped() -> Callable[[str], Renderer]:
 
 
 def test_rendering_needs_no_heavy_library():
-    code = "import sys, sftrun.data.masks.render; print({'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules))"
+    code = (
+        "import sys, sftrun.data.masks.render; print({'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

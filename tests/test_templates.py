@@ -19,7 +19,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import sftrun
-from sftrun.data.masks.crosscheck import check, tagged
+from sftrun.data.masks.crosscheck import cross_check, mark_tags
 from sftrun.data.masks.render import Renderer
 from sftrun.data.masks.template import Template
 from sftrun.errors import RowError
@@ -94,9 +94,9 @@ def assert_equal(subject: Subject, talk: Conversation, ours: Rendered, marks: se
 def prompt(subject: Subject, talk: Conversation, message: int) -> str:
     """What leads to a message; some templates render nothing without a user's message."""
     try:
-        return subject.renderer.prompt(talk.messages[:message], talk.tools, talk.template_kwargs)
+        return subject.renderer.render_prompt(talk.messages[:message], talk.tools, talk.template_kwargs)
     except RowError:
-        return subject.renderer.prompt([{"role": "user", "content": "x"}])
+        return subject.renderer.render_prompt([{"role": "user", "content": "x"}])
 
 
 def assert_words(talk: Conversation, ours: Rendered) -> None:
@@ -156,14 +156,16 @@ def outcome(subject: Subject, twin: Subject | None, kind: str) -> str:
         return reason(str(error), subject.renderer.template.name)
     assert_words(talk, ours)
     assert_parts(talk, ours)
-    own_tags = tagged(subject.renderer.template)
+    own_tags = mark_tags(subject.renderer.template)
     if own_tags:
-        assert check(subject.renderer, talk, ours, own_tags) == "generation"
+        assert cross_check(subject.renderer, talk, ours, own_tags) == ("generation", None)
     text, marks = reference(twin.source, talk) if twin else (None, set())
     if text == ours.text:
         assert_equal(subject, talk, ours, marks)
         return "equal"
-    return "beginnings" if check(subject.renderer, talk, ours, None) else "words"
+    kind, disagreement = cross_check(subject.renderer, talk, ours, None)
+    assert disagreement is None
+    return "beginnings" if kind else "words"
 
 
 def reason(error: str, name: str) -> str:

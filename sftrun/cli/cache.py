@@ -21,7 +21,7 @@ def command(clear: bool, older_than: float | None) -> None:
         freed = _size(sum(entry.frees for entry in gone))
         print(f"{len(gone)} removed, {freed} freed; what runs have of it stays with them", file=sys.stderr)
         return
-    held = eviction.entries()
+    held = eviction.list_entries()
     rows = []
     for kind in eviction.KINDS:
         own = [entry for entry in held if entry.kind == kind]

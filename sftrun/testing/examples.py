@@ -53,10 +53,10 @@ def shown(masker: types.Masker, talk: Conversation) -> str:
     from sftrun.data.tokens import offsets
 
     text = rendered(talk)
-    row, bounds = offsets.tokens(
-        text, offsets.stretches(masker, text), _tokenizer().encode([text.text])[0], _tokenizer()
+    row, bounds = offsets.mark_tokens(
+        text, offsets.choose_stretches(masker, text), _tokenizer().encode([text.text])[0], _tokenizer()
     )
-    pieces = offsets.pieces(text.text, bounds, row.trained)
+    pieces = offsets.cut_text(text.text, bounds, row.trained)
     return "".join(f"⟦{piece}⟧" if trained else piece for piece, trained in pieces)
 
 
@@ -80,7 +80,7 @@ def prompts(split: str) -> list[Prompt]:
     for talk in talks():
         before, last = talk.messages[:-1], talk.messages[-1]
         if last["role"] == "assistant":
-            ids = _tokenizer().encode([_renderer().prompt(before)])[0].ids
+            ids = _tokenizer().encode([_renderer().render_prompt(before)])[0].ids
             found.append(Prompt(f"{split}: {talk.origin}", before, ids, last["content"]))
     return found
 

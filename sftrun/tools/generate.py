@@ -46,6 +46,6 @@ def answerer(path: str | Path, which: Literal["base", "tuned"] = "tuned") -> Ans
 
 def _prompt(renderer: "Renderer", talk: list[Message]) -> str:
     try:
-        return renderer.prompt(talk)
+        return renderer.render_prompt(talk)
     except RowError as error:
         raise UserError(f"these messages cannot be answered: {error}: {str(talk)[:200]}") from error
