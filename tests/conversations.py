@@ -123,9 +123,14 @@ KINDS: dict[str, Conversation] = {
 }
 
 
-def as_lists(talk: Conversation) -> Conversation:
+def as_lists(conversation: Conversation) -> Conversation:
     """The same conversation with each content as a list of one part."""
-    return Conversation([_as_list(message) for message in talk.messages], talk.origin, talk.tools, talk.template_kwargs)
+    return Conversation(
+        [_as_list(message) for message in conversation.messages],
+        conversation.origin,
+        conversation.tools,
+        conversation.template_kwargs,
+    )
 
 
 def _as_list(message: Message) -> Message:

@@ -196,7 +196,7 @@ def test_inspect_shows_one_row_by_its_origin(sftrun, write):
 
 
 def flagged(*flags):
-    """A talk of two turns, whose messages say whether they are trained."""
+    """A conversation of two turns, whose messages say whether they are trained."""
     messages = talk("a", "b", "c", "d")["messages"]
     return {
         "messages": [

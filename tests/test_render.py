@@ -102,8 +102,8 @@ def test_every_answer_of_a_talk_is_generated():
 
 
 def test_spans_say_whose_text_it_is():
-    talk = [system("Be terse."), user("2+2?"), assistant("4"), user("ok")]
-    rendered = renderer().render(Conversation(talk))
+    conversation = [system("Be terse."), user("2+2?"), assistant("4"), user("ok")]
+    rendered = renderer().render(Conversation(conversation))
     whose = [(rendered.text[s.start : s.end], s.message, s.role) for s in rendered.spans if s.role != "template"]
     assert whose == [
         ("Be terse.", 0, "system"),
@@ -197,8 +197,8 @@ def test_a_word_of_the_user_that_changes_the_generation_prompt_changes_what_is_g
 
 
 def test_a_tool_call_is_generated_and_the_tools_answer_is_not():
-    talk = [user("Oslo?"), call({"city": 'O"s\nlo', "n": [1, "x"]}), result("7 °C"), assistant("Mild.")]
-    assert show(CALLS, *talk) == (
+    conversation = [user("Oslo?"), call({"city": 'O"s\nlo', "n": [1, "x"]}), result("7 °C"), assistant("Mild.")]
+    assert show(CALLS, *conversation) == (
         "<|user|>Oslo?<|end|><|assistant|>"
         '[<call>find_weather{"city": "O\\"s\\nlo", "n": [1, "x"]}</call>][<|end|>]'
         "<|tool|>7 °C<|end|><|assistant|>[Mild.][<|end|>]"
@@ -209,9 +209,9 @@ def test_a_template_without_end_of_turn_needs_one():
     assert refusal(OPEN, user("a"), assistant("b")) == (
         "message 1 (assistant): the template writes no end-of-turn token after it; set model.eot_token"
     )
-    talk = [user("a"), assistant("b"), user("c"), assistant("d")]
-    assert show(OPEN, *talk, eot_token="</s>") == "<|user|>a<|assistant|>[b]<|user|>c<|assistant|>[d][</s>]"
-    assert show(OPEN, *talk[:3], eot_token="</s>") == "<|user|>a<|assistant|>[b]<|user|>c"
+    conversation = [user("a"), assistant("b"), user("c"), assistant("d")]
+    assert show(OPEN, *conversation, eot_token="</s>") == "<|user|>a<|assistant|>[b]<|user|>c<|assistant|>[d][</s>]"
+    assert show(OPEN, *conversation[:3], eot_token="</s>") == "<|user|>a<|assistant|>[b]<|user|>c"
     assert show(OPEN, user("a"), assistant(""), eot_token="</s>") == "<|user|>a<|assistant|>[</s>]"
 
 
@@ -245,8 +245,10 @@ def test_a_template_that_leaves_out_text_of_an_answer_is_refused():
 
 def test_a_template_that_repeats_an_answer_elsewhere_is_refused():
     quoting = "(messages[1].content if loop.index0 == 4 else '') + message['content']"
-    talk = [user("a"), assistant("b"), user("c"), assistant("d"), user("e")]
-    assert refusal(CHATML.replace("message['content']", quoting), *talk).startswith("message 1 (assistant): its end ")
+    conversation = [user("a"), assistant("b"), user("c"), assistant("d"), user("e")]
+    assert refusal(CHATML.replace("message['content']", quoting), *conversation).startswith(
+        "message 1 (assistant): its end "
+    )
 
 
 def test_a_template_that_puts_another_text_into_the_answer_is_refused():
@@ -362,9 +364,9 @@ def test_thoughts_in_a_list_of_parts_are_reasoning():
     either = "(m.content if m.content is string else m.content[0].thinking + '</think>' + m.content[1].text)"
     lists = CALLS.replace("(m.content or '')", either)
     content = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "b"}]
-    talk = [user("a"), {"role": "assistant", "content": content}]
-    assert parts(lists, *talk) == [("reasoning", "Hm.</think>"), ("content", "b")]
-    assert refusal(lists.replace("m.content[0].thinking + '</think>' + ", ""), *talk) == (
+    conversation = [user("a"), {"role": "assistant", "content": content}]
+    assert parts(lists, *conversation) == [("reasoning", "Hm.</think>"), ("content", "b")]
+    assert refusal(lists.replace("m.content[0].thinking + '</think>' + ", ""), *conversation) == (
         "message 1 (assistant): the template never writes its thinking; remove it from the rows, or use another "
         "template"
     )
@@ -372,12 +374,12 @@ def test_thoughts_in_a_list_of_parts_are_reasoning():
 
 def test_a_message_says_whether_it_is_trained_and_no_template_sees_it():
     nosy = CHATML + "{%- for m in messages if m.train is defined -%}{{- raise_exception('seen') -}}{%- endfor -%}"
-    talk = [user("a"), {**assistant("b"), "train": False}, user("c"), {**assistant("d"), "train": True}]
-    rendered = renderer(nosy).render(Conversation(talk))
+    conversation = [user("a"), {**assistant("b"), "train": False}, user("c"), {**assistant("d"), "train": True}]
+    rendered = renderer(nosy).render(Conversation(conversation))
     flags = {(span.message, span.train) for span in rendered.spans}
     assert flags == {(-1, None), (0, None), (1, False), (2, None), (3, True)}
     assert rendered.text == renderer().render(Conversation([user("a"), assistant("b"), user("c"), assistant("d")])).text
-    assert renderer(nosy).render_prompt(talk[:3]).endswith("<|im_start|>assistant\n")
+    assert renderer(nosy).render_prompt(conversation[:3]).endswith("<|im_start|>assistant\n")
 
 
 def test_a_flag_must_be_true_or_false():
@@ -393,7 +395,7 @@ def signature(rendered: Rendered) -> list[tuple[object, ...]]:
 
 def test_rows_of_one_shape_have_spans_that_differ_in_position_alone():
     one = renderer(ALL_PARTS)
-    talks = [
+    conversations = [
         [user("a"), assistant("b")],
         [user("a longer one"), assistant("b <call> c")],
         [user("a"), {**assistant("b"), "train": True}],
@@ -402,7 +404,7 @@ def test_rows_of_one_shape_have_spans_that_differ_in_position_alone():
         [user("a"), call({"city": "Oslo"})],
         [user("a"), call({"city": "Bergen"})],
     ]
-    found = [one.render(Conversation(talk)) for talk in talks * 2]
+    found = [one.render(Conversation(conversation)) for conversation in conversations * 2]
     for first in found:
         for second in found:
             assert first.shape is not None
@@ -471,10 +473,10 @@ def test_plain_text_has_no_place_for_more_than_text(message: Message, more: dict
 
 
 def test_plain_text_needs_a_token_that_ends_it():
-    talk = Conversation([{"role": "text", "content": "a"}], plain=True)
-    with pytest.raises(RowError, match="no eos_token to end plain text with"):
-        Renderer(Template(CHATML, {})).render(talk)
-    assert shown(Renderer(Template(CHATML, {}), eot_token="<e>").render(talk)) == "[a][<e>]"
+    conversation = Conversation([{"role": "text", "content": "a"}], plain=True)
+    with pytest.raises(RowError, match="plain text ends with the tokenizer's eos_token, but it has none"):
+        Renderer(Template(CHATML, {})).render(conversation)
+    assert shown(Renderer(Template(CHATML, {}), eot_token="<e>").render(conversation)) == "[a][<e>]"
 
 
 def test_the_prompt_of_plain_text_is_its_texts():
@@ -484,22 +486,25 @@ def test_the_prompt_of_plain_text_is_its_texts():
 
 
 @pytest.mark.parametrize(
-    ("talk", "message"),
+    ("conversation", "message"),
     [
         (Conversation([]), "the conversation has no messages"),
         (Conversation([{"content": "a"}]), "message 0 has no role"),
         (Conversation([user("a")], template_kwargs={"messages": 1}), "template_kwargs must not set messages"),
     ],
 )
-def test_what_is_no_conversation_is_refused(talk: Conversation, message: str):
+def test_what_is_no_conversation_is_refused(conversation: Conversation, message: str):
     with pytest.raises(RowError, match=message):
-        renderer().render(talk)
+        renderer().render(conversation)
 
 
 def test_the_prompt_is_what_the_answer_is_generated_after():
-    talk = [user("2+2?"), assistant("4")]
-    rendered = renderer().render(Conversation(talk))
-    assert renderer().render_prompt(talk[:1]) == rendered.text[: next(s.start for s in rendered.spans if s.generated)]
+    conversation = [user("2+2?"), assistant("4")]
+    rendered = renderer().render(Conversation(conversation))
+    assert (
+        renderer().render_prompt(conversation[:1])
+        == rendered.text[: next(s.start for s in rendered.spans if s.generated)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -629,13 +634,13 @@ TURNS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4)
 @settings(max_examples=60, deadline=None)
 @given(turns=TURNS)
 def test_any_talk_is_tiled_and_its_answers_are_generated_whole(shipped, name: str, turns: list[tuple[str, str]]):
-    talk = [message for ask, answer in turns for message in (user(ask), assistant(answer))]
-    rendered = shipped(name).render(Conversation(talk))
-    assert rendered.text == shipped(name).template.render(talk)
+    conversation = [message for ask, answer in turns for message in (user(ask), assistant(answer))]
+    rendered = shipped(name).render(Conversation(conversation))
+    assert rendered.text == shipped(name).template.render(conversation)
     assert "".join(rendered.text[span.start : span.end] for span in rendered.spans) == rendered.text
     assert all(span.start < span.end for span in rendered.spans)
     assert all(span.role == "assistant" for span in rendered.spans if span.generated)
-    for index, message in enumerate(talk):
+    for index, message in enumerate(conversation):
         own = [span for span in rendered.spans if span.message == index]
         text = "".join(rendered.text[span.start : span.end] for span in own)
         if message["role"] == "assistant":
@@ -646,17 +651,17 @@ def test_any_talk_is_tiled_and_its_answers_are_generated_whole(shipped, name: st
 
 
 def test_variables_of_the_template_move_the_generation_prompt(shipped):
-    talk = [user("2+2?"), assistant("4")]
-    usual, quiet = (Conversation(talk, template_kwargs=kwargs) for kwargs in ({}, {"enable_thinking": False}))
+    conversation = [user("2+2?"), assistant("4")]
+    usual, quiet = (Conversation(conversation, template_kwargs=kwargs) for kwargs in ({}, {"enable_thinking": False}))
     head = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
     assert shown(shipped("qwen3").render(usual)) == head + "[<think>\n\n</think>\n\n4][<|im_end|>]\n"
     assert shown(shipped("qwen3").render(quiet)) == head + "<think>\n\n</think>\n\n[4][<|im_end|>]\n"
 
 
 def test_a_call_without_texts_has_an_end_too(shipped):
-    talk = [user("Now?"), call({"days": 2}, None), result("7"), assistant("Mild."), user("Ok")]
+    conversation = [user("Now?"), call({"days": 2}, None), result("7"), assistant("Mild."), user("Ok")]
     assert '[<tool_call>\n{"name": "find_weather", "arguments": {"days": 2}}\n</tool_call>][<|im_end|>]' in (
-        shown(shipped("qwen3").render(Conversation(talk)))
+        shown(shipped("qwen3").render(Conversation(conversation)))
     )
 
 

@@ -46,7 +46,7 @@ class Subject(NamedTuple):
     renderer: Renderer
     lists: bool
 
-    def talk(self, kind: str) -> Conversation:
+    def conversation(self, kind: str) -> Conversation:
         return as_lists(KINDS[kind]) if self.lists else KINDS[kind]
 
 
@@ -56,11 +56,15 @@ def load(name: str) -> Subject:
     return Subject(source, renderer, renderer.template.wraps_text)
 
 
-def reference(source: str, talk: Conversation) -> tuple[str | None, set[int]]:
+def reference(source: str, conversation: Conversation) -> tuple[str | None, set[int]]:
     """The text of a conversation and the positions in it that a training template marks as generated."""
     try:
         texts, marks = hub.render_jinja_template(
-            [talk.messages], tools=talk.tools, chat_template=source, return_assistant_tokens_mask=True, **TOKENS
+            [conversation.messages],
+            tools=conversation.tools,
+            chat_template=source,
+            return_assistant_tokens_mask=True,
+            **TOKENS,
         )
     except Exception:  # the twin refuses what the template takes
         return None, set()
@@ -78,7 +82,7 @@ def stretches(positions: set[int]) -> list[tuple[int, int]]:
     return [(ordered[a], ordered[b - 1] + 1) for a, b in pairwise(cuts)]
 
 
-def assert_equal(subject: Subject, talk: Conversation, ours: Rendered, marks: set[int]) -> None:
+def assert_equal(subject: Subject, conversation: Conversation, ours: Rendered, marks: set[int]) -> None:
     """Ours equals the reference up to white space after an end of turn and text of the generation prompt."""
     assert not trained(ours) - marks, "we train what the training template does not"
     ends = {span.end for span in ours.spans if span.end_of_turn}
@@ -88,22 +92,24 @@ def assert_equal(subject: Subject, talk: Conversation, ours: Rendered, marks: se
         if start in ends and not text.strip():
             continue
         assert end in starts, f"we do not train {text!r}"
-        assert text in prompt(subject, talk, starts[end])[-80:], f"we do not train {text!r}"
+        assert text in prompt(subject, conversation, starts[end])[-80:], f"we do not train {text!r}"
 
 
-def prompt(subject: Subject, talk: Conversation, message: int) -> str:
+def prompt(subject: Subject, conversation: Conversation, message: int) -> str:
     """What leads to a message; some templates render nothing without a user's message."""
     try:
-        return subject.renderer.render_prompt(talk.messages[:message], talk.tools, talk.template_kwargs)
+        return subject.renderer.render_prompt(
+            conversation.messages[:message], conversation.tools, conversation.template_kwargs
+        )
     except RowError:
         return subject.renderer.render_prompt([{"role": "user", "content": "x"}])
 
 
-def assert_words(talk: Conversation, ours: Rendered) -> None:
+def assert_words(conversation: Conversation, ours: Rendered) -> None:
     """Without a reference: every word of an answer is in its spans, its end too, and no other text is trained."""
     assert "".join(ours.text[span.start : span.end] for span in ours.spans) == ours.text
-    answers = [message for message in talk.messages if message["role"] == "assistant"]
-    for index, message in enumerate(talk.messages):
+    answers = [message for message in conversation.messages if message["role"] == "assistant"]
+    for index, message in enumerate(conversation.messages):
         own = [span for span in ours.spans if span.message == index]
         text = "".join(ours.text[span.start : span.end] for span in own)
         if message["role"] == "assistant":
@@ -126,9 +132,9 @@ def words(message: Message) -> list[str]:
     return re.findall(r"\w+", content(message))
 
 
-def assert_parts(talk: Conversation, ours: Rendered) -> None:
+def assert_parts(conversation: Conversation, ours: Rendered) -> None:
     """Content, reasoning and calls are each found in the spans of their part, and in no other."""
-    for index, message in enumerate(talk.messages):
+    for index, message in enumerate(conversation.messages):
         if message["role"] != "assistant":
             continue
         texts = {"content": "", "reasoning": "", "tool_calls": ""}
@@ -149,21 +155,21 @@ def assert_parts(talk: Conversation, ours: Rendered) -> None:
 
 def outcome(subject: Subject, twin: Subject | None, kind: str) -> str:
     """What the mask was found equal to, or the reason of a refusal; a difference fails."""
-    talk = subject.talk(kind)
+    conversation = subject.conversation(kind)
     try:
-        ours = subject.renderer.render(talk)
+        ours = subject.renderer.render(conversation)
     except RowError as error:
         return reason(str(error), subject.renderer.template.name)
-    assert_words(talk, ours)
-    assert_parts(talk, ours)
+    assert_words(conversation, ours)
+    assert_parts(conversation, ours)
     own_tags = mark_tags(subject.renderer.template)
     if own_tags:
-        assert cross_check(subject.renderer, talk, ours, own_tags) == ("generation", None)
-    text, marks = reference(twin.source, talk) if twin else (None, set())
+        assert cross_check(subject.renderer, conversation, ours, own_tags) == ("generation", None)
+    text, marks = reference(twin.source, conversation) if twin else (None, set())
     if text == ours.text:
-        assert_equal(subject, talk, ours, marks)
+        assert_equal(subject, conversation, ours, marks)
         return "equal"
-    kind, disagreement = cross_check(subject.renderer, talk, ours, None)
+    kind, disagreement = cross_check(subject.renderer, conversation, ours, None)
     assert disagreement is None
     return "beginnings" if kind else "words"
 
@@ -210,9 +216,9 @@ def chat(turns: list[tuple[str, str]], first: str) -> list[Message]:
 
 def answers(subject: Subject, messages: list[Message]) -> list[str] | None:
     """What the masker `assistant` trains, message by message, each end of turn after a bar; None for a refusal."""
-    talk = Conversation(messages)
+    conversation = Conversation(messages)
     try:
-        ours = subject.renderer.render(as_lists(talk) if subject.lists else talk)
+        ours = subject.renderer.render(as_lists(conversation) if subject.lists else conversation)
     except RowError:
         return None
     masker = sftrun.create("masker", sftrun.Use(use="assistant"))
@@ -247,25 +253,29 @@ def test_texts_are_what_transformers_renders():
     for file in sorted(FOLDER.glob("*.jinja")):
         source = file.read_text("utf-8")
         template = Template(source, TOKENS)
-        for kind, talk in KINDS.items():
+        for kind, conversation in KINDS.items():
             for prompt in (False, True):
-                theirs = rendered_by_transformers(source, talk, prompt)
-                assert rendered_by_us(template, talk, prompt) == theirs, (file.name, kind)
+                theirs = rendered_by_transformers(source, conversation, prompt)
+                assert rendered_by_us(template, conversation, prompt) == theirs, (file.name, kind)
 
 
-def rendered_by_transformers(source: str, talk: Conversation, prompt: bool) -> str | None:
+def rendered_by_transformers(source: str, conversation: Conversation, prompt: bool) -> str | None:
     try:
         texts, _ = hub.render_jinja_template(
-            [talk.messages], tools=talk.tools, chat_template=source, add_generation_prompt=prompt, **TOKENS
+            [conversation.messages],
+            tools=conversation.tools,
+            chat_template=source,
+            add_generation_prompt=prompt,
+            **TOKENS,
         )
     except Exception:
         return None
     return str(texts[0])
 
 
-def rendered_by_us(template: Template, talk: Conversation, prompt: bool) -> str | None:
+def rendered_by_us(template: Template, conversation: Conversation, prompt: bool) -> str | None:
     try:
-        return template.render(talk.messages, tools=talk.tools, add_generation_prompt=prompt)
+        return template.render(conversation.messages, tools=conversation.tools, add_generation_prompt=prompt)
     except RowError:
         return None
 
