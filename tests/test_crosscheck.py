@@ -87,7 +87,7 @@ def test_tags_that_leave_the_end_of_turn_out_differ():
     kind, disagreement = compared(WITHOUT_END, Conversation([user("a"), assistant("b")], origin="train.jsonl:7"))
     assert (kind, disagreement.origin, disagreement.kind) == ("generation", "train.jsonl:7", "generation")
     assert disagreement.reason == (
-        "the mask differs from that of the template's {% generation %} tags, first at '<|end|>' (character 31)\n"
+        "the mask differs from the template's {% generation %} tags, first at '<|end|>' (character 31)\n"
         "  sftrun: '<|user|>a<|end|>\\n<|assistant|>⟦b<|end|>⟧'\n"
         "  theirs: '<|user|>a<|end|>\\n<|assistant|>⟦b⟧<|end|>'"
     )
@@ -201,7 +201,7 @@ def test_a_difference_stops_the_run_if_the_recipe_asks_for_it(sftrun, write, tmp
         said = sftrun("prepare", recipe, "--out", tmp_path / out)
         assert said.code == 1
         assert "error: cross-check: 2 of 2 compared rows have another mask" in said.err
-        assert "train.jsonl:1: error: the mask differs from that of the template's {% generation %} tags" in said.err
+        assert "train.jsonl:1: error: the mask differs from the template's {% generation %} tags" in said.err
         assert "if the tags are wrong, remove them from the template: sftrun needs none" in said.err
     fine = write([talk("a", "b")], data={"crosscheck": "error"})
     assert sftrun("prepare", fine, "--out", tmp_path / "fine").code == 0

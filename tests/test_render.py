@@ -95,7 +95,7 @@ def test_the_answer_and_its_end_are_generated_and_the_line_break_after_is_not():
     assert show(CHATML, user("2+2?"), assistant("4")) == expected
 
 
-def test_every_answer_of_a_talk_is_generated():
+def test_every_answer_of_a_conversation_is_generated():
     assert show(MISTRAL, user("a"), assistant("b"), user("c"), assistant("d")) == (
         "<s>[INST] a [/INST][ b][</s>][INST] c [/INST][ d][</s>]"
     )
@@ -147,7 +147,7 @@ def test_a_system_message_may_be_moved():
     )
 
 
-def test_a_talk_may_begin_with_an_answer():
+def test_a_conversation_may_begin_with_an_answer():
     assert show(CHATML, assistant("Hello!"), user("a")).startswith("<|im_start|>assistant\n[Hello!][<|im_end|>]\n")
     raising = "{%- if not messages -%}{{- raise_exception('no messages') -}}{%- endif -%}" + CHATML
     assert show(raising, assistant("Hello!"), user("a")).startswith("<|im_start|>assistant\n[Hello!][<|im_end|>]\n")
@@ -633,7 +633,9 @@ TURNS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4)
 @pytest.mark.parametrize("name", ["qwen2_5", "llama3", "gemma", "phi3", "qwen3", "deepseekv3", "gptoss", "cohere2"])
 @settings(max_examples=60, deadline=None)
 @given(turns=TURNS)
-def test_any_talk_is_tiled_and_its_answers_are_generated_whole(shipped, name: str, turns: list[tuple[str, str]]):
+def test_any_conversation_is_tiled_and_its_answers_are_generated_whole(
+    shipped, name: str, turns: list[tuple[str, str]]
+):
     conversation = [message for ask, answer in turns for message in (user(ask), assistant(answer))]
     rendered = shipped(name).render(Conversation(conversation))
     assert rendered.text == shipped(name).template.render(conversation)

@@ -47,7 +47,7 @@ def test_a_row_of_an_array_that_is_wrong_costs_no_other(tmp_path):
 
 BROKEN = {
     "": ":1: error: not valid JSON: the file is empty",
-    '{"a": 1}\n{"a": 2}\n': ":1: error: not valid JSON: the file holds one object, not an array; the source jsonl reads",
+    '{"a": 1}\n{"a": 2}\n': ":1: error: not valid JSON: the file holds one object, not an array; the source",
     "7": ":1: error: not valid JSON: the file holds no array of objects",
     '[\n{"a": 1},\n{"a": [2}\n]': ":3: error: not valid JSON: a } closes nothing",
     '[\n{"a": 1},\n{"a": "2}\n]': ":3: error: not valid JSON: a string is not closed",

@@ -1,6 +1,6 @@
 """Marks on the templates that trl ships, against the `{% generation %}` marks of their training twins.
 
-Where there is no twin, or it writes another text, against the renders up to each answer, and word by word.
+Without a twin, or if it writes another text, against the renders up to each answer, and word by word.
 
 Writes `docs/templates.md` when SFTRUN_UPDATE is set; fails when that file is stale.
 """
@@ -239,11 +239,12 @@ def test_what_is_trained_is_the_answers_and_their_ends(name: str, turns: list[tu
     assume(known is not None and found is not None)
     for frame, trained, (_, answer) in zip(known, found, turns, strict=True):
         before, after = frame.split("\x01")
-        fits = {before + kept + after for kept in (answer, answer.strip(), answer.lstrip(), answer.rstrip("\n"))}
+        trims = {answer.strip(), answer.lstrip(), answer.strip("\n"), answer.lstrip("\n"), answer.rstrip("\n")}
+        fits = {before + kept + after for kept in {answer, *trims}}
         assert trained in fits | {each.lstrip("\n") for each in fits}
 
 
-def test_few_random_talks_are_refused():
+def test_few_random_conversations_are_refused():
     """So that the test before this one is no empty promise."""
     accepted = [answers(loaded(name), chat([("a b", "c\nd")] * 2, "")) is not None for name in [*TWINS, *ALONE]]
     assert sum(accepted) >= len(accepted) - 1  # one template has no end of turn
@@ -336,35 +337,36 @@ def letter(index: int) -> str:
 
 PAGE = """# Chat templates
 
-Which tokens of a conversation are trained must be right, whatever the chat template. This page shows what was
-checked, on the templates that come with trl {version}. It is written by `tests/test_templates.py`.
+sftrun has to train the right tokens of a conversation with any chat template. To see the mask of your own rows, run
+`sftrun inspect RECIPE`. This page shows the results on the templates that come with trl {version}.
+`tests/test_templates.py` writes it.
 
-trl has {templates} templates in two versions: as the model's makers wrote it, and a *training twin* in which
-somebody marked by hand what the model generates. sftrun needs no such marks. Here its marks are compared with
-them, for every template, every twin and the kinds of conversation in the list below.
+trl ships {templates} templates in two versions: the original of the model's makers, and a *training twin* in which the
+generated text is marked by hand. sftrun needs no such marks. The test compares its masks with them, for every template,
+every twin and every kind of conversation in the list below.
 
-"Equal" means that the same characters are trained, with two exceptions, about which the twins do not agree among
-themselves: white space after the token that ends a turn, and text that the generation prompt already holds.
-sftrun trains neither, because the model never has to write them.
+"Equal" means that the same characters are trained, with two exceptions: white space after the end-of-turn token, and
+text that the generation prompt already holds. The twins do not agree among themselves about these. sftrun trains
+neither, because the model never has to write them.
 
-{alone} more templates have no twin, and some templates write another text than theirs. There the marks are compared
-with what the template itself writes up to each answer, with its generation prompt, and up to the end of each answer,
-wherever these are beginnings of the whole text. Where they are not, every word of the answers and the end of each
-turn was found in what is trained, and no other text.
+{alone} more templates have no twin, and some templates write another text than their twin. There the test compares the
+masks with the template's own renders: up to each answer, with the generation prompt, and up to the end of the answer.
+That needs renders that are prefixes of the full text. Without them, the test checks that every word of the answers and
+the end of each turn is trained, and no other text.
 
-Of {renders} comparisons, {equal} equal the marks of the twin, {beginnings} the renders up to each answer, and
-{words} were looked at word by word. {refused} were refused: such a row is not trained on, and the reason is reported.
+Of {renders} comparisons, {equal} equal the marks of the twin, {beginnings} equal the renders up to each answer, and
+{words} were checked word by word. {refused} were refused: sftrun reports the reason and does not train on such a row.
 None differs.
 
-## What the cells say
+## Symbols
 
 - **=**: equal to the marks of the twin, on the template and on the twin.
-- **b**: equal to the renders up to each answer; where there is a twin, it writes another text, and is equal on that.
-- **w**: every word of the answers is trained, every end of a turn, and no other text; the rest as for **b**.
+- **b**: equal to the renders up to each answer; a twin, if any, writes another text and is equal on that.
+- **w**: every word of the answers and every end of a turn is trained, and no other text; a twin as for **b**.
 - **r1**, **r2**, …: refused; the reasons are below the table.
-- **a / b**: a is what comes of the template, b of its twin.
+- **a / b**: a is the result on the template, b on its twin.
 
-Templates that read a content only as a list of parts were given such lists.
+Templates that only read contents as lists of parts were given such lists.
 
 ## Kinds of conversation
 

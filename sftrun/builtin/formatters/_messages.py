@@ -113,7 +113,7 @@ def _read_role(given: dict[str, Any], key: str, where: str) -> str:
         raise sftrun.RowError(f"{where} has no '{key}'")
     role = given[key]
     if not isinstance(role, str) or role not in ROLES:
-        raise sftrun.RowError(f"{where} has the role {quote_value(role)}; known are {', '.join(ROLES)}")
+        raise sftrun.RowError(f"{where} has the role {quote_value(role)}; known roles: {', '.join(ROLES)}")
     return role
 
 

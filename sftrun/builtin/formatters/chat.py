@@ -75,12 +75,12 @@ class Chat:
         messages = data.get("messages")
         if type(messages) is list and self._more.isdisjoint(data) and _messages.are_plain(messages):
             return sftrun.Conversation(messages, row.origin, None, self.template_kwargs)
-        messages = self._messages(data)
+        messages = self._read_messages(data)
         _messages.check_conversation(messages)
         kwargs = {**self.template_kwargs, **_tools.read_template_kwargs(data)}
         return sftrun.Conversation(messages, row.origin, _tools.read_tools(data), kwargs)
 
-    def _messages(self, data: dict[str, Any]) -> list[sftrun.Message]:
+    def _read_messages(self, data: dict[str, Any]) -> list[sftrun.Message]:
         shape = self._find_shape(data)
         if shape == "columns":
             return self._read_columns(data)

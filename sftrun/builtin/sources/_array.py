@@ -37,7 +37,7 @@ class Array:
 
     def iter_elements(self) -> Iterator[bytes]:
         """Yields the bytes of each element, valid or not; raises BrokenError if the array's structure is broken."""
-        tokens = self._tokens()
+        tokens = self._iter_tokens()
         self._enter_array(tokens)
         outside, inside = len(self.stack), False
         for sign, start, end in tokens:
@@ -54,7 +54,7 @@ class Array:
                 return self._check_end(tokens)
         raise BrokenError("the file ends within the array")
 
-    def _tokens(self) -> Iterator[Token]:
+    def _iter_tokens(self) -> Iterator[Token]:
         """Yields structural characters outside strings, each with its position in `data`, valid until the next one."""
         at = 0
         while True:

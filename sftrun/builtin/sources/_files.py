@@ -57,13 +57,13 @@ class FileSource:
         return [split for split in _layout.SPLITS if split in files or (split == "val" and self.options.val_share)]
 
     def fingerprint(self) -> str:
-        """A hash of the files and of the options that decide which rows they have."""
+        """Hashes the files, and the options that decide which rows they have."""
         options = {**msgspec.structs.asdict(self.options), "path": None}
         digest = hashlib.sha256(repr(options).encode())
         for split, files in self.layout.files.items():
             for file in files:
                 with _readable(file):
-                    digest.update(f"\0{split}\0{self._name(file)}\0{sftrun.file_digest(file)}\0".encode())
+                    digest.update(f"\0{split}\0{self._get_name(file)}\0{sftrun.file_digest(file)}\0".encode())
         return digest.hexdigest()
 
     def locate(self, origin: str) -> str:
@@ -76,7 +76,7 @@ class FileSource:
             raise sftrun.UserError(wrong)
         files = self.layout.files
         found = files.get(split) or (files["train"] if split == "val" and self.options.val_share else [])
-        return [(self._name(file), file) for file in found]
+        return [(self._get_name(file), file) for file in found]
 
     def make_filter(self, split: str) -> Callable[[bytes], bool] | None:
         """Returns a function that selects the rows of a split by their content; None if every row is selected."""
@@ -89,7 +89,7 @@ class FileSource:
             return lambda content: hash_content(content).digest() < limit
         return lambda content: hash_content(content).digest() >= limit
 
-    def _name(self, file: Path) -> str:
+    def _get_name(self, file: Path) -> str:
         return file.relative_to(self.layout.root).as_posix()
 
 

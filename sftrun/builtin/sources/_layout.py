@@ -76,7 +76,7 @@ def _find_splits(path: Path) -> Iterator[str]:
 
 
 class SplitEntry(msgspec.Struct, frozen=True):
-    """A file or folder named after a split; `number` and `total` are those of a numbered file."""
+    """A file or folder named after a split; a numbered file has a `number` and perhaps a `total`."""
 
     path: Path
     name: str

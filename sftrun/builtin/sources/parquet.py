@@ -1,4 +1,4 @@
-"""Source `parquet`: Parquet files, such as those of the Hub's datasets."""
+"""Source `parquet`: Parquet files, as in many datasets of the Hub."""
 
 import difflib
 from collections.abc import Iterable, Iterator

@@ -44,7 +44,7 @@ class Text(_files.FileSource):
                     yield sftrun.BadRow(origin, flaw) if flaw else sftrun.Row({"text": text}, origin)
 
     def _read_units(self, file: Path) -> Numbered:
-        """Yields each unit of a file with the line at which it begins; line ends become those of Unix."""
+        """Yields each unit of a file with the line at which it begins; line ends become `\n`."""
         cut = {"file": _read_file, "paragraph": _read_paragraphs, "line": _read_lines}[self.options.unit]
         line = 0
         try:

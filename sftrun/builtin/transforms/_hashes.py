@@ -1,4 +1,4 @@
-"""Hashes that are equal in every process and on every machine; those of texts have 64 bits."""
+"""Hashes that are equal in every process and on every machine; a text has one of 64 bits."""
 
 import functools
 from collections.abc import Sequence

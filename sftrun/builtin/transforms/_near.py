@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sftrun.builtin.transforms._hashes import Hashes
 
 RECALL = 0.99  # probability that a pair at the threshold shares a band
-CANDIDATES = 64  # rows compared, those that share most bands; rows made from one template have thousands
+CANDIDATES = 64  # rows compared, by number of shared bands; rows made from one template share bands with thousands
 SEED = 0
 
 

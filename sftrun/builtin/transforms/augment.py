@@ -57,7 +57,7 @@ class Augment:
             yield from (msgspec.structs.replace(problem, path=("transforms",)) for problem in error.problems)
 
     def fingerprint(self) -> str:
-        """A hash of the file, which is part of the cache key."""
+        """Hashes the file, which is part of the cache key."""
         return hash_files(self.file)
 
     @_splits.on_chosen_splits

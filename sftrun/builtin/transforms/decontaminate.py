@@ -60,7 +60,7 @@ class Decontaminate:
                 yield sftrun.Problem(f"decontaminate: no such file: {file}", path=("transforms",))
 
     def fingerprint(self) -> str:
-        """A hash of the files, which is part of the cache key."""
+        """Hashes the files, which are part of the cache key."""
         return hash_files(*self.files)
 
     def apply(

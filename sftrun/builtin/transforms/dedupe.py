@@ -18,7 +18,7 @@ Share = Annotated[float, sftrun.Meta(gt=0, le=1)]
 
 
 class DedupeOptions(sftrun.Options):
-    """What is compared, and how similar duplicates must be."""
+    """The compared messages, and the similarity of duplicates."""
 
     by: Annotated[
         Literal["conversation", "prompt"],

@@ -101,7 +101,7 @@ class Rule(NamedTuple):
 
 def _make_rules(options: FilterOptions, count_tokens: Callable[[str], int]) -> Iterator[Rule]:
     """Yields the rules that are set, cheap ones first."""
-    yield from _make_bounds("turns", options.min_turns, options.max_turns, lambda conversation, _: _turns(conversation))
+    yield from _make_bounds("turns", options.min_turns, options.max_turns, _count_turns)
     yield from _make_bounds("chars", options.min_chars, options.max_chars, lambda _, texts: sum(map(len, texts)))
     for pattern in options.match:
         yield Rule("match", _explain_missing(re.compile(pattern)))
@@ -113,7 +113,7 @@ def _make_rules(options: FilterOptions, count_tokens: Callable[[str], int]) -> I
         yield Rule("languages", _explain_language(options.languages, options.language_confidence))
 
 
-def _turns(conversation: sftrun.Conversation) -> int:
+def _count_turns(conversation: sftrun.Conversation, texts: Sequence[str]) -> int:
     return sum(message.get("role") == "assistant" for message in conversation.messages)
 
 

@@ -17,10 +17,11 @@ _TEXTS = ("question", "answer", "next question", "next answer")
 
 
 class Conventions(NamedTuple):
-    """How a template ends the turns of a conversation of plain answers.
+    """The conventions of a template for a conversation of plain answers.
 
-    `opens` is the beginning of a next turn that the template writes after the last answer. `only_lists` is set if it
-    reads a content only as a list of parts. `failure` is the error if it renders no such conversation.
+    `endings` are the texts that end its turns. `opens` is the beginning of a next turn that the template writes after
+    the last answer. `only_lists` is set if it reads a content only as a list of parts. `failure` is the error if it
+    renders no such conversation.
     """
 
     endings: tuple[str, ...] = ()
@@ -58,7 +59,7 @@ def find_problems(seen: Conventions, eot_token: str | None) -> list[Problem]:
         return [Problem(seen.refusal)]
     found = []
     if seen.opens:
-        found.append(Problem(seen.refusal, hint="write it only where a message or a generation prompt follows"))
+        found.append(Problem(seen.refusal, hint="write it only if a message or a generation prompt follows"))
     elif not seen.endings and not eot_token:
         hint = "set model.eot_token to the stop token of the model, often its eos_token"
         found.append(Problem("the chat template writes no end-of-turn token after an answer", hint=hint))

@@ -21,7 +21,7 @@ Kind = Literal["generation", "prefix"]
 
 PER_SHAPE = 2  # rows compared of each shape
 SHAPES = 200  # shapes compared; rows of later ones are only compared by chance
-EVERY = 1000  # rows; one of so many is compared, whatever its shape
+EVERY = 1000  # rows between two comparisons, whatever their shapes
 RECORDED = 5  # disagreements kept in the mask proof
 
 OPEN, CLOSE = "\U0010fffc", "\U0010fffd"  # private-use characters that mark the text between tags
@@ -53,7 +53,7 @@ class Comparison(NamedTuple):
 class CrossCheck:
     """The cross-check of a preparation: compares the first rows of every shape, and some of the others.
 
-    `counts` counts the rows compared with tags and with prefixes, those without a second derivation, and those that
+    `counts` counts the rows compared with tags and with prefixes, rows without a second derivation, and rows that
     differ. Plain text is not counted. `disagreements` holds the first few.
     """
 
@@ -240,7 +240,7 @@ def _group_positions(positions: set[int]) -> Iterator[tuple[int, int]]:
 def _describe_difference(text: str, masks: tuple[set[int], set[int]], at: tuple[int, int], kind: Kind) -> str:
     ours, theirs = (_show_mask(text, mask) for mask in masks)
     return (
-        f"the mask differs from that of {_NAMES[kind]}, first at {text[slice(*at)]!r} (character {at[0]})\n"
+        f"the mask differs from {_NAMES[kind]}, first at {text[slice(*at)]!r} (character {at[0]})\n"
         f"  sftrun: {ours}\n  theirs: {theirs}"
     )
 

@@ -96,7 +96,7 @@ def _find_closing_before_more(survey: Survey, message: int, after: str, endings:
 
 
 def _find_ending(survey: Survey, message: int, at: tuple[int, int], closing: str, endings: Sequence[str] | None) -> str:
-    """Returns the end-of-turn token: that of plain answers or, after a call, the last token of the closing text."""
+    """Returns the end-of-turn token: the usual one or, after a call, the last token of the closing text."""
     if endings is None:
         return closing
     known = [ending for ending in endings if closing.endswith(ending)]

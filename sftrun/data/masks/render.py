@@ -255,7 +255,7 @@ def _make_extra_key(conversation: Conversation) -> Hashable:
 
 
 def _make_single_stand_ins(index: int, messages: Sequence[Message], cut: Cut, used: str) -> StandIns:
-    """Replaces the texts of one message by stand-ins, and leaves the others as they are."""
+    """Replaces the texts of one message by stand-ins, and keeps the others."""
     one = make_stand_ins([messages[index]], cut, used)
     return one._replace(messages=[*messages[:index], one.messages[0], *messages[index + 1 :]])
 

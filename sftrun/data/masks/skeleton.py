@@ -121,7 +121,7 @@ class Skeleton:
         if not text.startswith(self.literals[0]):
             return None
         for number, literal in zip(self.slot_order, self.literals[1:], strict=True):
-            for variant in _variants(texts[number]):
+            for variant in _iter_variants(texts[number]):
                 if text.startswith(variant, end) and text.startswith(literal, end + len(variant)):
                     lengths.append(len(variant))
                     end += len(variant) + len(literal)
@@ -155,7 +155,7 @@ class Skeleton:
         return found
 
 
-def _variants(text: str) -> Iterator[str]:
+def _iter_variants(text: str) -> Iterator[str]:
     """Yields the forms in which templates write a text unchanged: trimmed in some way, or escaped for JSON."""
     yield text
     yield text.strip()

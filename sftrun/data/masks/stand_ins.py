@@ -23,7 +23,7 @@ STAND_IN = re.compile("[\U000f0000-\U0010fffd]")
 
 
 class Leaf(NamedTuple):
-    """A text in a message: its path, and its stretches as they are in the copy."""
+    """A text in a message: its path, and its stretches in the copy."""
 
     message: int
     path: tuple[str | int, ...]

@@ -51,7 +51,7 @@ class Template:
         self.wraps_text = False
         self.variables = dict(variables)
         self.now = now or datetime.now()
-        self._environment = _environment(self.now, generation or Generation)
+        self._environment = _make_environment(self.now, generation or Generation)
         try:
             self._compiled = self._environment.from_string(source)
             self._globals = dict(self._compiled.globals)
@@ -149,7 +149,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
 
-def _environment(now: datetime, generation: type[jinja2.ext.Extension]) -> ImmutableSandboxedEnvironment:
+def _make_environment(now: datetime, generation: type[jinja2.ext.Extension]) -> ImmutableSandboxedEnvironment:
     # Templates come from the internet: the sandbox keeps them away from Python.
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, generation])
     environment.filters["tojson"] = _tojson

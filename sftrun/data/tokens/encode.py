@@ -111,9 +111,9 @@ class Encoder:
 
     def find_refusal(self, row: Rendered) -> str | None:
         """Returns why a row is refused: a message's `train` contradicts the masker. None if it does not."""
-        return self._plan(row).refusal
+        return self._get_plan(row).refusal
 
-    def _plan(self, row: Rendered) -> ShapePlan:
+    def _get_plan(self, row: Rendered) -> ShapePlan:
         plan = self._plans.get(id(row.shape)) if row.shape is not None else None
         if plan is None:
             flags = [bool(flag) for flag in self.masker.choose(row.spans)]
@@ -137,7 +137,7 @@ class Encoder:
             if row.shape is not None:
                 groups.setdefault(id(row.shape), []).append(index)
         for members in groups.values():
-            plan = self._plan(rows[members[0]])
+            plan = self._get_plan(rows[members[0]])
             self._check_masker(plan, rows[members[-1]])
             found = self._get_anchors(plan, len(members))
             if found is not None and any(plan.flags):

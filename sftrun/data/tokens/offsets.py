@@ -16,10 +16,10 @@ Stretch = tuple[int, int]
 
 
 class Counts(msgspec.Struct):
-    """What samples hold: tokens and trained tokens per role, and what became of turn ends and borders.
+    """Counts of samples: tokens and trained tokens per role, ends of turns, and tokens at borders.
 
-    Of `turns` trained turns, `ended` have their end-of-turn trained and `cut` lost it to truncation; `straddling`
-    tokens lie partly in a trained span.
+    Of `turns` trained turns, `ended` have a trained end-of-turn token and `cut` lost it to truncation. `straddling`
+    tokens lie partly in a trained stretch.
     """
 
     tokens: dict[str, int] = {}
@@ -35,7 +35,7 @@ class Counts(msgspec.Struct):
         self.trained[role] = self.trained.get(role, 0) + trained
 
     def merge(self, other: "Counts") -> None:
-        """Adds all that another one counted."""
+        """Adds the counts of another object."""
         for role, tokens in other.tokens.items():
             self.add(role, tokens, other.trained[role])
         for name in ("turns", "ended", "cut", "straddling"):
@@ -43,9 +43,9 @@ class Counts(msgspec.Struct):
 
 
 class TokenizedText(NamedTuple):
-    """One text as tokens: ids, whether each is trained and the index of the span that it begins in; [tokens].
+    """One text as tokens: ids, trained flags, and the index of the span in which each token begins; [tokens].
 
-    `ends` [spans] says which spans are the ends of trained turns.
+    `ends` [spans] marks the spans that end trained turns.
     """
 
     ids: Any
@@ -57,9 +57,9 @@ class TokenizedText(NamedTuple):
 
 
 def choose_stretches(masker: Masker, rendered: Rendered) -> list[Stretch]:
-    """The stretches `[start, end)` of a rendered text that a masker has trained, in order.
+    """Returns the stretches `[start, end)` of a rendered text that a masker trains, in order.
 
-    A turn of whose text nothing is left by `narrow` has no trained end either.
+    A turn in whose text `narrow` leaves nothing has no trained end either.
     """
     narrow = getattr(masker, "narrow", None)
     chosen = [span for span, flag in zip(rendered.spans, masker.choose(rendered.spans), strict=True) if flag]
@@ -80,10 +80,10 @@ def choose_stretches(masker: Masker, rendered: Rendered) -> list[Stretch]:
 def mark_tokens(
     rendered: Rendered, chosen: Sequence[Stretch], encoding: "Encoding", tokenizer: Tokenizer
 ) -> tuple[TokenizedText, tuple[Any, Any]]:
-    """One text by the offsets of its tokens, trained where `chosen` says, and these offsets.
+    """Marks the tokens of one text that lie in chosen stretches; returns them and their character offsets.
 
-    A token is trained when every character of it lies in a chosen stretch. One that straddles the start of an
-    answer is not: its first characters belong to the generation prompt, so the model never emits it.
+    A token is trained if every character of it lies in a chosen stretch. A token that straddles the start of an
+    answer is not trained: its first characters belong to the generation prompt, so the model never emits it.
     """
     starts, stops = tokenizer.find_bounds(encoding, rendered.text)
     marked = np.zeros(len(rendered.text) + 1, dtype=np.int64)
@@ -104,7 +104,7 @@ def mark_tokens(
 
 
 def count_tokens(row: TokenizedText, first: int, last: int) -> Counts:
-    """What the tokens `[first, last)` of a row hold."""
+    """Counts the tokens `[first, last)` of a row."""
     counts = Counts({}, {}, straddling=row.straddling)
     size = len(row.spans)
     span, trained = row.span[first:last], row.trained[first:last]
@@ -121,7 +121,7 @@ def count_tokens(row: TokenizedText, first: int, last: int) -> Counts:
 
 
 def cut_text(text: str, bounds: tuple[Any, Any], trained: Any) -> list[tuple[str, bool]]:
-    """The text of tokens cut where training starts and stops, each piece with whether it is trained."""
+    """Cuts the text of tokens at each change of the trained flag; returns the pieces with their flags."""
     starts, ends = bounds
     pieces: list[tuple[str, bool]] = []
     if not len(starts):
