@@ -61,7 +61,8 @@ def _check_masks(recipe: Recipe, pipeline: Pipeline, run: RunDir, emit: Emit) ->
     message = f"cross-check: {proof['differ']} of {compared} compared rows have another mask"
     if recipe.data.crosscheck == "error":
         raise UserError([Problem(message, path=("data", "crosscheck")), *problems])
-    emit({"event": "warning", "message": f"{message}; first: {problems[0]}"})
+    first = problems[0]
+    emit({"event": "warning", "message": f"{message}; first: {first.where}: {first.message}; {first.hint}"})
 
 
 def _check_expected(recipe: Recipe, run: RunDir) -> None:

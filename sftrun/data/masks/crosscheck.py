@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from sftrun.data.masks.render import Renderer, remove_flags
+from sftrun.data.masks.skeleton import Skeleton
 from sftrun.data.masks.template import Generation, Template
 from sftrun.errors import RowError
 from sftrun.types import Conversation, Message, Rendered
@@ -62,7 +63,7 @@ class CrossCheck:
         self.disagreements: list[Disagreement] = []
         self._renderer = renderer
         self._tags = mark_tags(renderer.template)
-        self._seen: dict[Any, int] = {}
+        self._seen: dict[Skeleton | None, int] = {}
         self._rows = 0
 
     def compare(self, conversation: Conversation, rendered: Rendered) -> None:

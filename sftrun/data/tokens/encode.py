@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sftrun.data.masks.skeleton import Skeleton
 from sftrun.data.tokens import anchors, offsets
 from sftrun.data.tokens.offsets import Counts, TokenizedText
 from sftrun.data.tokens.sections import Sections
@@ -32,7 +33,7 @@ class Encoded(NamedTuple):
 class ShapePlan(NamedTuple):
     """A shape of conversation with its spans, the trained flag of each, and the reason if the shape is refused."""
 
-    shape: Any
+    shape: Skeleton | None
     spans: list[Span]
     flags: list[bool]
     refusal: str | None
@@ -147,7 +148,7 @@ class Encoder:
     def _get_anchors(self, plan: ShapePlan, rows: int) -> anchors.Anchors | None:
         number = id(plan.shape)
         if number not in self._anchors:
-            if rows == 1:
+            if rows == 1 or plan.shape is None:
                 return None  # learning the anchors takes longer than encoding one row by offsets
             self._anchors[number] = anchors.learn_anchors(plan.shape, self.tokenizer)
         return self._anchors[number]
