@@ -121,7 +121,7 @@ def set_up(folder: Path, args: argparse.Namespace) -> int:
     shutil.copy(templates / "qwen2_5_training.jinja", folder / "training.jinja")
     opened = gzip.open if args.rows.suffix == ".gz" else open
     with opened(args.rows, "rb") as lines:
-        rows = [msgspec.json.decode(line) for line in lines][: args.limit]
+        rows = [msgspec.json.decode(pipeline) for pipeline in lines][: args.limit]
     rows = _joined(rows, args.long) if args.long else rows
     (folder / "train.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, rows)) + b"\n")
     recipe = {
@@ -141,12 +141,12 @@ def _joined(rows: list[dict[str, object]], turns: int) -> list[dict[str, object]
 
 
 def _texts(folder: Path) -> list[str]:
-    from sftrun.data.pipeline import Line
-    from sftrun.recipe.validate import load_with_places
+    from sftrun.data.pipeline import Pipeline
+    from sftrun.recipe.validate import read
     from sftrun.registry import current
 
-    line = Line(load_with_places(folder / "recipe.yaml").recipe, current())
-    return [rendered.text for batch in line.batches("train") for _, rendered in batch.pairs]
+    pipeline = Pipeline(read(folder / "recipe.yaml").recipe, current())
+    return [rendered.text for batch in pipeline.make_batches("train") for _, rendered in batch.pairs]
 
 
 def run(way: str, folder: Path) -> dict[str, float]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftrun.data import read_packs
-from sftrun.data.pack import best_fit, write
+from sftrun.data.pack import best_fit, write_packs
 from sftrun.kinds import Training
 
 ROWS = [talk("Count!", " ".join(map(str, range(1 + number % 9)))) for number in range(40)]
@@ -76,12 +76,12 @@ def test_a_sample_that_cannot_be_packed_is_an_error(lengths):
 
 def test_packs_are_read_back_as_they_were_written_without_being_loaded(tmp_path):
     packs = best_fit(np.arange(1, 1000), 1000)
-    write(tmp_path / "packs.arrow", packs)
+    write_packs(tmp_path / "packs.arrow", packs)
     again = read_packs(tmp_path / "packs.arrow")
     assert np.array_equal(again.order, packs.order)
     assert np.array_equal(again.starts, packs.starts)
     assert not again.order.flags.owndata
-    write(tmp_path / "none.arrow", best_fit(np.array([], np.int32), 10))
+    write_packs(tmp_path / "none.arrow", best_fit(np.array([], np.int32), 10))
     assert len(read_packs(tmp_path / "none.arrow")) == 0
 
 
