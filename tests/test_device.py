@@ -40,7 +40,7 @@ def batch(packed):
         labels = ids.copy()
         labels[: length // 2] = -100
         rows.append({"input_ids": ids, "labels": labels, "seq_lengths": [length]})
-    return head.collated(batches.flattened if packed else batches.Padded(0), rows)
+    return head.collate_scored(batches.flattened if packed else batches.Padded(0), rows)
 
 
 def step(model, given, device):

@@ -108,7 +108,7 @@ def agree(model, given):
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("name", MODELS)
 def test_loss_and_gradient_are_those_of_all_logits(name, packed, at_once, monkeypatch):
-    monkeypatch.setattr(head, "AT_ONCE", at_once)
+    monkeypatch.setattr(head, "PART_BYTES", at_once)
     model = built(name)
     if packed:
         attention.isolate(model)
@@ -171,13 +171,13 @@ def test_a_router_of_experts_keeps_its_own_loss():
 
 
 def test_the_logits_are_in_memory_twice_at_most():
-    from sftrun.training.memory.live import Live
+    from sftrun.training.memory.tracker import MemoryTracker
 
     model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**{**USUAL, "vocab_size": 20_000}))
     head.add(model)
     ids = torch.arange(1, 61)[None]
-    live = Live("step", model.parameters())
-    with live:
+    tracker = MemoryTracker("step", model.parameters())
+    with tracker:
         model(input_ids=ids, scored=ids, use_cache=False)["loss"]
     logits, gradient = 59 * 20_000 * 4, 32 * 20_000 * 4  # of the head
-    assert 2 * logits < live.most < 2.5 * logits + gradient
+    assert 2 * logits < tracker.most < 2.5 * logits + gradient

@@ -130,7 +130,7 @@ def room_for(what: str, folder: Path) -> Iterator[None]:
     except Exception as error:
         if not sftrun.disk_full(error):
             raise
-        if ranks.first():
+        if ranks.is_first():
             shutil.rmtree(folder / SAVING, ignore_errors=True)
         message = f"{what} could not be written, the disk is full or files may not be so large"
         hint = f"make room, then resume the run ({str(error).splitlines()[0]})"

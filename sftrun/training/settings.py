@@ -17,7 +17,7 @@ LEARNING_RATES = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4}
 def of_recipe(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> dict[str, Any]:
     """Settings of trl's SFTConfig for so many rows, or packs; what a recipe decides is not left to its defaults."""
     t = recipe.train
-    steps = t.steps(rows, ranks.size())
+    steps = t.steps(rows, ranks.world_size())
     precision = compute.precision(recipe)
     return {
         "output_dir": str(run.checkpoints),
@@ -88,7 +88,7 @@ def _never_stops(patience: int, evaluations: int) -> Iterator[str]:
 
 
 def _evaluations(recipe: sftrun.Recipe, rows: int) -> int:
-    t, processes = recipe.train, ranks.size()
+    t, processes = recipe.train, ranks.world_size()
     return math.ceil(t.steps(rows, processes) / (t.eval_steps or t.epoch_steps(rows, processes)))
 
 

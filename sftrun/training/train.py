@@ -31,12 +31,12 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     """
     run = sftrun.RunDir(path)
     switches.check(recipe)
-    ranks.join(recipe)
+    ranks.init(recipe)
     keeper = Keeper(recipe, run, emit)
     rows = rows_of(recipe, run)
     transformers.set_seed(recipe.seed)
-    strategy = apply.strategy(recipe)
-    apply.check_start(strategy, keeper.start)
+    strategy = apply.resolve_strategy(recipe)
+    apply.check_resume(strategy, keeper.start)
     # a model that is to be shared may not fit where its parts do
     where = torch.device("cpu") if strategy and not quantisation else None
     empty = not loads_weights(strategy, recipe, quantisation)
@@ -46,23 +46,23 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
     if packed and not strategy:
         isolation.check(model, compute.precision(recipe))
     adapter = None if recipe.tuning.mode == "full" else attach(model, recipe, run, emit, empty)
-    trainer = apply.trainer(strategy, Trainer)(
+    trainer = apply.trainer_class(strategy, Trainer)(
         keeper,
         rows,
         head.score,
         model=adapter.model if adapter else model,
-        args=ranks.one_gpu(arguments(recipe, run, len(rows))),
+        args=ranks.use_one_gpu(arguments(recipe, run, len(rows))),
     )
     if adapter:
         adapter.restore()
     head.add(trainer.model, fused.kernel(trainer.model, recipe), parts=strategy is None)
     if strategy:
         check = functools.partial(isolation.check, precision=compute.precision(recipe)) if packed else None
-        trainer.add_callback(apply.Checks(trainer, check))
+        trainer.add_callback(apply.StartChecks(trainer, check))
     keeper.train(trainer, functools.partial(_save, trainer, adapter, recipe, run, quantisation))
-    if ranks.first():
+    if ranks.is_first():
         run.merge_json("lock.json", {"used": used, "parameters": saved.count(trainer.model)})
-    ranks.leave()
+    ranks.finish()
 
 
 def _save(
@@ -72,8 +72,8 @@ def _save(
     run: sftrun.RunDir,
     quantisation: dict[str, Any] | None,
 ) -> None:
-    weights = apply.whole_weights(trainer)
-    if ranks.first():
+    weights = apply.gather_weights(trainer)
+    if ranks.is_first():
         write = functools.partial(adapter.save if adapter else trainer.model.save_pretrained, state_dict=weights)
         saved.save(trainer.model, write, recipe, run, quantisation)
 

@@ -44,7 +44,7 @@ class RunTrainer:
         )
         self.keeper, self.emit, self.score = keeper, keeper.emit, score
         # trl looks at a row of a dataset of its own kind, and trains on these
-        self.rows, self.train_dataset = rows, batches.Even(rows, self.args.train_batch_size, ranks.size())
+        self.rows, self.train_dataset = rows, batches.Even(rows, self.args.train_batch_size, ranks.world_size())
         self.tokens = self.trained = self.seen = self.seen_trained = 0  # of all processes, when last counted
         self.uncounted: list[Any] = []  # tokens of this process since then, and those of them that are trained
         self.since = time.monotonic()
@@ -70,7 +70,7 @@ class RunTrainer:
     def count(self) -> None:
         """Adds up the tokens of all processes; not at every step, for a GPU would have to end its work first."""
         own = [sum(int(each[index]) for each in self.uncounted) for index in (0, 1)]
-        tokens, trained = ranks.summed(own)
+        tokens, trained = ranks.all_reduce_sum(own)
         self.tokens, self.trained = self.tokens + int(tokens), self.trained + int(trained)
         self.uncounted.clear()
 
@@ -121,13 +121,13 @@ class RunTrainer:
 
         All of them compute as many, as a model that is sharded needs them all for each; what one has not, it repeats.
         """
-        size, parts = self.args.per_device_eval_batch_size, ranks.size()
+        size, parts = self.args.per_device_eval_batch_size, ranks.world_size()
         starts = list(range(0, len(self.eval_dataset), size))
-        own = starts[ranks.number() :: parts]
+        own = starts[ranks.rank() :: parts]
         sums = loss_sums(self.model, self._samples(own, size), size, self.score)
         if len(own) < -(-len(starts) // parts):
             loss_sums(self.model, self._samples(starts[:1], size), size, self.score)
-        return ranks.summed([sums.tokens, sums.loss, sums.correct])
+        return ranks.all_reduce_sum([sums.tokens, sums.loss, sums.correct])
 
     def _samples(self, starts: list[int], size: int) -> Iterator[Any]:
         for start in starts:

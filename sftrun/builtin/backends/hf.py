@@ -40,7 +40,7 @@ class Hf:
                 "bitsandbytes", extra="bnb", path=("train", "optimizer"), why=f"optimizer {name}"
             )
         yield from kernels(recipe)
-        yield from strategies.ready(recipe)
+        yield from strategies.missing_packages(recipe)
 
     def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterable[sftrun.Problem]:
         return limits.of_data(recipe, run)
@@ -66,7 +66,7 @@ class Hf:
 def problems(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     """What no backend on transformers' trainer and peft can do."""
     yield from limits.of_recipe(recipe)
-    yield from strategies.limits(recipe)
+    yield from strategies.check_recipe(recipe)
     if recipe.tuning.mode != "full":
         yield from _adapter(recipe)
 

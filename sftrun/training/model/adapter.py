@@ -46,7 +46,7 @@ def config(recipe: sftrun.Recipe) -> Any:
 
 def attach(base: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.Emit, empty: bool = False) -> "Adapter":
     """A new adapter on a base, which may have its weights to come; raises UserError where it has no such modules."""
-    tokens = ranks.told(_new_tokens(base, recipe, run))  # others may not have the weights
+    tokens = ranks.broadcast(_new_tokens(base, recipe, run))  # others may not have the weights
     problems = [*unknown_modules(base, recipe), *(_adapted_embeddings(base, recipe) if tokens else [])]
     if problems:
         raise sftrun.UserError(problems)
@@ -145,7 +145,7 @@ def _loftq(model: Any, recipe: sftrun.Recipe) -> None:
 def _new_tokens(base: Any, recipe: sftrun.Recipe, run: sftrun.RunDir) -> list[int]:
     location, commit = base_model.location(recipe), base_model.commit(recipe)
     rows = transformers.AutoConfig.from_pretrained(location, revision=commit).get_text_config().vocab_size
-    return vocabulary.untrained(base, sftrun.load_tokenizer(recipe.model), rows, run.prepared / "train.arrow")
+    return vocabulary.untrained_ids(base, sftrun.load_tokenizer(recipe.model), rows, run.prepared / "train.arrow")
 
 
 def _named(recipe: sftrun.Recipe, tokens: list[int]) -> str:

@@ -42,7 +42,7 @@ def load_base(
         quantise.keep_as_they_are(model)
     else:
         model = model.to(where)
-    vocabulary.fit(model, sftrun.load_tokenizer(recipe.model))
+    vocabulary.extend_embeddings(model, sftrun.load_tokenizer(recipe.model))
     return model
 
 
