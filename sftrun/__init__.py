@@ -1,70 +1,47 @@
-"""sftrun: supervised fine-tuning from a recipe. What stands here is the public API, for users and plugins."""
+"""sftrun: supervised fine-tuning from a recipe. The names here are the public API, for users and plugins.
+
+More for plugins: `sftrun.kinds` (what a component of each kind is given and returns), `sftrun.types` and
+`sftrun.events`, `sftrun.files` (atomic folders, digests), `sftrun.hub` (the Hugging Face Hub), `sftrun.data`
+(prepared data), `sftrun.training` (for backends on transformers) and `sftrun.testing` (checks of components).
+"""
 
 __version__ = "0.1.0"
 
 from typing import TYPE_CHECKING, Any
 
-from sftrun.errors import Interrupted, Place, Problem, RowError, UserError, missing_packages
-from sftrun.files import digest as file_digest
-from sftrun.files import full as disk_full
-from sftrun.files import sync as disk_sync
-from sftrun.files import whole_folder
-from sftrun.hookspecs import API_VERSION, Register, hookimpl
+from sftrun import errors, events, files, kinds, types
+from sftrun.errors import Problem, RowError, UserError, missing_packages
+from sftrun.hookspecs import Register, hookimpl
 from sftrun.options import Meta, NameOrPath, Options, PathText, SecretText, Use, component
-from sftrun.types import (
-    Backend,
-    BadRow,
-    Context,
-    Conversation,
-    Emit,
-    Evaluator,
-    Exporter,
-    Footprint,
-    Formatter,
-    Grade,
-    Judge,
-    LossSums,
-    Masker,
-    Message,
-    Model,
-    Note,
-    Plans,
-    Prompt,
-    Row,
-    Scores,
-    Shape,
-    Source,
-    Span,
-    Transform,
-)
+from sftrun.types import BadRow, Conversation, Grade, Measure, Message, Prompt, Row, Scores, Span
 
 if TYPE_CHECKING:
-    from sftrun.data.pack import read_packs
-    from sftrun.data.store import IGNORED, cache_folder, read_samples, to_sample
-    from sftrun.data.tokens.tokenizer import load_tokenizer
-    from sftrun.flow import run
-    from sftrun.hub import check_dataset
-    from sftrun.launch.topology import gpus
+    from sftrun.flow import evaluate, prepare, resume, run
+    from sftrun.launch.topology import gpu_count
     from sftrun.recipe.model import Recipe
     from sftrun.recipe.validate import load, validate
     from sftrun.registry import create
     from sftrun.runs.directory import RunDir
+    from sftrun.tools.generate import generate
+    from sftrun.tools.inspect import inspect
+    from sftrun.tools.plan import plan
+    from sftrun.tools.rehearse import rehearse
 
 _LATE = {
     "Recipe": "sftrun.recipe.model",
-    "load": "sftrun.recipe.validate",
-    "validate": "sftrun.recipe.validate",
-    "run": "sftrun.flow",
-    "create": "sftrun.registry",
     "RunDir": "sftrun.runs.directory",
-    "gpus": "sftrun.launch.topology",
-    "load_tokenizer": "sftrun.data.tokens.tokenizer",
-    "read_packs": "sftrun.data.pack",
-    "read_samples": "sftrun.data.store",
-    "to_sample": "sftrun.data.store",
-    "IGNORED": "sftrun.data.store",
-    "cache_folder": "sftrun.data.store",
-    "check_dataset": "sftrun.hub",
+    "create": "sftrun.registry",
+    "evaluate": "sftrun.flow",
+    "generate": "sftrun.tools.generate",
+    "gpu_count": "sftrun.launch.topology",
+    "inspect": "sftrun.tools.inspect",
+    "load": "sftrun.recipe.validate",
+    "plan": "sftrun.tools.plan",
+    "prepare": "sftrun.flow",
+    "rehearse": "sftrun.tools.rehearse",
+    "resume": "sftrun.flow",
+    "run": "sftrun.flow",
+    "validate": "sftrun.recipe.validate",
 }
 
 
@@ -78,31 +55,15 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "API_VERSION",
-    "IGNORED",
-    "Backend",
     "BadRow",
-    "Context",
     "Conversation",
-    "Emit",
-    "Evaluator",
-    "Exporter",
-    "Footprint",
-    "Formatter",
     "Grade",
-    "Interrupted",
-    "Judge",
-    "LossSums",
-    "Masker",
+    "Measure",
     "Message",
     "Meta",
-    "Model",
     "NameOrPath",
-    "Note",
     "Options",
     "PathText",
-    "Place",
-    "Plans",
     "Problem",
     "Prompt",
     "Recipe",
@@ -112,29 +73,27 @@ __all__ = [
     "RunDir",
     "Scores",
     "SecretText",
-    "Shape",
-    "Source",
     "Span",
-    "Transform",
     "Use",
     "UserError",
-    "__version__",
-    "cache_folder",
-    "check_dataset",
     "component",
     "create",
-    "disk_full",
-    "disk_sync",
-    "file_digest",
-    "gpus",
+    "errors",
+    "evaluate",
+    "events",
+    "files",
+    "generate",
+    "gpu_count",
     "hookimpl",
+    "inspect",
+    "kinds",
     "load",
-    "load_tokenizer",
     "missing_packages",
-    "read_packs",
-    "read_samples",
+    "plan",
+    "prepare",
+    "rehearse",
+    "resume",
     "run",
-    "to_sample",
+    "types",
     "validate",
-    "whole_folder",
 ]

@@ -77,3 +77,9 @@ def shell_path(path: Path) -> str:
     with contextlib.suppress(ValueError):
         path = path.relative_to(Path.cwd())
     return shlex.quote(str(path))
+
+
+def cache_folder() -> Path:
+    """Where caches are kept: SFTRUN_CACHE, else the user's cache folder."""
+    own = os.environ.get("SFTRUN_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sftrun"

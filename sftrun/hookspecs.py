@@ -1,4 +1,4 @@
-"""The eight hooks of a plugin. Each is given `register` and calls it once a component; none intercepts."""
+"""The hooks of a plugin, one per kind of component; each calls `register` once per component, none intercepts."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -7,7 +7,11 @@ import pluggy
 
 PROJECT = "sftrun"
 API_VERSION = 1
-KINDS = ("source", "transform", "formatter", "masker", "backend", "evaluator", "judge", "exporter")
+OLDEST_API_VERSION = 1  # plugins that need an older one are refused
+KINDS = (
+    *("source", "transform", "formatter", "masker", "backend", "evaluator", "judge", "exporter"),
+    *("metric", "tracker"),
+)
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -70,3 +74,13 @@ def register_judges(register: Register) -> None:
 @hookspec
 def register_exporters(register: Register) -> None:
     """Registers exporters: they turn the result into something to deploy."""
+
+
+@hookspec
+def register_metrics(register: Register) -> None:
+    """Registers metrics: they score answers against references."""
+
+
+@hookspec
+def register_trackers(register: Register) -> None:
+    """Registers trackers: they follow the events of a run in the parent process."""

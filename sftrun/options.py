@@ -11,6 +11,7 @@ Marks in a field's type that the recipe engine acts on:
 import functools
 import os
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
@@ -35,8 +36,11 @@ __all__ = [
     "SecretText",
     "Use",
     "as_use",
+    "changed_leaves",
     "component",
+    "dataclass_transform",
     "expand",
+    "leaves",
     "parse",
     "schema",
 ]
@@ -82,16 +86,20 @@ def schema(options: type) -> dict[str, Any]:
     return inlined
 
 
-def _inline(node: Any, definitions: dict[str, Any]) -> Any:
+def _inline(node: Any, definitions: dict[str, Any], inside_any_of: bool = False) -> Any:
     if isinstance(node, list):
-        return [_inline(item, definitions) for item in node]
+        return [_inline(item, definitions, inside_any_of) for item in node]
     if not isinstance(node, dict):
         return node
     if "$ref" in node:
-        target = definitions[node["$ref"].rsplit("/", 1)[1]]
-        beside = {key: value for key, value in node.items() if key != "$ref"}
-        return {**_inline(target, definitions), **_inline(beside, definitions)}
-    return {key: _inline(value, definitions) for key, value in node.items()}
+        name = node["$ref"].rsplit("/", 1)[1]
+        target = _inline(definitions[name], definitions)
+        beside = _inline({key: value for key, value in node.items() if key != "$ref"}, definitions)
+        if name == Use.__name__ and not inside_any_of:  # a bare name is short for it
+            default = {"default": beside["default"]["use"]} if "default" in beside else {}
+            return {"anyOf": [{"type": "string"}, target], **beside, **default}
+        return {**target, **beside}
+    return {key: _inline(value, definitions, key == "anyOf") for key, value in node.items()}
 
 
 def parse(data: Any, options: type[T]) -> T:
@@ -116,3 +124,24 @@ def _variable(match: re.Match[str]) -> str:
     if name not in os.environ:
         raise UserError(Problem(f"the environment variable {name} is not set", hint=f"set it: export {name}=…"))
     return os.environ[name]
+
+
+def leaves(options: Options) -> Iterator[tuple[str, Any]]:
+    """Yields the dotted keys of an options object and those nested in it, and their values."""
+    for name in options.__struct_fields__:
+        value = getattr(options, name)
+        if isinstance(value, Options) and _default(type(options), name) is not None:
+            yield from ((f"{name}.{key}", inner) for key, inner in leaves(value))
+        else:
+            yield name, value
+
+
+def changed_leaves(options: Options) -> Iterator[tuple[str, Any]]:
+    """Yields the dotted keys whose values are not the defaults, and these values."""
+    usual = dict(leaves(type(options)()))
+    yield from ((key, value) for key, value in leaves(options) if value != usual[key])
+
+
+def _default(options: type[Options], name: str) -> Any:
+    field = next(each for each in msgspec.structs.fields(options) if each.name == name)
+    return field.default if field.default is not msgspec.NODEFAULT else field.default_factory

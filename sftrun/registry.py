@@ -17,7 +17,8 @@ import sftrun
 import sftrun.builtin
 from sftrun import hookspecs
 from sftrun.errors import Problem, UserError
-from sftrun.hookspecs import API_VERSION, KINDS, PROJECT
+from sftrun.hookspecs import API_VERSION, KINDS, OLDEST_API_VERSION, PROJECT
+from sftrun.kinds import OPTIONAL, PROTOCOLS
 from sftrun.options import Use, as_use, expand, parse, schema
 
 # Components of distributions that are not installed, so that an unknown name can say what would bring it.
@@ -147,11 +148,7 @@ class Origin(NamedTuple):
 def _collect(plugin: ModuleType, origin: Origin) -> list[Registered]:
     """All that one plugin registers; raises when any of it is wrong."""
     module = origin.module
-    wanted = API_VERSION if origin.distribution == "sftrun" else getattr(plugin, "SFTRUN_API", None)
-    if wanted is None:
-        raise ValueError(f"{module} declares no API version; add SFTRUN_API = {API_VERSION}")
-    if wanted != API_VERSION:
-        raise ValueError(f"{module} was written for API version {wanted}; this sftrun has {API_VERSION}")
+    _check_version(plugin, origin)
     manager = pluggy.PluginManager(PROJECT)  # one a plugin: nothing that it does reaches another
     manager.add_hookspecs(hookspecs)
     manager.register(plugin, module)
@@ -162,6 +159,18 @@ def _collect(plugin: ModuleType, origin: Origin) -> list[Registered]:
     if not found:
         raise ValueError(f"{module} registers nothing; it needs a function marked @sftrun.hookimpl")
     return found
+
+
+def _check_version(plugin: ModuleType, origin: Origin) -> None:
+    """Raises ValueError for a plugin that needs a newer API than this one, or one that is no longer supported."""
+    module = origin.module
+    needed = API_VERSION if origin.distribution == "sftrun" else getattr(plugin, "SFTRUN_API", None)
+    if needed is None:
+        raise ValueError(f"{module} declares no API version; add SFTRUN_API = {API_VERSION}, the lowest that it needs")
+    if not isinstance(needed, int) or needed > API_VERSION:
+        raise ValueError(f"{module} needs API version {needed}, and this sftrun has {API_VERSION}: upgrade sftrun")
+    if needed < OLDEST_API_VERSION:
+        raise ValueError(f"{module} needs API version {needed}; this sftrun supports {OLDEST_API_VERSION} and newer")
 
 
 def _register(found: list[Registered], kind: str, plugin: ModuleType, origin: Origin) -> hookspecs.Register:
@@ -177,8 +186,28 @@ def _register(found: list[Registered], kind: str, plugin: ModuleType, origin: Or
         found.append(Registered(kind, name, factory, options, first, *origin))
         if options is not None:
             schema(options)  # options that have no schema break the plugin now, not a recipe later
+        if isinstance(factory, type):
+            _check_methods(factory, kind, name)
 
     return register
+
+
+def _check_methods(factory: type, kind: str, name: str) -> None:
+    """Raises ValueError for a class that lacks a method of its kind, or has one that is nearly an optional method."""
+    required = [each for each in vars(PROTOCOLS[kind]) if not each.startswith("_")]
+    missing = [each for each in required if not callable(getattr(factory, each, None))]
+    if missing:
+        raise ValueError(f"the {kind} '{name}' lacks the method {', '.join(missing)}()")
+    known = {*required, *OPTIONAL[kind]}
+    spellings = {each.removeprefix("check_"): each for each in known} | {each: each for each in known}
+    for own in (each for each in dir(factory) if not each.startswith("_") and each not in known):
+        close = difflib.get_close_matches(own, spellings, n=1, cutoff=0.8)
+        if close and not hasattr(factory, spellings[close[0]]):
+            meant = spellings[close[0]]
+            raise ValueError(
+                f"the {kind} '{name}' has '{own}', which nothing calls; did you mean '{meant}'? "
+                f"(one of your own that is named so: begin it with an underscore)"
+            )
 
 
 def _resolve(factory: Callable[..., Any] | str) -> Callable[..., Any]:

@@ -1,15 +1,9 @@
-"""The nouns that pass between components, and the Protocols that components meet."""
+"""The nouns that pass between components."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import msgspec
-
-from sftrun.errors import Problem, UserError
-
-if TYPE_CHECKING:
-    from sftrun.recipe.model import Recipe
 
 Message = dict[str, Any]
 """One message in the OpenAI chat shape: `role`, `content`, and what else the template reads.
@@ -115,107 +109,32 @@ class Grade(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Scores(msgspec.Struct, frozen=True):
-    """What an evaluator found: metrics by name, and the samples they were computed from."""
+class Measure(msgspec.Struct, frozen=True):
+    """The value of a metric, with its direction.
 
-    metrics: dict[str, float]
+    `range` has the lowest and the highest value, None for no bound. `per_row` is False for a metric that is computed
+    on the corpus and not averaged over rows; `rows` counts the rows that it was computed from.
+    """
+
+    value: float
+    higher_is_better: bool = True
+    range: tuple[float | None, float | None] = (0.0, 1.0)
+    per_row: bool = True
+    rows: int | None = None
+
+
+class Scores(msgspec.Struct, frozen=True):
+    """What an evaluator found: metrics by name, and the samples they were computed from.
+
+    A metric that is a bare number has no direction: the report shows it, and calls it neither better nor worse.
+    """
+
+    metrics: Mapping[str, float | Measure]
     samples: list[dict[str, Any]] = []
 
 
-Noted = Literal["dropped", "filtered", "changed", "added"]
+NoteAction = Literal["dropped", "filtered", "changed", "added"]
 """What a transform did: lost a row, left it out on purpose, changed it, or made one more of it."""
-
-
-class Note(Protocol):
-    """Writes to the ledger what a transform did to a row."""
-
-    def __call__(self, origin: str, action: Noted, reason: str, detail: str = "", /) -> None:
-        """`reason` groups entries, so there are few of them; `detail` says what is particular to this row."""
-
-
-def _no_tokenizer(text: str) -> int:
-    raise UserError("tokens cannot be counted here: this context has no tokenizer")
-
-
-class Context(msgspec.Struct, frozen=True):
-    """What a transform works in: the split at hand, the recipe's seed, and a way to see the other splits.
-
-    `conversations(split)` yields the conversations of another split as they reach this transform; `count(text)`
-    is the number of tokens of a text under the recipe's tokenizer.
-    """
-
-    split: str
-    splits: Sequence[str]
-    seed: int
-    note: Note
-    conversations: Callable[[str], Iterator[Conversation]]
-    count: Callable[[str], int] = _no_tokenizer
-
-
-Emit = Callable[[dict[str, Any]], None]
-"""Sends one event (a JSON object with the key `event`) to the parent process."""
-
-
-class Source(Protocol):
-    """Yields rows, split by split."""
-
-    def splits(self) -> Sequence[str]:
-        """Names of the splits there are, among `train`, `val` and `test`."""
-
-    def rows(self, split: str) -> Iterator[Row | BadRow]:
-        """The rows of one split, in a fixed order."""
-
-    def fingerprint(self) -> str:
-        """A hash that changes when any row does."""
-
-    def locate(self, origin: str) -> str:
-        """The origin as a place that a person can open."""
-
-
-class Transform(Protocol):
-    """Conversations in; fewer, more or changed ones out.
-
-    One that reads files of its own has a second method, `fingerprint() -> str`: a hash that changes when they do.
-    """
-
-    def apply(self, conversations: Iterable[Conversation], context: Context) -> Iterator[Conversation]:
-        """Yields what is kept, and notes every conversation that it leaves out or changes: `context.note(…)`."""
-
-
-class Formatter(Protocol):
-    """Turns one row into a conversation."""
-
-    def format(self, row: Row) -> Conversation:
-        """Raises RowError, with the reason, for a row that does not fit."""
-
-
-class Masker(Protocol):
-    """Says which spans are trained.
-
-    It may have a second method, `narrow(text: str) -> Sequence[tuple[int, int]]`: given the text of a chosen
-    span, the stretches `[start, end)` of it that are trained. Without it the whole span is. A third,
-    `reads_train`, true where it acts on `Span.train`; without it, rows whose flags ask for something else than it
-    chooses are refused.
-    """
-
-    def choose(self, spans: Sequence[Span]) -> Sequence[bool]:
-        """One flag a span, in order.
-
-        It may depend on anything but `start` and `end`: conversations of one shape are asked about once.
-        """
-
-
-class Model(Protocol):
-    """A loaded model, as evaluators see it."""
-
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
-        """Greedy continuations, one a prompt, without the end-of-turn token; `batch_size` prompts at a time."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, special tokens left out."""
-
-    def losses(self, split: str) -> "LossSums | None":
-        """Sums over the trained tokens of a prepared split; None where there is no such split."""
 
 
 class LossSums(msgspec.Struct, frozen=True):
@@ -226,7 +145,7 @@ class LossSums(msgspec.Struct, frozen=True):
     correct: int
 
 
-class Shape(msgspec.Struct, frozen=True):
+class BatchShape(msgspec.Struct, frozen=True):
     """What one forward pass is given: the lengths of its rows in tokens, and how many of these tokens are trained.
 
     Packed rows are laid end to end; others are padded to the longest.
@@ -252,70 +171,28 @@ class Footprint(msgspec.Struct, frozen=True):
     notes: list[str] = []
 
 
-class Backend(Protocol):
-    """Loads, trains and saves a model. `train` and `load` run in a worker process.
+class Decoding(msgspec.Struct, frozen=True, kw_only=True):
+    """How answers are generated: greedily at temperature 0, else sampled from `top_k` tokens or `top_p` of the
+    probability.
 
-    One that has an attribute `launches = True` minds `recipe.launch`, or refuses it in its `check`: its `train` is
-    called in each of the processes at once, with the variables that torchrun sets (RANK, WORLD_SIZE, LOCAL_RANK,
-    MASTER_ADDR, MASTER_PORT), and ends in all of them together. Any other trains in one process.
+    `stop` are texts that end an answer, and are not part of it. `batch_size` prompts are answered at a time; it changes
+    no greedy answer but for rounding. `seed` makes sampling repeatable.
     """
 
-    def train(self, recipe: "Recipe", run: Path, emit: Emit) -> None:
-        """Trains on `run`/prepared and leaves weights, tokenizer and template in `run`/model.
-
-        Goes on from what an attempt before has left in `run`/checkpoints, and emits `{"event": "resumed", "step": …}`
-        before its first step, so that curves show each step once; or starts again. SIGTERM asks it to save and raise
-        Interrupted; one that does not listen is ended. `{"event": "validating", "step": …}` before an evaluation tells
-        which batch was too large where memory runs out.
-        """
-
-    def load(self, recipe: "Recipe", run: Path, which: Literal["base", "tuned"]) -> Model:
-        """The model before or after training."""
+    max_new_tokens: int = 256
+    batch_size: int = 16
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int = 0
 
 
-class Evaluator(Protocol):
-    """Scores a model."""
+class Likelihood(msgspec.Struct, frozen=True):
+    """The log-likelihood of a continuation in nats: the sum, that of each token, and whether greedy decoding gives
+    it.
+    """
 
-    def score(self, model: Model, prompts: Mapping[str, Sequence[Prompt]]) -> Scores:
-        """`prompts` holds the held-out prompts of each split that has any.
-
-        A sample has `origin`, `messages`, `reference` and `answer`, and what else the report should show. Asked
-        twice, as for the base and the tuned model, it gives samples of the same prompts in the same order.
-        """
-
-
-class Judge(Protocol):
-    """Grades one answer."""
-
-    def grade(self, prompt: Prompt, answer: str) -> Grade:
-        """A grade for the answer to a prompt."""
-
-
-class Exporter(Protocol):
-    """Turns the result of a run into something to deploy."""
-
-    def export(self, recipe: "Recipe", run: Path, emit: Emit) -> dict[str, Any]:
-        """Writes below `run`/export and returns facts for the report."""
-
-
-class Plans(Protocol):
-    """What a backend may offer for `sftrun plan` and `train.batch_size: auto`; it is called in a worker process."""
-
-    def estimate(self, recipe: "Recipe", training: Shape, evaluation: Shape | None) -> Footprint:
-        """What a recipe takes, without loading weights, when batches have these shapes; the largest ones count.
-
-        It is asked about changed recipes too: smaller batches, checkpointing, adapters.
-        """
-
-
-class Checks(Protocol):
-    """What any component may offer beside its work."""
-
-    def check(self, recipe: "Recipe") -> Iterable[Problem]:
-        """Problems seen from the recipe alone, said by `sftrun validate`."""
-
-    def ready(self, recipe: "Recipe") -> Iterable[Problem]:
-        """Problems on this machine (a file or a package that is missing), said before a run starts."""
-
-    def prepared(self, recipe: "Recipe", run: Path) -> Iterable[Problem]:
-        """Problems with the prepared data in `run`, said before anything is trained."""
+    sum: float
+    tokens: list[float]
+    greedy: bool

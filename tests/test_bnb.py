@@ -268,13 +268,13 @@ def test_what_does_not_go_together_is_said_before_anything_runs(reason, write):
 
 def test_dora_on_eight_bits_is_refused_on_a_cpu_where_it_fails(write):
     recipe = api.load(write(ROWS, backend="bnb", tuning={"mode": "lora", "lora": {"dora": True}}))
-    problems = list(api.create("backend", recipe.backend).ready(recipe))
-    assert ["needs a GPU" in each.message for each in problems] == ([] if api.gpus() else [True])
+    problems = list(api.create("backend", recipe.backend).check_machine(recipe))
+    assert ["needs a GPU" in each.message for each in problems] == ([] if api.gpu_count() else [True])
 
 
 def test_without_bitsandbytes_the_extra_that_brings_it_is_named(write, monkeypatch):
     monkeypatch.setattr("sftrun.errors.find_spec", lambda name: None if name == "bitsandbytes" else True)
     for keys in ({"backend": "bnb", "tuning": {"mode": "qlora"}}, {"train": {"optimizer": "adamw_8bit"}}):
         recipe = api.load(write(ROWS, **keys))
-        problems = list(api.create("backend", recipe.backend).ready(recipe))
+        problems = list(api.create("backend", recipe.backend).check_machine(recipe))
         assert [problem.hint for problem in problems] == ["pip install 'sftrun[bnb]'"]

@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 from conftest import talk
 
-from sftrun import Interrupted, UserError
+from sftrun.errors import Interrupted, UserError
 from sftrun.launch import heartbeat
 from sftrun.launch.failures import WorkerError
 from sftrun.launch.topology import Node
 from sftrun.launch.workers import Ranks, work
-from sftrun.options import parse
-from sftrun.recipe.model import Recipe
-from sftrun.recipe.resolved import normal, resolved_yaml
+from sftrun.recipe.model import typed_recipe
+from sftrun.recipe.resolved import resolved_yaml
 from sftrun.runs.directory import RunDir
 
 TESTS = Path(__file__).parent
@@ -34,7 +33,7 @@ def run(tmp_path, monkeypatch):
 
 def described(run, description, **launch):
     keys = {"model": {"name": "sftrun/tiny"}, "source": "jsonl", "description": description, "launch": launch}
-    run.write("resolved.yaml", resolved_yaml(normal(parse(keys, Recipe))))
+    run.write("resolved.yaml", resolved_yaml(typed_recipe(keys)))
     return run
 
 

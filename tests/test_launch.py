@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from sftrun import Interrupted, UserError
-from sftrun.errors import OutOfMemory
+from sftrun.errors import Interrupted, OutOfMemory, UserError
 from sftrun.launch.failures import WorkerError
 from sftrun.launch.workers import work
 from sftrun.options import parse
 from sftrun.recipe.model import Recipe
-from sftrun.recipe.resolved import normal, resolved_yaml
+from sftrun.recipe.resolved import resolved_yaml
 from sftrun.runs.directory import RunDir
 
 
@@ -24,7 +23,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     recipe = parse({"model": {"name": "sftrun/tiny"}, "source": "jsonl", "seed": 7}, Recipe)
     folder = RunDir(tmp_path)
-    folder.write("resolved.yaml", resolved_yaml(normal(recipe)))
+    folder.write("resolved.yaml", resolved_yaml(recipe))
     return folder
 
 

@@ -148,7 +148,7 @@ def test_flagged_trains_the_answers_that_say_so():
     assert trained(masker("flagged"), talk) == ["b<end>", "f<end>"]
     assert trained(masker("flagged", otherwise="skip"), talk) == ["b<end>"]
     assert trained(masker("flagged", end_of_turn=False), talk) == ["b", "f"]
-    assert masker("flagged").reads_train
+    assert masker("flagged").honours_flags
 
 
 def test_flagged_never_trains_what_the_model_does_not_write():
@@ -171,7 +171,7 @@ def test_roles_says_which_role_there_is_not(tmp_path):
     (tmp_path / "prepared").mkdir()
     roles = {"user": {"tokens": 1, "trained": 0}, "assistant": {"tokens": 1, "trained": 1}, "template": {}}
     (tmp_path / "prepared/proof.json").write_text(json.dumps({"splits": {"train": {"by_role": roles}}}))
-    found = list(masker("roles", roles=["assistant", "asistant"]).prepared(None, tmp_path))
+    found = list(masker("roles", roles=["assistant", "asistant"]).check_prepared(None, tmp_path))
     assert [str(problem) for problem in found] == [
         "error: no message has the role asistant; there are: assistant, user"
     ]

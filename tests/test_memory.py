@@ -70,7 +70,7 @@ class Mute:
 class Frail(Mute):
     """A backend on a small machine."""
 
-    launches = True
+    distributed = True
 
     def __init__(self, options):
         super().__init__()

@@ -11,8 +11,7 @@ from conftest import talk
 
 from sftrun.hookspecs import KINDS
 from sftrun.options import Use, parse, schema
-from sftrun.recipe.model import Recipe
-from sftrun.recipe.resolved import normal
+from sftrun.recipe.model import Recipe, typed_recipe
 from sftrun.registry import current
 from sftrun.runs.directory import RunDir
 
@@ -232,7 +231,7 @@ def built(sets: dict[str, Any]) -> Recipe:
         for folder in folders:
             node = node.setdefault(folder, {})
         node[last] = value
-    return normal(parse(data, Recipe))
+    return typed_recipe(data)
 
 
 @pytest.mark.parametrize("leaf", TRAINER)

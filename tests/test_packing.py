@@ -121,7 +121,7 @@ def test_packs_hold_the_prepared_rows_end_to_end(prepared):
 
 
 def test_rows_are_those_that_were_prepared_in_every_process_that_loads_them(prepared):
-    from sftrun import read_samples
+    from sftrun.data import read_samples
     from sftrun.training.rows import Rows
 
     file = prepared.prepared / "train.arrow"

@@ -7,15 +7,15 @@ import shutil
 import pytest
 from conftest import talk
 
-from sftrun import Shape, tiny
+from sftrun import tiny
 from sftrun.memory import batches, changes
 from sftrun.memory.machine import machine
-from sftrun.options import as_use
 from sftrun.recipe.validate import load
 from sftrun.registry import current
+from sftrun.types import BatchShape
 
 ROWS = [talk("count to " + "x" * number, "y" * number) for number in range(1, 41)]
-SHAPE = Shape([200, 150, 100, 50], 300)
+SHAPE = BatchShape([200, 150, 100, 50], 300)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def recipe(write):
 
 
 def estimate(recipe, shape=SHAPE, evaluation=None):
-    return current().create("backend", as_use(recipe.backend)).estimate(recipe, shape, evaluation)
+    return current().create("backend", recipe.backend).estimate(recipe, shape, evaluation)
 
 
 def step(footprint):
@@ -72,9 +72,12 @@ def test_gradients_and_states_are_of_what_is_trained(recipe):
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(recipe):
-    small, large = step(estimate(recipe(), Shape([200] * 2, 300))), step(estimate(recipe(), Shape([200] * 8, 1200)))
+    small, large = (
+        step(estimate(recipe(), BatchShape([200] * 2, 300))),
+        step(estimate(recipe(), BatchShape([200] * 8, 1200))),
+    )
     assert large["activations"] == pytest.approx(4 * small["activations"], rel=0.05)
-    again = step(estimate(recipe("train.gradient_checkpointing=true"), Shape([200] * 8, 1200)))
+    again = step(estimate(recipe("train.gradient_checkpointing=true"), BatchShape([200] * 8, 1200)))
     assert again["activations"] < 0.7 * large["activations"]  # one of two layers, and what both start from
 
 
@@ -84,18 +87,18 @@ def test_gradients_are_there_all_along_when_batches_are_summed(recipe):
 
 
 def test_packed_rows_take_no_memory_for_length_by_length(recipe):
-    packed = step(estimate(recipe(packing={"strategy": "best-fit"}), Shape([50] * 16, 400, packed=True)))
-    padded = step(estimate(recipe(), Shape([50] * 15 + [800], 400)))
+    packed = step(estimate(recipe(packing={"strategy": "best-fit"}), BatchShape([50] * 16, 400, packed=True)))
+    padded = step(estimate(recipe(), BatchShape([50] * 15 + [800], 400)))
     assert packed["activations"] < padded["activations"] / 10
 
 
 def test_rows_of_one_length_need_no_mask(recipe):
-    alike, padded = (step(estimate(recipe(), Shape([400, 400, 400, last], 800))) for last in (400, 399))
+    alike, padded = (step(estimate(recipe(), BatchShape([400, 400, 400, last], 800))) for last in (400, 399))
     assert padded["activations"] - alike["activations"] > 4 * 400 * 400
 
 
 def test_eager_attention_takes_memory_for_length_by_length(recipe):
-    shape = Shape([50] * 16, 400, packed=True)
+    shape = BatchShape([50] * 16, 400, packed=True)
     eager, sdpa = (
         step(estimate(recipe(f"train.attention={each}", packing={"strategy": "best-fit"}), shape))
         for each in ("eager", "sdpa")
@@ -106,10 +109,10 @@ def test_eager_attention_takes_memory_for_length_by_length(recipe):
 def test_logits_are_of_trained_positions_and_so_many_at_a_time(recipe, monkeypatch):
     from sftrun.training.model import head
 
-    few, many = (step(estimate(recipe(), Shape([400] * 8, trained)))["logits"] for trained in (800, 3200))
+    few, many = (step(estimate(recipe(), BatchShape([400] * 8, trained)))["logits"] for trained in (800, 3200))
     assert many > 3 * few
     monkeypatch.setattr(head, "PART_BYTES", 2**20)
-    assert step(estimate(recipe(), Shape([400] * 8, 3200)))["logits"] < many / 2
+    assert step(estimate(recipe(), BatchShape([400] * 8, 3200)))["logits"] < many / 2
 
 
 def test_4_bits_take_a_quarter_of_16_and_a_little_for_scales(recipe, folder):

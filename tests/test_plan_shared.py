@@ -7,16 +7,15 @@ import os
 import pytest
 from conftest import talk
 
-from sftrun import Shape
 from sftrun.memory import batches, changes
-from sftrun.options import as_use
 from sftrun.recipe.validate import load
 from sftrun.registry import current
 from sftrun.training.memory import shares
 from sftrun.training.memory.shares import Unit
+from sftrun.types import BatchShape
 
 ROWS = [talk("count to " + "x" * number, "y" * number) for number in range(1, 41)]
-SHAPE = Shape([200, 150, 100, 50], 300)
+SHAPE = BatchShape([200, 150, 100, 50], 300)
 MOMENT = "forward and backward"
 GB = 10**9
 
@@ -50,7 +49,7 @@ def shared(recipe):
 
 
 def estimate(recipe, shape=SHAPE, evaluation=None):
-    return current().create("backend", as_use(recipe.backend)).estimate(recipe, shape, evaluation)
+    return current().create("backend", recipe.backend).estimate(recipe, shape, evaluation)
 
 
 def test_fsdp_divides_all_but_what_is_gathered():

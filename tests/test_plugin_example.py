@@ -14,6 +14,7 @@ import pytest
 from environments import Environment
 
 import sftrun
+import sftrun.data
 
 PLUGIN = Path(__file__).parent.parent / "plugins" / "sftrun-example"
 RECIPE = PLUGIN / "recipes" / "support.yaml"
@@ -122,7 +123,7 @@ def last_answers() -> dict[str, str]:
 
 def test_what_is_trained_is_what_the_masker_says(full):
     recipe = sftrun.load(PLUGIN.parent.parent / "recipes" / "chat.yaml")
-    tokenizer = sftrun.load_tokenizer(recipe.model)
+    tokenizer = sftrun.data.load_tokenizer(recipe.model)
     rows = [json.loads(line) for line in sftrun_in(full, "inspect", RECIPE, "--json").stdout.splitlines()]
     trained = {
         row["origin"]: [token for token, flag in zip(row["ids"], row["trained"], strict=True) if flag] for row in rows

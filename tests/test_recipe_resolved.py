@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from sftrun import Use, UserError
 from sftrun.options import schema
 from sftrun.recipe.model import ModelOptions, Recipe
-from sftrun.recipe.resolved import normal
 from sftrun.recipe.validate import from_resolved, load, resolved_yaml, validate
 
 VALID = sorted(
@@ -71,5 +70,5 @@ def test_any_recipe_survives(description, name, options, several):
         evaluators=[Use(use=description, with_=each) for each in several],
         description=description,
     )
-    recipe = normal(msgspec.convert(msgspec.to_builtins(recipe), Recipe))
+    recipe = msgspec.convert(msgspec.to_builtins(recipe), Recipe)
     assert from_resolved(resolved_yaml(recipe)) == recipe

@@ -17,7 +17,6 @@ import small
 import sftrun as library
 from sftrun import tiny
 from sftrun.memory import batches
-from sftrun.options import as_use
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
@@ -142,9 +141,9 @@ def test_a_recipe_runs_from_its_rows_to_its_report(name, sftrun, stands_in, tmp_
     assert not [event for event in events if event["event"] == "warning" and "lost" in event["message"]]
     recipe = library.load(RECIPES / name)
     scores = json.loads((tmp_path / "run/eval/scores.json").read_text())
-    assert set(scores["tuned"]) == {as_use(each).use for each in recipe.evaluators}
+    assert set(scores["tuned"]) == {each.use for each in recipe.evaluators}
     for exporter in recipe.exporters:
-        assert list((tmp_path / "run/export" / as_use(exporter).use).glob("*.safetensors"))
+        assert list((tmp_path / "run/export" / exporter.use).glob("*.safetensors"))
     assert (tmp_path / "run/report.html").is_file()
 
 

@@ -22,7 +22,7 @@ class ShoutOptions(sftrun.Options):
 class Shout:
     \"\"\"Makes everything loud.\"\"\"
     def __init__(self, options): self.options = options
-    def check(self, recipe):
+    def check_recipe(self, recipe):
         if self.options.volume > recipe.model.max_seq_len:
             yield sftrun.Problem("too loud for the model", path=("model", "max_seq_len"))
         if self.options.volume == 13:

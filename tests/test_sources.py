@@ -29,7 +29,7 @@ def refused(source, split="train"):
 
 
 def said(source):
-    return [str(problem) for problem in source.ready(None)]
+    return [str(problem) for problem in source.check_machine(None)]
 
 
 def as_lines(rows):

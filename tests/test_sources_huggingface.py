@@ -34,7 +34,7 @@ def test_a_saved_dataset_is_read_with_its_splits_and_slices(saved):
     assert [read(made, split) for split in made.splits()] == [ROWS[10:], ROWS[:10], ROWS[:5]]
     assert next(made.rows("val")).origin == "train[:10]:1"
     testing.check_source(made)
-    assert list(made.ready(None)) == []
+    assert list(made.check_machine(None)) == []
 
 
 def test_a_fingerprint_is_that_of_rows_and_splits(saved):
@@ -102,11 +102,11 @@ def test_what_cannot_be_read_is_said_by_validate(write, sftrun, options, message
 @pytest.mark.parametrize("option", [{"revision": "main"}, {"config": "one"}, {"data_dir": "data"}, {"streaming": True}])
 def test_an_option_without_effect_on_a_saved_folder_is_an_error(saved, option):
     (name,) = option
-    assert [problem.message for problem in source(saved, **option).ready(None)] == [
+    assert [problem.message for problem in source(saved, **option).check_machine(None)] == [
         f"{name} has no effect on the folder {saved}"
     ]
 
 
 def test_a_folder_that_is_not_there_is_said_with_what_is(saved):
-    (problem,) = source(saved.parent / "svaed").ready(None)
+    (problem,) = source(saved.parent / "svaed").check_machine(None)
     assert problem.hint == f"did you mean {saved}?"

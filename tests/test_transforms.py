@@ -71,7 +71,7 @@ def origins(conversations):
 def said(use, **options):
     """What `check` and `ready` say, as messages."""
     transform = create(use, **options)
-    checks = [getattr(transform, name, None) for name in ("check", "ready")]
+    checks = [getattr(transform, name, None) for name in ("check_recipe", "check_machine")]
     return [problem.message for check in checks if check for problem in check(None)]
 
 

@@ -56,7 +56,7 @@ def tidy(recipe, run, emit):
     def end(number, frame):
         time.sleep(0.5)
         (run.path / "tidied").touch()
-        raise sftrun.Interrupted
+        raise sftrun.errors.Interrupted
 
     signal.signal(signal.SIGTERM, end)
     emit({"event": "ready"})
@@ -64,7 +64,7 @@ def tidy(recipe, run, emit):
 
 
 def stopped(recipe, run, emit):
-    raise sftrun.Interrupted
+    raise sftrun.errors.Interrupted
 
 
 def waiting(recipe, run, emit):
@@ -132,7 +132,7 @@ def until_asked(recipe, run, emit):
 
     def stop(number, frame):
         (run.path / f"stopped-{os.environ['RANK']}").touch()
-        raise sftrun.Interrupted
+        raise sftrun.errors.Interrupted
 
     signal.signal(signal.SIGTERM, stop)
     present(run, emit)

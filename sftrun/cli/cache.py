@@ -12,7 +12,7 @@ def command(clear: bool, older_than: float | None) -> None:
     """Show what the cache holds, by kind; SFTRUN_CACHE says where it is."""
     from sftrun.cli import table
     from sftrun.data import eviction
-    from sftrun.data.store import cache_folder
+    from sftrun.files import cache_folder
 
     if older_than is not None and not clear:
         raise click.UsageError("--older-than goes with --clear")

@@ -13,8 +13,10 @@ import click
 def command(run: str, base: bool, system: str | None, max_new_tokens: int) -> None:
     """Talk to the model of a run directory. An empty line or Ctrl-D ends; /new starts over."""
     from sftrun.tools.generate import answerer
+    from sftrun.types import Decoding
 
     answer = answerer(run, "base" if base else "tuned")
+    decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=1)
     begin = [{"role": "system", "content": system}] if system else []
     messages = list(begin)
     while said := _ask():
@@ -22,7 +24,7 @@ def command(run: str, base: bool, system: str | None, max_new_tokens: int) -> No
             messages = list(begin)
             continue
         messages.append({"role": "user", "content": said})
-        reply = answer([messages], max_new_tokens, 1)[0]
+        reply = answer([messages], decoding)[0]
         messages.append({"role": "assistant", "content": reply})
         print(reply, flush=True)
 

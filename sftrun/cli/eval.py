@@ -13,10 +13,10 @@ from sftrun.cli import progress, scores
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON on standard output.")
 def command(run: str, as_json: bool) -> None:
     """Score the base and the tuned model of a run directory again."""
-    from sftrun.flow import evaluate_again
+    from sftrun.flow import evaluate
 
     with progress.watcher() as watch:
-        done = evaluate_again(run, watch)
+        done = evaluate(run, watch)
     if as_json:
         print(json.dumps(done.read_json("eval/scores.json"), indent=2))
     else:

@@ -23,10 +23,12 @@ def command(run: str, prompts: str, out: str | None, base: bool, max_new_tokens:
     A .jsonl file holds {"messages": […]} or {"prompt": "…"} a line; any other file one prompt a line.
     """
     from sftrun.tools.generate import answerer
+    from sftrun.types import Decoding
 
     talks = list(_talks(Path(prompts)))
     answer = answerer(run, "base" if base else "tuned")
-    answers = answer([messages for _, messages in talks], max_new_tokens, batch_size)
+    decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
+    answers = answer([messages for _, messages in talks], decoding)
     lines = [
         json.dumps({**row, "answer": text}, ensure_ascii=False) + "\n"
         for (row, _), text in zip(talks, answers, strict=True)

@@ -19,10 +19,10 @@ WIDEST = 40  # characters of the longest bar
 @click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON on standard output.")
 def command(recipe: str, sets: tuple[str, ...], out: str | None, as_json: bool) -> None:
     """Prepare a recipe's data, prove its masks and show what came out."""
-    from sftrun.flow import prepare_only
+    from sftrun.flow import prepare
 
     with progress.watcher() as watch:
-        done = prepare_only(recipe, sets, out, watch)
+        done = prepare(recipe, sets, out, watch)
     stats = done.read_json("prepared/stats.json")
     if as_json:
         print(json.dumps(stats, indent=2, ensure_ascii=False))

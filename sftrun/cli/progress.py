@@ -8,16 +8,19 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from sftrun import events
+from sftrun.events import Event
+
 EVERY = 5.0  # seconds between two plain lines of training progress
 UNSEEN = (errno.EPIPE, errno.EIO)  # of a pipe that nobody reads any more, and of a terminal that was closed
 
 
 @contextlib.contextmanager
-def watcher() -> Iterator[Callable[[dict[str, Any]], None]]:
+def watcher() -> Iterator[Callable[[Event], None]]:
     """Something to call with each event, around the run, which goes on where nobody sees it any more."""
     shown = Bar() if sys.stderr.isatty() else Lines()
 
-    def watch(event: dict[str, Any]) -> None:
+    def watch(event: Event) -> None:
         with _seen_or_not():
             shown(event)
 
@@ -52,13 +55,13 @@ class Lines:
     def __exit__(self, *failure: object) -> None:
         pass
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        if event["event"] == "step":
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, events.Step):
             now = time.monotonic()
-            if now - self.said < EVERY and event["step"] != event["steps"]:
+            if now - self.said < EVERY and event.step != event.steps:
                 return
             self.said = now
-        line = told(event)
+        line = line_of(event)
         if line:
             print(line, file=sys.stderr, flush=True)
 
@@ -82,108 +85,117 @@ class Bar:
     def __exit__(self, *failure: object) -> None:
         self.progress.stop()
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        if event["event"] != "step":
-            line = told(event)
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, events.Step):
+            line = line_of(event)
             if line:
                 self.progress.console.print(line, markup=False)
             return
         if self.task is None:
-            self.task = self.progress.add_task("train", total=event["steps"], facts="")
-        self.progress.update(self.task, completed=event["step"], facts=_facts(event))
+            self.task = self.progress.add_task("train", total=event.steps, facts="")
+        self.progress.update(self.task, completed=event.step, facts=_facts(event))
 
 
-def told(event: dict[str, Any]) -> str | None:
-    """One event as a line for people; None for what is not worth one."""
-    teller = TELLERS.get(event["event"])
-    return teller(event) if teller else None
+def line_of(event: Event) -> str | None:
+    """Returns an event as a line for people; None if it is not worth one."""
+    describe = LINES.get(type(event))
+    return describe(event) if describe else None
 
 
-def _stage(event: dict[str, Any]) -> str | None:
-    if event["status"] == "started":
-        return str(event["stage"])
-    if event["status"] == "kept":
-        return f"{event['stage']}\n  done before"
-    return f"  done in {event['seconds']:.1f} s" if event["status"] == "done" else None
+def _stage(event: events.StageChanged) -> str | None:
+    if event.status == "started":
+        return event.stage
+    if event.status == "kept":
+        return f"{event.stage}\n  done before"
+    return f"  done in {event.seconds or 0:.1f} s" if event.status == "done" else None
 
 
-def _facts(event: dict[str, Any]) -> str:
-    rates = f"{event['tokens_per_s']:,.0f} tokens/s, {event['trained_tokens_per_s']:,.0f} trained/s"
-    return f"loss {event['loss']:.4f}  {rates}"
+def _step(event: events.Step) -> str:
+    return f"  step {event.step}{f'/{event.steps}' if event.steps else ''}  {_facts(event)}"
 
 
-def _warning(event: dict[str, Any]) -> str:
-    message: str = event["message"]
-    return message if "warning:" in message else f"warning: {message}"
+def _facts(event: events.Step) -> str:
+    """Returns the loss and the rates, as far as the backend reports them."""
+    rates = ((event.tokens_per_s, "tokens/s"), (event.trained_tokens_per_s, "trained/s"))
+    known = ", ".join(f"{rate:,.0f} {unit}" for rate, unit in rates if rate is not None)
+    return "  ".join(part for part in (f"loss {event.loss:.4f}" if event.loss is not None else "", known) if part)
 
 
-def _restarted(event: dict[str, Any]) -> str:
-    return f"warning: {event['reason']}; all start again ({event['restart']} of {event['of']} restarts)"
+def _warning(event: events.Warned) -> str:
+    return event.message if "warning:" in event.message else f"warning: {event.message}"
 
 
-def _joining(event: dict[str, Any]) -> str:
-    what = "waits for node 0 to prepare" if event["status"] == "waiting" else "trains"
-    return f"node {event['node']} of {event['nodes']} {what}"
+def _restarted(event: events.Restarted) -> str:
+    return f"warning: {event.reason}; all start again ({event.restart} of {event.of} restarts)"
 
 
-def _launched(event: dict[str, Any]) -> str:
-    nodes = f" on {event['nodes']} nodes" if event["nodes"] > 1 else ""
-    return f"  {event['processes'] * event['nodes']} processes{nodes}, {event['strategy']} over {event['backend']}"
+def _joining(event: events.Joining) -> str:
+    what = "waits for node 0 to prepare" if event.status == "waiting" else "trains"
+    return f"node {event.node} of {event.nodes} {what}"
 
 
-def _resumed(event: dict[str, Any]) -> str:
-    return f"  goes on from step {event['step']}" if event["step"] else "  no checkpoint yet: from the start"
+def _launched(event: events.Launched) -> str:
+    nodes = f" on {event.nodes} nodes" if event.nodes > 1 else ""
+    return f"  {event.processes * event.nodes} processes{nodes}, {event.strategy} over {event.backend}"
 
 
-def _sizing(event: dict[str, Any]) -> str:
-    tried = f"  tried train.batch_size {event['batch_size']}: "
-    if "peak" not in event:
+def _resumed(event: events.Resumed) -> str:
+    return f"  goes on from step {event.step}" if event.step else "  no checkpoint yet: from the start"
+
+
+def _batch_tried(event: events.BatchTried) -> str:
+    tried = f"  tried train.batch_size {event.batch_size}: "
+    if event.peak is None or event.room is None:
         return f"{tried}out of memory"
-    return f"{tried}{_size(event['peak'])} of {_size(event['room'])}{'' if event['fits'] else ', too narrow'}"
+    return f"{tried}{_size(event.peak)} of {_size(event.room)}{'' if event.fits else ', too narrow'}"
 
 
-def _sized(event: dict[str, Any]) -> str:
-    chosen = f"  chosen: {_split(event)}, {event['rows']} rows a step; measured {_size(event['peak'])}"
-    return f"{chosen} of {_size(event['room'])}, of which {event['margin']:.0%} stay free"
+def _batch_chosen(event: events.BatchChosen) -> str:
+    chosen = f"  chosen: {_split(event)}, {event.rows} rows a step; measured {_size(event.peak)}"
+    return f"{chosen} of {_size(event.room)}, of which {event.margin:.0%} stay free"
 
 
-def _shrunk(event: dict[str, Any]) -> str:
-    if event["while"] == "evaluation":
-        return f"  out of memory in an evaluation; again with train.eval_batch_size {event['eval_batch_size']}"
+def _batch_shrunk(event: events.BatchShrunk) -> str:
+    if event.during == "evaluation":
+        return f"  out of memory in an evaluation; again with train.eval_batch_size {event.eval_batch_size}"
     return f"  out of memory; again with {_split(event)}, as many rows a step"
 
 
-def _split(event: dict[str, Any]) -> str:
-    return f"train.batch_size {event['batch_size']} and train.grad_accum {event['grad_accum']}"
+def _split(event: events.BatchChosen | events.BatchShrunk) -> str:
+    return f"train.batch_size {event.batch_size} and train.grad_accum {event.grad_accum}"
 
 
 def _size(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-PREPARE = {(True, False): "  another process prepares the same data; waiting for it", (False, True): "  from the cache"}
+def _prepare(event: events.Prepare) -> str | None:
+    if event.waiting:
+        return "  another process prepares the same data; waiting for it"
+    return "  from the cache" if event.cached else None
 
-TELLERS: dict[str, Callable[[dict[str, Any]], str | None]] = {
-    "stage": _stage,
-    "step": lambda event: f"  step {event['step']}/{event['steps']}  {_facts(event)}",
-    "eval": lambda event: f"  step {event['step']}: validation loss {event['loss']:.4f}",
-    "warning": _warning,
-    "resumed": _resumed,
-    "restarted": _restarted,
-    "rehearsed_stop": lambda event: f"  stopped after step {event['step']}, on purpose; now it is resumed",
-    "joining": _joining,
-    "launched": _launched,
-    "using": lambda event: (
-        f"  attention: {event['attention']}; precision: {event['precision']}; optimizer: {event['optimizer']}"
+
+LINES: dict[type[Event], Callable[[Any], str | None]] = {
+    events.StageChanged: _stage,
+    events.Step: _step,
+    events.Eval: lambda event: f"  step {event.step}: validation loss {event.loss:.4f}",
+    events.Warned: _warning,
+    events.Resumed: _resumed,
+    events.Restarted: _restarted,
+    events.RehearsedStop: lambda event: f"  stopped after step {event.step}, on purpose; now it is resumed",
+    events.Joining: _joining,
+    events.Launched: _launched,
+    events.Using: lambda event: (
+        f"  attention: {event.attention}; precision: {event.precision}; optimizer: {event.optimizer}"
     ),
-    "stopped_early": lambda event: (
-        f"  stopped at step {event['step']}: the validation loss was lowest at step {event['best_step']}"
+    events.StoppedEarly: lambda event: (
+        f"  stopped at step {event.step}: the validation loss was lowest at step {event.best_step}"
     ),
-    "best": lambda event: f"  the model is that of step {event['step']}, with validation loss {event['loss']:.4f}",
-    "prepare": lambda event: PREPARE.get((event.get("waiting", False), event.get("cached", False))),
-    "prepared": lambda event: f"  {event['split']}: {event['rows']} rows read",
-    "sizing": _sizing,
-    "sized": _sized,
-    "shrunk": _shrunk,
-    "evaluating": lambda event: f"  the {event['which']} model answers",
+    events.Best: lambda event: f"  the model is that of step {event.step}, with validation loss {event.loss:.4f}",
+    events.Prepare: _prepare,
+    events.Prepared: lambda event: f"  {event.split}: {event.rows} rows read",
+    events.BatchTried: _batch_tried,
+    events.BatchChosen: _batch_chosen,
+    events.BatchShrunk: _batch_shrunk,
+    events.Evaluating: lambda event: f"  the {event.which} model answers",
 }

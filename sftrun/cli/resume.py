@@ -18,9 +18,9 @@ def command(run: str, sets: tuple[str, ...], node: Node | None) -> None:
     With --set, what does not change the trained weights may be another than before, and so may exporters and
     evaluators.
     """
-    from sftrun.flow import go_on
+    from sftrun import flow
 
     with progress.watcher() as watch:
-        done = go_on(run, sets, watch, node)
+        done = flow.resume(run, sets, watch, node)
     if not (node and node.rank):
         tell(done)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from sftrun import files
 from sftrun.data import store
 
 DAY = 86400.0
@@ -31,7 +32,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 def entries() -> list[Entry]:
     """All that the cache holds."""
-    root = store.cache_folder()
+    root = files.cache_folder()
     found = [_entry("prepared", path) for path in _folders(root / "prepared") if path.name[0] != "."]
     found += [_entry("models", path) for path in _folders(root / "models") if path.name[0] != "."]
     hidden = [path for folder in (root, root / "models") for path in _folders(folder) if path.name[0] == "."]

@@ -10,9 +10,9 @@ from typing import Literal
 
 import msgspec
 
-from sftrun.types import Noted
+from sftrun.types import NoteAction
 
-Action = Noted | Literal["truncated"]
+Action = NoteAction | Literal["truncated"]
 LOST = ("dropped", "truncated")
 
 

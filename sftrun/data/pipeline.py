@@ -13,10 +13,10 @@ from sftrun.data.masks.crosscheck import CrossCheck
 from sftrun.data.masks.render import Renderer
 from sftrun.data.tokens import encode, offsets, tokenizer
 from sftrun.errors import Place, Problem, RowError, UserError
-from sftrun.options import as_use
+from sftrun.kinds import Context
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry
-from sftrun.types import BadRow, Context, Conversation, Noted, Rendered, Sample
+from sftrun.types import BadRow, Conversation, NoteAction, Rendered, Sample
 
 BATCH = 1024  # rows at most; two batches are in memory at once
 CHARACTERS = 1 << 19  # of a batch; while they are encoded, each takes some 30 bytes
@@ -57,10 +57,10 @@ class Line:
         self.add = add
         self.problems: list[Problem] = []
         self.rows_in: dict[str, int] = {}
-        self.source = registry.create("source", as_use(recipe.source))
-        self.transforms = [registry.create("transform", as_use(use)) for use in recipe.transforms]
-        self.formatter = registry.create("formatter", as_use(recipe.formatter))
-        self.masker = registry.create("masker", as_use(recipe.masker))
+        self.source = registry.create("source", recipe.source)
+        self.transforms = [registry.create("transform", use) for use in recipe.transforms]
+        self.formatter = registry.create("formatter", recipe.formatter)
+        self.masker = registry.create("masker", recipe.masker)
         self.tokenizer = tokenizer.load_tokenizer(recipe.model)
         self.renderer = Renderer(
             self.tokenizer.template, eot_token=recipe.model.eot_token, adds_bos=self.tokenizer.adds_bos
@@ -130,12 +130,12 @@ class Line:
         """The conversations of a split after the first `count` transforms."""
         conversations: Iterable[Conversation] = self._conversations(split, bad, rows_in)
         for index in range(count):
-            use = as_use(self.recipe.transforms[index])
+            use = self.recipe.transforms[index]
             conversations = _applied(use.use, self.transforms[index], conversations, self._context(split, index, add))
         return conversations
 
     def _context(self, split: str, index: int, add: Callable[[Entry], None]) -> Context:
-        def note(origin: str, action: Noted, reason: str, detail: str = "", /) -> None:
+        def note(origin: str, action: NoteAction, reason: str, detail: str = "", /) -> None:
             add(Entry(split, origin, action, reason, detail))
 
         def others(other: str) -> Iterator[Conversation]:

@@ -9,16 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sftrun.files import cache_folder
 from sftrun.types import Sample
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 DONE = "done.json"
-
-
-def cache_folder() -> Path:
-    """Where caches are kept: SFTRUN_CACHE, else the user's cache folder."""
-    own = os.environ.get("SFTRUN_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sftrun"
 
 
 def key_of(parts: dict[str, Any]) -> str:

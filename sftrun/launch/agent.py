@@ -5,8 +5,6 @@ and none outlives this process. Of what the ranks say, the first one's events an
 parent. Nodes keep the numbers that they were given, as the first one owns the run directory.
 """
 
-import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -29,18 +27,17 @@ from torch.distributed.elastic.agent.server.api import (
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from sftrun.errors import Interrupted, UserError
+from sftrun.events import Event, Failure, Restarted
+from sftrun.kinds import Emit
 from sftrun.launch import workers
 from sftrun.launch.failures import INTERRUPTED
 from sftrun.launch.rendezvous import Meeting
 from sftrun.launch.workers import Ranks
-from sftrun.types import Emit
 
 EVERY = 0.05  # seconds between two looks at the ranks
 SETTLE = 15.0  # seconds to wait for the cause of a lost connection to be told by the process that has it
 DRAIN = 10.0  # seconds to hear the last words of one that was killed: what loads its data holds the pipe for a while
 AGAIN = ("bug", "ended", "lost")  # kinds of failures that another attempt may not have
-
-Failure = dict[str, Any]
 
 
 class Rank:
@@ -63,12 +60,12 @@ class Rank:
     def _listen(self, reading: int) -> None:
         with os.fdopen(reading, encoding="utf-8") as lines:
             for line in lines:
-                with contextlib.suppress(ValueError):  # cut short where the rank was killed
-                    self._hear(json.loads(line))
+                for event in workers.read_events(line):
+                    self._hear(event)
 
-    def _hear(self, event: dict[str, Any]) -> None:
-        if event["event"] == "failure":
-            self.failure = {**event, "time": time.monotonic(), "rank": self.number}
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Failure):
+            self.failure = msgspec.structs.replace(event, time=time.monotonic(), rank=self.number)
         elif self.number == 0:
             self.emit(event)
 
@@ -92,7 +89,7 @@ class Rank:
         if code in (None, 0, INTERRUPTED):
             return None
         if self.failure is None:
-            self._hear({"event": "failure", "kind": "ended", "code": code})
+            self._hear(Failure(kind="ended", code=code or 0))
         return self.failure
 
 
@@ -158,9 +155,9 @@ class Agent(SimpleElasticAgent):
         found = [cause for rank in self.ranks if (cause := rank.cause())]
         if not found:
             return self.meeting.failure() if None in codes else None
-        if None in codes and all(each["kind"] == "lost" for each in found) and _age(found) < SETTLE:
+        if None in codes and all(each.kind == "lost" for each in found) and _age(found) < SETTLE:
             return self.meeting.failure()
-        if self.asked and all(each["kind"] in ("ended", "lost") for each in found):
+        if self.asked and all(each.kind in ("ended", "lost") for each in found):
             raise Interrupted  # stopped before it could listen
         return self.meeting.agree(first(found), SETTLE)
 
@@ -169,14 +166,13 @@ class Agent(SimpleElasticAgent):
         super()._exit_barrier()  # type: ignore[no-untyped-call]
 
     def _given_up(self, failure: Failure) -> RunResult:
-        if failure["kind"] not in AGAIN or self.asked:
+        if failure.kind not in AGAIN or self.asked:
             self._remaining_restarts = 0
         self.failure = failure
         spec = self._worker_group.spec
         if self._remaining_restarts:
             number = spec.max_restarts - self._remaining_restarts + 1
-            told = {"restart": number, "of": spec.max_restarts, "reason": said(failure)}
-            self.emit({"event": "restarted", **told})
+            self.emit(Restarted(restart=number, of=spec.max_restarts, reason=said(failure)))
         failures = {rank.number: ProcessFailure(0, rank.process.pid, 1, "") for rank in self.ranks}
         return RunResult(WorkerState.FAILED, failures=failures)
 
@@ -187,23 +183,23 @@ def first(found: list[Failure]) -> Failure:
     One that lost its connection to another comes last.
     """
     order = ("ended", "user", "disk", "memory", "bug")
-    killed = [each for each in found if each["kind"] == "ended" and each["code"] < 0]
-    own = [each for each in found if each["kind"] in order]
-    return min(killed or own or found, key=lambda each: float(each["time"]))
+    killed = [each for each in found if each.kind == "ended" and each.code < 0]
+    own = [each for each in found if each.kind in order]
+    return min(killed or own or found, key=lambda each: float(each.time))
 
 
 def _age(found: list[Failure]) -> float:
-    return time.monotonic() - min(float(each["time"]) for each in found)
+    return time.monotonic() - min(float(each.time) for each in found)
 
 
 def said(failure: Failure) -> str:
     """A failure in a few words."""
-    if failure["kind"] == "ended":
-        code = failure["code"]
+    if failure.kind == "ended":
+        code = failure.code
         how = signal.Signals(-code).name if code < 0 else f"code {code}"
-        return f"process {failure['rank']} ended with {how}"
+        return f"process {failure.rank} ended with {how}"
     words = failure.get("message") or failure.get("traceback", "").strip().splitlines()[-1]
-    return f"process {failure['rank']}: {words}"
+    return f"process {failure.rank}: {words}"
 
 
 def threads(processes: int) -> int:

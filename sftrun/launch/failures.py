@@ -5,10 +5,10 @@ import signal
 import traceback
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 from sftrun import files
-from sftrun.errors import Interrupted, OutOfMemory, Place, Problem, UserError
+from sftrun.errors import Interrupted, OutOfMemory, UserError
+from sftrun.events import Failure
 from sftrun.launch.signals import SIGNALS
 from sftrun.runs.directory import RunDir
 
@@ -20,33 +20,34 @@ class WorkerError(Exception):
     """A worker that ended by a bug of ours; the text is its traceback."""
 
 
-def explain(failure: dict[str, Any] | None, code: int, run: RunDir) -> BaseException:
-    if failure and failure["kind"] != "ended":
+def explain(failure: Failure | None, code: int, run: RunDir) -> BaseException:
+    """Returns the error that a failed worker process stands for; `code` is its exit code."""
+    if failure and failure.kind != "ended":
         return _reported(failure, run)
     if failure is None and (SIGNALS.asked or code == INTERRUPTED):
         return Interrupted()
     if failure:
-        code = failure["code"]  # of the one among many that ended first
+        code = failure.code  # of the one among many that ended first
     if code == -signal.SIGKILL:
         return OutOfMemory(KILLED, hint=MEMORY_ADVICE + if_killed(KILLED, run))
     return WorkerError(f"the worker ended with code {code}; the end of {run.log}:\n{_tail(run.log)}")
 
 
-def _reported(failure: dict[str, Any], run: RunDir) -> BaseException:
+def _reported(failure: Failure, run: RunDir) -> BaseException:
     """What a worker has said of its own failure."""
-    if failure["kind"] == "user":
-        return UserError([_problem(each) for each in failure["problems"]])
-    if failure["kind"] == "memory":
-        return OutOfMemory(f"out of memory: {failure['message']}", hint=MEMORY_ADVICE)
-    if failure["kind"] == "disk":
-        return UserError(failure["message"], hint=f"{failure['hint']}, then {_going_on(run)}")
-    if failure["kind"] == "lost":
+    if failure.kind == "user":
+        return UserError(failure.problems)
+    if failure.kind == "memory":
+        return OutOfMemory(f"out of memory: {failure.message}", hint=MEMORY_ADVICE)
+    if failure.kind == "disk":
+        return UserError(failure.message, hint=f"{failure.hint}, then {_going_on(run)}")
+    if failure.kind == "lost":
         hint = f"run.log of each node may say why; {_going_on(run)}"
-        return UserError(f"the training processes lost each other: {failure['message']}", hint=hint)
-    if failure["kind"] == "gone":
+        return UserError(f"the training processes lost each other: {failure.message}", hint=hint)
+    if failure.kind == "gone":
         hint = f"its command or its machine has ended; its run.log may say why; on all nodes, {_going_on(run)}"
-        return UserError(failure["message"], hint=hint)
-    return WorkerError(failure["traceback"])
+        return UserError(failure.message, hint=hint)
+    return WorkerError(failure.traceback)
 
 
 KILLED = "the worker was killed, most often because memory ran out"
@@ -67,25 +68,20 @@ MEMORY_ADVICE = (
 )
 
 
-def _problem(data: dict[str, Any]) -> Problem:
-    where = Place(**data["where"]) if data["where"] else None
-    path = tuple(data["path"]) if data["path"] else None
-    return Problem(data["message"], where, path, data["hint"], data["severity"])
-
-
 def _tail(file: Path) -> str:
     with file.open(encoding="utf-8", errors="replace") as lines:
         return "".join(deque(lines, TAIL))
 
 
-def describe(error: Exception) -> dict[str, Any]:
+def describe(error: Exception) -> Failure:
+    """Returns the failure that an exception of a worker stands for."""
     if no_memory(error):
-        return {"kind": "memory", "message": (str(error) or "of the machine").splitlines()[0]}
+        return Failure(kind="memory", message=(str(error) or "of the machine").splitlines()[0])
     if hint := files.advice(error):
-        return {"kind": "disk", "message": files.said(error), "hint": hint}
+        return Failure(kind="disk", message=files.said(error), hint=hint)
     if "WORLD_SIZE" in os.environ and any(words in str(error) for words in LOST):
-        return {"kind": "lost", "message": str(error).splitlines()[0]}
-    return {"kind": "bug", "traceback": traceback.format_exc()}
+        return Failure(kind="lost", message=str(error).splitlines()[0])
+    return Failure(kind="bug", traceback=traceback.format_exc())
 
 
 NO_MEMORY = (  # what torch, CUDA and the system say, in lower case; the last one of a process that loads batches

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from sftrun.errors import UserError
+from sftrun.events import Joining
+from sftrun.kinds import Emit
 from sftrun.launch import signals, workers
 from sftrun.launch.heartbeat import AGAIN, Pulse
 from sftrun.launch.topology import Node
-from sftrun.recipe.resolved import normal, resolved_yaml
+from sftrun.recipe.resolved import resolved_yaml
 from sftrun.recipe.validate import Loaded
 from sftrun.runs import directory
 from sftrun.runs.directory import RunDir
-from sftrun.types import Emit
 
 EVERY = 0.5  # seconds between two looks at the run directory
 STAGES = ("prepare", "train")
@@ -24,14 +25,14 @@ def join(loaded: Loaded, out: Path, node: Node, watch: Emit, target: str) -> Run
 
     `target` is the function that each rank calls. Raises as a run does; for what fails on another node too.
     """
-    recipe = normal(loaded.recipe)
+    recipe = loaded.recipe
     run = RunDir(out.absolute())
     run.log = run.path / f"run-node{node.rank}.log"
     with signals.SIGNALS.heard():
-        watch({"event": "joining", "status": "waiting", "node": node.rank, "nodes": recipe.launch.nodes})
+        watch(Joining(status="waiting", node=node.rank, nodes=recipe.launch.nodes))
         if not _trains(run):
             return run
-        watch({"event": "joining", "status": "training", "node": node.rank, "nodes": recipe.launch.nodes})
+        watch(Joining(status="training", node=node.rank, nodes=recipe.launch.nodes))
         workers.work(target, run, watch, workers.ranks(recipe, node, resolved_yaml(recipe)))
     return run
 
@@ -48,7 +49,7 @@ def _trains(run: RunDir) -> bool:
         if status == "done" or (status == "started" and pulse.heard and not ended):
             return bool(status == "started")
         for stage in _changed(before, now):
-            if now[stage]["status"] == "failed":
+            if now[stage].get("status") == "failed":
                 reason = now[stage].get("reason", "").removeprefix("error: ")
                 raise UserError(f"node 0 could not {stage}: {reason}")
         if ended:

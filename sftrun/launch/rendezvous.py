@@ -10,14 +10,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
+from sftrun import events
 from sftrun.errors import UserError
+from sftrun.kinds import Emit
 from sftrun.launch.heartbeat import AGAIN, SILENT, Pulse
 from sftrun.launch.topology import address
 from sftrun.launch.workers import Ranks
-from sftrun.types import Emit
 
 PATIENCE = timedelta(minutes=30)  # for all nodes to come
 NOTICE = 20.0  # seconds after which it is said who has not come
@@ -125,30 +127,29 @@ class Meeting(RendezvousHandler):
                 message = f"after {PATIENCE.seconds // 60} minutes, these nodes have not come: {named}"
                 raise UserError(message, hint="each node runs the same command, with its own --node-rank")
             if waited > NOTICE and not told:
-                self.emit({"event": "warning", "message": f"these nodes have not come yet: {named}"})
+                self.emit(events.Warned(message=f"these nodes have not come yet: {named}"))
                 told = True
             time.sleep(EVERY)
 
-    def agree(self, failure: dict[str, Any], settle: float) -> dict[str, Any]:
+    def agree(self, failure: events.Failure, settle: float) -> events.Failure:
         """The failure that all nodes speak of: the first one that is a cause, not a lost connection."""
         if self.nodes == 1:
             return failure
         assert self.store is not None
         key = f"failed/{self.attempt}"
-        end = time.monotonic() + (settle if failure["kind"] == "lost" else 0)
+        end = time.monotonic() + (settle if failure.kind == "lost" else 0)
         try:
             self._listen()
             while time.monotonic() < end and not self.store.check([key]):
                 time.sleep(EVERY)
                 self._listen()
-            if failure["kind"] == "lost":
+            if failure.kind == "lost":
                 failure = self._silent(settle - 2 * BEAT) or failure
-            found: dict[str, Any] = json.loads(self.store.compare_set(key, "", json.dumps(failure)))
-            return found
+            return _read(self.store.compare_set(key, "", events.to_json(failure)))
         except RuntimeError:  # the store is gone, and node 0 with it
             return self._gone(0)
 
-    def failure(self) -> dict[str, Any] | None:
+    def failure(self) -> events.Failure | None:
         """What has failed on another node."""
         if self.nodes == 1 or time.monotonic() - self.looked < EVERY:
             return None
@@ -156,7 +157,7 @@ class Meeting(RendezvousHandler):
         self.looked, key = time.monotonic(), f"failed/{self.attempt}"
         try:
             self._listen()
-            return json.loads(self.store.get(key)) if self.store.check([key]) else self._silent(SILENT)
+            return _read(self.store.get(key)) if self.store.check([key]) else self._silent(SILENT)
         except RuntimeError:
             return self._gone(0)
 
@@ -172,16 +173,16 @@ class Meeting(RendezvousHandler):
             if count != self.beats.get(number, (-1, 0.0))[0]:
                 self.beats[number] = (count, now)
 
-    def _silent(self, limit: float) -> dict[str, Any] | None:
+    def _silent(self, limit: float) -> events.Failure | None:
         """The failure of a node that has shown no sign of life for so many seconds."""
         seen = self.beats.items()
         late = (number for number, (count, since) in seen if count < ENDED and self.beaten - since > limit)
         number = next(late, None)
         return None if number is None else self._gone(number)
 
-    def _gone(self, number: int) -> dict[str, Any]:
+    def _gone(self, number: int) -> events.Failure:
         message = f"node {number}, {self.hosts[number]}, is gone"
-        return {"event": "failure", "kind": "gone", "message": message, "rank": 0, "time": time.monotonic()}
+        return events.Failure(kind="gone", message=message, time=time.monotonic())
 
     def end(self) -> None:
         """Says that this node has ended well, and will be silent."""
@@ -240,6 +241,10 @@ def _compare(number: int, node: dict[str, Any], first: dict[str, Any]) -> None:
     if node["recipe"] not in (None, first["run"]):
         message = f"the recipe of node {number} is not that of node 0"
         raise UserError(message, hint="every node runs the same recipe, with the same --set")
+
+
+def _read(failure: str | bytes) -> events.Failure:
+    return msgspec.convert(json.loads(failure), events.Failure)
 
 
 def _hash(text: str) -> str:

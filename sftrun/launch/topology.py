@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from sftrun.errors import Problem, UserError
-from sftrun.options import as_use
 from sftrun.recipe.batch import disagreement
 from sftrun.recipe.model import Recipe
 
@@ -27,7 +26,7 @@ class Node(msgspec.Struct, frozen=True):
     rendezvous: str | None = None
 
 
-def gpus() -> int:
+def gpu_count() -> int:
     """GPUs that a process would see; asked of the driver, because importing torch would take seconds."""
     try:
         said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
@@ -44,7 +43,7 @@ def gpus() -> int:
 def processes(recipe: Recipe) -> int:
     """Training processes on this machine."""
     wanted = recipe.launch.processes
-    return max(gpus(), 1) if wanted == "auto" else wanted
+    return max(gpu_count(), 1) if wanted == "auto" else wanted
 
 
 def size(recipe: Recipe) -> int:
@@ -94,12 +93,12 @@ def _rows(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _here(recipe: Recipe, backend: Any) -> Iterator[Problem]:
-    wanted, there = processes(recipe), gpus()
+    wanted, there = processes(recipe), gpu_count()
     if there and wanted > there:
         message = f"launch.processes is {wanted}, and this machine has {there} GPU{'s' * (there > 1)} to train on"
         yield Problem(message, path=("launch", "processes"), hint=f"use {there}, or auto")
-    if size(recipe) > 1 and not getattr(backend, "launches", False):
-        message = f"the backend {as_use(recipe.backend).use} trains in one process, and these would be {size(recipe)}"
+    if size(recipe) > 1 and not getattr(backend, "distributed", False):
+        message = f"the backend {recipe.backend.use} trains in one process, and these would be {size(recipe)}"
         yield Problem(message, path=("launch", "processes"), hint="write launch: {processes: 1}, or use backend: hf")
 
 

@@ -11,19 +11,20 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
+from sftrun import events
 from sftrun.errors import Interrupted, UserError
+from sftrun.events import Failure
+from sftrun.kinds import Emit
 from sftrun.launch import failures, topology
 from sftrun.launch.signals import SIGNALS
 from sftrun.launch.topology import VARIABLES, Node
 from sftrun.recipe.model import Recipe
 from sftrun.runs.directory import RunDir
-from sftrun.types import Emit
 
 GRACE = 10  # seconds that a worker has to end where its parent fails
 
@@ -66,7 +67,7 @@ def work(target: str, run: RunDir, emit: Emit, ranks: Ranks | None = None) -> No
         command += [msgspec.json.encode(each).decode() for each in (ranks, run.locks)]
     passed = [writing, lifeline, *run.locks]
     alone = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    with SIGNALS.heard(), run.log.open("ab") as log, os.fdopen(reading, encoding="utf-8") as events:
+    with SIGNALS.heard(), run.log.open("ab") as log, os.fdopen(reading, encoding="utf-8") as lines:
         process = subprocess.Popen(
             command,
             pass_fds=passed,
@@ -80,7 +81,7 @@ def work(target: str, run: RunDir, emit: Emit, ranks: Ranks | None = None) -> No
         os.close(lifeline)
         SIGNALS.process = process
         try:
-            failure = _follow(events, emit)
+            failure = _follow(lines, emit)
             code = process.wait()
         except BaseException:
             _stop(process)
@@ -92,15 +93,30 @@ def work(target: str, run: RunDir, emit: Emit, ranks: Ranks | None = None) -> No
             raise failures.explain(failure, code, run)
 
 
-def _follow(events: Any, emit: Emit) -> dict[str, Any] | None:
+def _follow(lines: Iterable[str], emit: Emit) -> Failure | None:
     failure = None
-    for line in events:
-        event = json.loads(line)
-        if event["event"] == "failure":
-            failure = event
-        else:
-            emit(event)
+    for line in lines:
+        for event in read_events(line):
+            if isinstance(event, Failure):
+                failure = event
+            else:
+                emit(event)
     return failure
+
+
+def read_events(line: str) -> Iterator[events.Event]:
+    """Yields the event of a line that a worker wrote, and what is wrong with it as an event of its own, if anything.
+
+    A line that a kill cut short yields nothing.
+    """
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return
+    event, bad = events.decode(data)
+    yield event
+    if bad is not None and bad is not event:
+        yield bad
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
@@ -124,22 +140,21 @@ def serve(job: Callable[[Emit], None], descriptor: int, lifeline: int) -> None:
     os.set_inheritable(descriptor, False)
     pipe = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
 
-    def emit(event: dict[str, Any]) -> None:
+    def emit(event: events.Event) -> None:
         # a parent that is gone ends the worker here, by BrokenPipeError
-        pipe.write(json.dumps(event) + "\n")
+        pipe.write(events.to_json(event) + "\n")
 
     try:
         job(emit)
     except UserError as error:
-        problems = [msgspec.to_builtins(problem) for problem in error.problems]
-        emit({"event": "failure", "kind": "user", "problems": problems})
+        emit(Failure(kind="user", problems=list(error.problems)))
         sys.exit(1)
     except Interrupted:
         sys.exit(failures.INTERRUPTED)
     except BrokenPipeError:
         os._exit(1)
     except Exception as error:
-        emit({"event": "failure", **failures.describe(error)})
+        emit(failures.describe(error))
         sys.exit(1)
 
 
@@ -150,12 +165,9 @@ def _end_with_parent(lifeline: int) -> None:
 
 
 def _call(target: str, path: Path, emit: Emit) -> None:
-    from sftrun.recipe.resolved import from_resolved
-
     run = RunDir(path)
-    recipe = from_resolved((path / "resolved.yaml").read_text("utf-8"))
     module, _, name = target.partition(":")
-    getattr(importlib.import_module(module), name)(recipe, run, emit)
+    getattr(importlib.import_module(module), name)(run.recipe(), run, emit)
 
 
 if __name__ == "__main__":

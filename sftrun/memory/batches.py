@@ -9,7 +9,7 @@ import numpy as np
 from sftrun.data import pack, store
 from sftrun.launch import topology
 from sftrun.recipe.model import Recipe
-from sftrun.types import Shape
+from sftrun.types import BatchShape
 
 
 class Rows(msgspec.Struct, frozen=True):
@@ -55,7 +55,7 @@ def largest(recipe: Recipe, rows: Rows) -> list[int]:
     return [int(order[index % len(order)]) for index in range(min(count, len(order)))]
 
 
-def training(recipe: Recipe, rows: Rows | None) -> Shape:
+def training(recipe: Recipe, rows: Rows | None) -> BatchShape:
     """The largest batch of a recipe; without data, full ones in which all tokens are trained.
 
     Rows longer than max_seq_len, which shorter recipes than the prepared one may have, are as if cut.
@@ -63,31 +63,33 @@ def training(recipe: Recipe, rows: Rows | None) -> Shape:
     size, longest = recipe.train.micro_batch, recipe.model.max_seq_len
     packed = recipe.packing.strategy != "none"
     if rows is None:
-        return Shape([longest] * size, size * longest, packed)
+        return BatchShape([longest] * size, size * longest, packed)
     if rows.packs is None:
         chosen: Any = largest(recipe, rows)
     elif longest < _pack_lengths(rows).max():  # packed anew, all but full
-        return Shape([longest] * size, round(size * longest * float(rows.trained.sum() / rows.lengths.sum())), True)
+        return BatchShape(
+            [longest] * size, round(size * longest * float(rows.trained.sum() / rows.lengths.sum())), True
+        )
     else:
         chosen = np.concatenate([rows.packs.rows(each) for each in largest(recipe, rows)])
     return _shape(np.minimum(rows.lengths[chosen], longest), rows.trained[chosen], packed)
 
 
-def evaluation(recipe: Recipe, rows: Rows | None) -> Shape | None:
+def evaluation(recipe: Recipe, rows: Rows | None) -> BatchShape | None:
     """The largest batch of an evaluation while training; they are taken in order, and padded."""
     if recipe.train.eval_strategy == "no":
         return None
     size, longest = recipe.train.eval_batch_size, recipe.model.max_seq_len
     if rows is None:
-        return Shape([longest] * size, size * longest)
+        return BatchShape([longest] * size, size * longest)
     starts = range(0, len(rows.lengths), size)
     widest = max(starts, key=lambda at: rows.lengths[at : at + size].max() * len(rows.lengths[at : at + size]))
     part = slice(widest, widest + size)
     return _shape(np.minimum(rows.lengths[part], longest), rows.trained[part], False)
 
 
-def _shape(lengths: Any, trained: Any, packed: bool) -> Shape:
-    return Shape(lengths.tolist(), int(np.minimum(trained, lengths).sum()), packed)
+def _shape(lengths: Any, trained: Any, packed: bool) -> BatchShape:
+    return BatchShape(lengths.tolist(), int(np.minimum(trained, lengths).sum()), packed)
 
 
 def _pack_lengths(rows: Rows) -> Any:

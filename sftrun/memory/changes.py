@@ -6,7 +6,6 @@ from typing import Any
 import msgspec
 
 from sftrun.launch import topology
-from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry
 from sftrun.types import Footprint
@@ -125,13 +124,13 @@ def _modes(recipe: Recipe) -> list[str]:
 
 def _with_backend(recipe: Recipe, mode: str, registry: Registry) -> Iterator[Sets]:
     """Another mode, with the recipe's backend or else the first that can do it and be planned."""
-    own = as_use(recipe.backend)
+    own = recipe.backend
     for name in dict.fromkeys([own.use, *registry.names("backend")]):
         sets = {"tuning.mode": mode, **({} if name == own.use else {"backend": name})}
         wanted = changed(recipe, sets)
         try:
-            backend = registry.create("backend", as_use(wanted.backend))
-            problems = [*backend.check(wanted), *backend.ready(wanted)]
+            backend = registry.create("backend", wanted.backend)
+            problems = [*backend.check_recipe(wanted), *backend.check_machine(wanted)]
         except Exception:  # a backend of a plugin that does not work here
             continue
         if hasattr(backend, "estimate") and not any(problem.severity == "error" for problem in problems):

@@ -5,42 +5,44 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sftrun import events
+from sftrun.kinds import Emit, Estimating, Training
 from sftrun.launch import topology
 from sftrun.memory import batches, changes
 from sftrun.memory.machine import machine
-from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import current
 from sftrun.runs.directory import RunDir
-from sftrun.types import Emit, Footprint
+from sftrun.types import Footprint
 
 STATUS = Path("/proc/self/status")
 PEAK = "peak-{}.json"  # what each process that is measured writes
 
 
 def estimate_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
-    """Emits the event `planned`: parameters, memory, whether it fits, and changes where it does not."""
+    """Emits the event `Estimated`: parameters, memory, whether it fits, and changes where it does not."""
     train = batches.read(run.prepared, "train", recipe.packing.strategy != "none")
     ask = _asking(run, train)
     footprint = ask(recipe)
     here, needed = machine(footprint.device), changes.peak(footprint)
     found = [] if needed <= here.free else changes.fitting(recipe, here.free, ask, current())
     emit(
-        {
-            "event": "planned",
-            "parameters": {"trained": footprint.trained, "frozen": footprint.frozen},
-            "device": {"kind": footprint.device, "name": here.name, "total": here.total, "free": here.free},
-            "memory": footprint.memory,
-            "peak": needed,
-            "checkpoint": footprint.checkpoint,
-            "changes": [_change(sets, size, train) for sets, size in found],
-            "notes": footprint.notes,
-        }
+        events.Estimated(
+            parameters={"trained": footprint.trained, "frozen": footprint.frozen},
+            device={"kind": footprint.device, "name": here.name, "total": here.total, "free": here.free},
+            memory=footprint.memory,
+            peak=needed,
+            checkpoint=footprint.checkpoint,
+            changes=[_change(sets, size, train) for sets, size in found],
+            notes=footprint.notes,
+        )
     )
 
 
 def sizes_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
-    """Emits the event `sizes`: rows of a forward pass with their peak in bytes, up to the first that would not fit."""
+    """Emits the event `EstimatedBatches`: rows of a forward pass with their peak in bytes, up to the first that would
+    not fit.
+    """
     ask = _asking(run, batches.read(run.prepared, "train", recipe.packing.strategy != "none"))
     peaks: list[tuple[int, int]] = []
     for sets in changes.splits(recipe):
@@ -49,7 +51,7 @@ def sizes_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
         peaks.append((sets["train.batch_size"], changes.peak(footprint)))
         if peaks[-1][1] > free:
             break
-    emit({"event": "sizes", "free": free, "peaks": peaks})
+    emit(events.EstimatedBatches(free=free, peaks=peaks))
 
 
 def _asking(run: RunDir, train: batches.Rows | None) -> changes.Ask:
@@ -57,9 +59,10 @@ def _asking(run: RunDir, train: batches.Rows | None) -> changes.Ask:
     val = batches.read(run.prepared, "val")
 
     def ask(wanted: Recipe) -> Footprint:
-        backend = current().create("backend", as_use(wanted.backend))
+        backend = current().create("backend", wanted.backend)
         evaluation = batches.evaluation(wanted, val) if val or train is None else None
-        found: Footprint = backend.estimate(wanted, batches.training(wanted, train), evaluation)
+        shape = batches.training(wanted, train)
+        found: Footprint = backend.estimate(Estimating(recipe=wanted, training=shape, evaluation=evaluation))
         return found
 
     return ask
@@ -75,7 +78,7 @@ def _change(sets: changes.Sets, size: int, train: batches.Rows | None) -> dict[s
 def probe_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """Trains, and writes down the most memory that this process, or its GPU, had in use."""
     free = machine("cpu").free // int(os.environ.get("WORLD_SIZE", "1"))  # as long as little is loaded
-    current().create("backend", as_use(recipe.backend)).train(recipe, run.path, emit)
+    current().create("backend", recipe.backend).train(Training(recipe=recipe, run=run, emit=emit))
     run.write_json(PEAK.format(os.environ.get("RANK", "0")), _most(free))
 
 

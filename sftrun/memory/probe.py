@@ -9,11 +9,11 @@ import numpy as np
 
 from sftrun.data import pack, store
 from sftrun.errors import UserError
+from sftrun.events import Event, Step
 from sftrun.launch import topology, workers
 from sftrun.memory import batches
 from sftrun.memory.estimate import PEAK
 from sftrun.recipe.model import LaunchOptions, Recipe
-from sftrun.recipe.resolved import resolved_yaml
 from sftrun.runs.directory import RunDir
 
 LARGEST, USUAL = 2, 4  # optimizer steps on the largest batches, and on usual ones
@@ -27,7 +27,7 @@ def probe(recipe: Recipe, run: RunDir, folder: Path) -> dict[str, Any]:
     """
     train = _rows(recipe, run)
     measured, events = _measured(recipe, run, folder, train, USUAL)
-    return {**measured, **_times(recipe, train, [event for event in events if event["event"] == "step"])}
+    return {**measured, **_times(recipe, train, [event for event in events if isinstance(event, Step)])}
 
 
 def peak(recipe: Recipe, run: RunDir, folder: Path) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def _rows(recipe: Recipe, run: RunDir) -> batches.Rows:
 
 def _measured(
     recipe: Recipe, run: RunDir, folder: Path, train: batches.Rows, usual: int
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], list[Event]]:
     """What was in use at most in a process that trains so many usual steps after the largest ones; and its events.
 
     All processes of this machine train together, as they will; of their peaks the largest counts.
@@ -54,7 +54,7 @@ def _measured(
     trial = RunDir(folder)
     trial.locks = run.locks
     _write(recipe, run, trial, train, usual)
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     count = topology.processes(recipe)
     workers.work("sftrun.memory.estimate:probe_here", trial, events.append, workers.Ranks(count) if count > 1 else None)
     found = [trial.read_json(PEAK.format(number)) for number in range(count)]
@@ -79,7 +79,7 @@ def _write(recipe: Recipe, run: RunDir, trial: RunDir, train: batches.Rows, usua
         split["examples"] = []
     trial.write_json("prepared/proof.json", proof)
     trial.write("prepared/stats.json", (run.prepared / "stats.json").read_text("utf-8"))
-    trial.write("resolved.yaml", resolved_yaml(_short(recipe, evaluates, LARGEST + usual)))
+    trial.write_recipe(_short(recipe, evaluates, LARGEST + usual))
     trial.write("lock.json", (run.path / "lock.json").read_text("utf-8"))
 
 
@@ -131,10 +131,10 @@ def _copy(run: RunDir, trial: RunDir, split: str, rows: list[int]) -> None:
     writer.close()
 
 
-def _times(recipe: Recipe, train: batches.Rows, events: list[dict[str, Any]]) -> dict[str, Any]:
+def _times(recipe: Recipe, train: batches.Rows, events: list[Step]) -> dict[str, Any]:
     """Seconds of a step as a + b · tokens, fitted to the steps after the first, which warms up."""
-    counts = np.diff([0, *(event["tokens"] for event in events)]).tolist()
-    seconds = [count / event["tokens_per_s"] for count, event in zip(counts, events, strict=True)]
+    counts = np.diff([0, *(event.tokens or 0 for event in events)]).tolist()
+    seconds = [count / (event.tokens_per_s or 1) for count, event in zip(counts, events, strict=True)]
     slowest = max(seconds[1:] or seconds)
     steps = batches.steps(recipe, len(train))
     usual = float(train.lengths.sum()) / len(train) * min(_rows_of_a_step(recipe), len(train))

@@ -1,20 +1,19 @@
 """Out of memory in training: what to change, exactly; or the same training with fewer rows at a time."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from sftrun import files
+from sftrun import events, files
 from sftrun.errors import OutOfMemory
+from sftrun.kinds import Emit
 from sftrun.launch import failures, signals, topology
 from sftrun.memory import batches, changes
 from sftrun.recipe.model import Recipe
-from sftrun.recipe.resolved import resolved_yaml
 from sftrun.registry import current
 from sftrun.runs.directory import RunDir
-from sftrun.types import Emit
 
 Attempt = Callable[[Recipe, RunDir, Emit], None]
 ASKED = ("batch_size", "grad_accum", "eval_batch_size")
@@ -29,8 +28,8 @@ class Heard:
     def __init__(self, emit: Emit) -> None:
         self.emit, self.validating = emit, False
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        self.validating = event["event"] == "validating"
+    def __call__(self, event: events.Event) -> None:
+        self.validating = isinstance(event, events.Validating)
         self.emit(event)
 
 
@@ -49,9 +48,9 @@ def guarded(attempt: Attempt, recipe: Recipe, run: RunDir, emit: Emit) -> None:
             if recipe.train.on_oom == "error" or sets is None:
                 hint = _advice(recipe, run, sets) if sets else otherwise(recipe, run, run)
                 raise OutOfMemory(said, hint=hint + failures.if_killed(said, run)) from error
-            doing = "evaluation" if heard.validating else "training"
-            recipe = settle(recipe, run, sets, shrunk={"while": doing, "said": said})
-            emit({"event": "shrunk", **_split(recipe), "while": doing, "said": said})
+            doing: Literal["evaluation", "training"] = "evaluation" if heard.validating else "training"
+            recipe = settle(recipe, run, sets, shrunk={"during": doing, "reason": said})
+            emit(events.BatchShrunk(**_split(recipe), during=doing, reason=said))
 
 
 def smaller(recipe: Recipe, validating: bool) -> changes.Sets | None:
@@ -65,18 +64,18 @@ def smaller(recipe: Recipe, validating: bool) -> changes.Sets | None:
 
 
 def settle(recipe: Recipe, run: RunDir, sets: changes.Sets, **why: dict[str, Any]) -> Recipe:
-    """The recipe with another batch, written to resolved.yaml, and to the lock beside what was asked for.
+    """The recipe with another batch, written to resolved.yaml, and to state.json next to what was asked for.
 
-    The lock first: what a kill between the two leaves is a recipe that asks for what it did before.
+    The state first: what a kill between the two leaves is a recipe that asks for what it did before.
     """
-    known = run.read_json("lock.json").get("batch", {})
+    known = run.facts("train").get("batch", {})
     made = changes.changed(recipe, sets)
     asked = _split(recipe) if recipe.train.batch_size == "auto" else known.get("asked", _split(recipe))
     record = {**known, "asked": asked, **_split(made)}
     for name, each in why.items():
         record[name] = [*known.get(name, []), {**_split(made), **each}]
-    run.merge_json("lock.json", {"batch": record})
-    run.write("resolved.yaml", resolved_yaml(made))
+    run.add_facts("train", batch=record)
+    run.write_recipe(made)
     return made
 
 

@@ -2,16 +2,17 @@
 
 import shutil
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
+from sftrun import events
 from sftrun.errors import OutOfMemory
+from sftrun.events import Event
+from sftrun.kinds import Emit
 from sftrun.launch import workers
 from sftrun.memory import changes, probe
 from sftrun.recipe.model import Recipe
 from sftrun.runs.directory import RunDir
-from sftrun.types import Emit
 
 MARGIN = 0.9  # of the memory that is there: what other batches and other processes take varies
 TRIALS = ".size"
@@ -39,7 +40,8 @@ class Chosen(msgspec.Struct, frozen=True):
 def measured(recipe: Recipe, run: RunDir, emit: Emit) -> Chosen | None:
     """The largest batch that was run within the memory that is there; None where not even one row at a time was.
 
-    A trial is the largest batches, the largest evaluation and a save in a worker process; `sizing` says how it went.
+    A trial is the largest batches, the largest evaluation and a save in a worker process; the event `BatchTried` says
+    how it went.
     """
     expected, free = _estimates(recipe, run)
     ways = {sets["train.batch_size"]: sets for sets in changes.splits(recipe)}
@@ -93,24 +95,24 @@ def _last(expected: dict[int, int], limit: float, low: int, high: int) -> int:
 
 
 def _estimates(recipe: Recipe, run: RunDir) -> tuple[dict[int, int], int]:
-    seen: list[dict[str, Any]] = []
+    seen: list[Event] = []
     workers.work("sftrun.memory.estimate:sizes_here", run, seen.append)
-    found = next(event for event in seen if event["event"] == "sizes")
-    return dict(found["peaks"]), found["free"]
+    found = next(event for event in seen if isinstance(event, events.EstimatedBatches))
+    return dict(found.peaks), found.free
 
 
 def _tried(recipe: Recipe, run: RunDir, emit: Emit) -> Trial | None:
     folder = run.path / TRIALS
     shutil.rmtree(folder, ignore_errors=True)  # what a kill has left
-    split = {"batch_size": recipe.train.batch_size, "grad_accum": recipe.train.grad_accum}
+    split = {"batch_size": recipe.train.micro_batch, "grad_accum": recipe.train.grad_accum}
     try:
         found = probe.peak(recipe, run, folder)
     except OutOfMemory:
-        emit({"event": "sizing", **split, "fits": False})
+        emit(events.BatchTried(**split, fits=False))
         return None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     trial = Trial(found["peak"], found["room"])
     took = {"peak": trial.peak, "room": trial.room, "processes": found["processes"]}
-    emit({"event": "sizing", **split, **took, "fits": trial.fits})
+    emit(events.BatchTried(**split, **took, fits=trial.fits))
     return trial

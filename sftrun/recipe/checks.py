@@ -1,11 +1,14 @@
 """What no schema can say: keys of the recipe that depend on each other, and what components say of it."""
 
+import difflib
 import os
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+
 from sftrun.errors import Problem, UserError
-from sftrun.options import ENV, Use, as_use
+from sftrun.options import ENV, Use, changed_leaves, leaves
 from sftrun.recipe.batch import disagreement
 from sftrun.recipe.document import Document
 from sftrun.recipe.model import Recipe
@@ -102,31 +105,58 @@ def _adapter(document: Document) -> Iterator[Problem]:
 
 
 def of_backend(recipe: Recipe, registry: Registry) -> Iterator[Problem]:
-    """A batch is chosen by what the backend says that it takes."""
-    use = as_use(recipe.backend)
-    if recipe.train.batch_size == "auto" and not _unset(use.with_):
-        try:
-            known = hasattr(registry.create("backend", use), "estimate")
-        except Exception:  # said by `of_component`
-            return
-        if not known:
-            message = (
-                f"the backend {use.use} cannot say what a batch takes, so train.batch_size auto has nothing to go by"
-            )
-            hint = "write batch_size and grad_accum as numbers; sftrun plan --probe measures whether they fit"
-            yield Problem(message, path=("train", "batch_size"), hint=hint)
+    """Yields what the recipe asks of a backend that does not offer it."""
+    use = recipe.backend
+    if _unset(use.with_):
+        return
+    try:
+        backend = registry.create("backend", use)
+    except Exception:  # said by `of_component`
+        return
+    yield from _not_honoured(recipe, backend)
+    if recipe.train.batch_size == "auto" and not hasattr(backend, "estimate"):
+        message = f"the backend {use.use} cannot say what a batch takes, so train.batch_size auto has nothing to go by"
+        hint = "write batch_size and grad_accum as numbers; sftrun plan --probe measures whether they fit"
+        yield Problem(message, path=("train", "batch_size"), hint=hint)
+
+
+def _not_honoured(recipe: Recipe, backend: Any) -> Iterator[Problem]:
+    """Yields the keys that a recipe sets, and its backend does not act on."""
+    name, honours = recipe.backend.use, frozenset(getattr(backend, "honours", ()))
+    known = {f"{part}.{key}" for part in BACKEND_PARTS for key, _ in leaves(getattr(recipe, part))}
+    for key in sorted(honours - known):
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"it may name keys of {', '.join(BACKEND_PARTS)}"
+        yield Problem(f"the backend {name} honours {key!r}, which is no recipe key", path=("backend",), hint=hint)
+    for part in BACKEND_PARTS:
+        for key, value in changed_leaves(getattr(recipe, part)):
+            path = f"{part}.{key}"
+            if path not in honours | CORE_KEYS:
+                message = f"the backend {name} does not act on {path}: {_shown(value)} would have no effect"
+                yield Problem(
+                    message, path=tuple(path.split(".")), hint="leave it out, or use a backend that honours it"
+                )
+
+
+BACKEND_PARTS = ("train", "tuning", "launch", "packing")  # the keys of a recipe that a backend has to act on
+CORE_KEYS = {  # sftrun itself acts on these, with any backend
+    *("train.batch_size", "train.effective_batch_size", "train.on_oom"),
+    *("launch.processes", "launch.nodes", "launch.restarts"),
+}
+
+
+def _shown(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def of_component(kind: str, use: Use, recipe: Recipe, registry: Registry) -> list[Problem]:
     """What a component says of the recipe: nothing where it has no say, or needs a variable that is not set here."""
     item = registry.get(kind, use.use)
-    if isinstance(item.factory, type) and not hasattr(item.factory, "check"):
-        return []
     if _unset(use.with_):
         return []
     try:
         component = registry.create(kind, use)
-        return list(component.check(recipe)) if hasattr(component, "check") else []
+        return list(component.check_recipe(recipe)) if hasattr(component, "check_recipe") else []
     except UserError as error:
         return list(error.problems)
     except ImportError as error:  # what is missing here may be there where the recipe runs

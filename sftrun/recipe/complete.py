@@ -6,8 +6,7 @@ import msgspec
 
 from sftrun.errors import Problem, RecipePath, UserError
 from sftrun.options import Use, parse, schema
-from sftrun.recipe.model import Recipe
-from sftrun.recipe.resolved import components, normal
+from sftrun.recipe.model import COMPONENT_KEYS, Recipe
 from sftrun.recipe.train_options import TrainOptions
 from sftrun.recipe.walk import kind_of
 from sftrun.registry import Registry
@@ -15,17 +14,16 @@ from sftrun.registry import Registry
 
 def recipe(given: Recipe, registry: Registry) -> Recipe:
     """A valid recipe with all options of all components; raises UserError where an options class refuses them."""
-    given = normal(given)
     changes: dict[str, Any] = {}
     if given.train.batch_size == "auto":  # what a recipe that this one extends says of it has no meaning any more
         changes["train"] = msgspec.structs.replace(given.train, grad_accum=TrainOptions().grad_accum)
-    for name, kind in components().items():
+    for name, kind in COMPONENT_KEYS.items():
         value = getattr(given, name)
         if isinstance(value, list):
             changes[name] = [_use(kind, item, (name, index), registry) for index, item in enumerate(value)]
         else:
             changes[name] = _use(kind, value, (name,), registry)
-    return normal(parse(_plain(msgspec.structs.replace(given, **changes)), Recipe))
+    return parse(_plain(msgspec.structs.replace(given, **changes)), Recipe)
 
 
 def _plain(value: Any) -> Any:

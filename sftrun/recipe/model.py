@@ -1,9 +1,11 @@
 """The typed recipe: every key, its type, its default and its description, once."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from sftrun.options import Count, Meta, NameOrPath, Options, Use, as_use, component
+import msgspec
+
+from sftrun.options import Count, Meta, NameOrPath, Options, Use, as_use, component, parse
 from sftrun.recipe.train_options import TrainOptions
 
 
@@ -125,18 +127,18 @@ class Recipe(Options):
     """A supervised fine-tuning run, from rows to a trained, evaluated and exported model."""
 
     model: Annotated[ModelOptions, Meta(description="The model to start from.")]
-    source: Annotated[str | Use, component("source"), Meta(description="Where the rows are.")]
+    source: Annotated[Use, component("source"), Meta(description="Where the rows are.")]
     description: Annotated[str, Meta(description="What this recipe is for.")] = ""
     extends: Annotated[
         str | None, Meta(description="Another recipe that this one changes: deep-merged, lists replaced.")
     ] = None
     transforms: Annotated[
-        list[str | Use], component("transform"), Meta(description="What is done to the conversations, in order.")
+        list[Use], component("transform"), Meta(description="What is done to the conversations, in order.")
     ] = []
-    formatter: Annotated[str | Use, component("formatter"), Meta(description="How a row becomes a conversation.")] = (
-        "chat"
+    formatter: Annotated[Use, component("formatter"), Meta(description="How a row becomes a conversation.")] = Use(
+        use="chat"
     )
-    masker: Annotated[str | Use, component("masker"), Meta(description="Which tokens carry loss.")] = "assistant"
+    masker: Annotated[Use, component("masker"), Meta(description="Which tokens carry loss.")] = Use(use="assistant")
     data: Annotated[DataOptions, Meta(description="What happens to rows that do not fit.")] = DataOptions()
     packing: Annotated[PackingOptions, Meta(description="Whether several rows share one sequence.")] = PackingOptions()
     expect_mask: Annotated[
@@ -146,22 +148,64 @@ class Recipe(Options):
         ),
     ] = None
     tuning: Annotated[TuningOptions, Meta(description="Which weights are trained.")] = TuningOptions()
-    backend: Annotated[str | Use, component("backend"), Meta(description="What loads, trains and saves.")] = "hf"
+    backend: Annotated[Use, component("backend"), Meta(description="What loads, trains and saves.")] = Use(use="hf")
     train: Annotated[TrainOptions, Meta(description="How the weights are trained.")] = TrainOptions()
     launch: Annotated[LaunchOptions, Meta(description="How many processes train, and where.")] = LaunchOptions()
     evaluators: Annotated[
-        list[str | Use], component("evaluator"), Meta(description="What scores the base and the tuned model.")
+        list[Use], component("evaluator"), Meta(description="What scores the base and the tuned model.")
     ] = []
     exporters: Annotated[
-        list[str | Use], component("exporter"), Meta(description="What is made of the result for deployment.")
+        list[Use], component("exporter"), Meta(description="What is made of the result for deployment.")
     ] = []
+    trackers: Annotated[
+        list[Use],
+        Meta(
+            description="What follows the run, TensorBoard first. Nothing is sent anywhere that is not named here.",
+            extra_json_schema={"x-component": "tracker", "default": ["tensorboard"]},
+        ),
+    ] = msgspec.field(default_factory=lambda: [Use(use="tensorboard")])
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1, description="Seed of everything that is random.")] = 0
+
+    def __post_init__(self) -> None:
+        """Turns bare names of components into `Use`, for recipes that are built in Python."""
+        for key in COMPONENT_KEYS:
+            value = getattr(self, key)
+            uses = [as_use(each) for each in value] if isinstance(value, list) else as_use(value)
+            if uses != value:
+                msgspec.structs.force_setattr(self, key, uses)
+
+
+COMPONENT_KEYS = {  # in the order in which they work, with the kind of each
+    "source": "source",
+    "transforms": "transform",
+    "formatter": "formatter",
+    "masker": "masker",
+    "backend": "backend",
+    "evaluators": "evaluator",
+    "exporters": "exporter",
+    "trackers": "tracker",
+}
 
 
 def components(recipe: Recipe) -> Iterator[tuple[str, Use]]:
-    """Every component that a recipe names, with its kind, in the order in which they work."""
-    kinds = ("source", "transforms", "formatter", "masker", "backend", "evaluators", "exporters")
-    for key in kinds:
+    """Yields every component that a recipe names, with its kind, in the order in which they work."""
+    for key, kind in COMPONENT_KEYS.items():
         value = getattr(recipe, key)
-        for named in value if isinstance(value, list) else [value]:
-            yield key.removesuffix("s"), as_use(named)
+        for use in value if isinstance(value, list) else [value]:
+            yield kind, use
+
+
+def typed_recipe(data: Any) -> Recipe:
+    """Returns the typed recipe of plain data, in which a component may be a bare name.
+
+    Raises UserError if the data do not fit.
+    """
+    if isinstance(data, dict):
+        data = {**data, **{key: _long_form(data[key]) for key in COMPONENT_KEYS if key in data}}
+    return parse(data, Recipe)
+
+
+def _long_form(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_long_form(each) for each in value]
+    return {"use": value} if isinstance(value, str) else value

@@ -9,17 +9,16 @@ from typing import Any
 import msgspec
 
 from sftrun.errors import UserError
-from sftrun.options import as_use, parse, schema
 from sftrun.recipe.compose import LINE_BREAK, UNPRINTABLE, compose, scalar
 from sftrun.recipe.document import Origin
-from sftrun.recipe.model import Recipe
+from sftrun.recipe.model import Recipe, typed_recipe
 
 PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
 
 
 def resolved_yaml(recipe: Recipe) -> str:
     """A recipe as YAML with every default; `${env:NAME}` stays as it is."""
-    data = msgspec.to_builtins(normal(recipe))
+    data = msgspec.to_builtins(recipe)
     del data["extends"]
     if data["train"]["batch_size"] == "auto":  # which chooses it
         del data["train"]["grad_accum"]
@@ -31,22 +30,7 @@ def from_resolved(text: str) -> Recipe:
     node, problems = compose(text, Origin("resolved.yaml", Path(), LINE_BREAK.split(text)))
     if problems or node is None:
         raise UserError(problems or "resolved.yaml is empty")
-    return normal(parse(node.plain(), Recipe))
-
-
-def normal(recipe: Recipe) -> Recipe:
-    """The recipe with every component in its long form."""
-    changes: dict[str, Any] = {}
-    for name in components():
-        value = getattr(recipe, name)
-        changes[name] = [as_use(item) for item in value] if isinstance(value, list) else as_use(value)
-    return msgspec.structs.replace(recipe, **changes)
-
-
-def components() -> dict[str, str]:
-    """The keys of a recipe that name components, with the kind of each."""
-    found = schema(Recipe)["properties"].items()
-    return {name: about["x-component"] for name, about in found if "x-component" in about}
+    return typed_recipe(node.plain())
 
 
 def _lines(data: dict[str, Any], indent: str) -> Iterator[str]:

@@ -7,13 +7,14 @@ from pathlib import Path
 import msgspec
 
 from sftrun.errors import Place, Problem, RecipePath, UserError
-from sftrun.options import parse, schema
+from sftrun.options import schema
 from sftrun.recipe import adjust, checks, complete
 from sftrun.recipe import load as files
 from sftrun.recipe import overrides as sets
+from sftrun.recipe.compose import LINE_BREAK, compose
 from sftrun.recipe.diagnose import Diagnosis
-from sftrun.recipe.document import Document
-from sftrun.recipe.model import Recipe, components
+from sftrun.recipe.document import Document, Node, Origin
+from sftrun.recipe.model import Recipe, components, typed_recipe
 from sftrun.recipe.resolved import from_resolved, resolved_yaml
 from sftrun.recipe.walk import Visit, walk
 from sftrun.registry import Registry, current
@@ -33,11 +34,17 @@ class Checked(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """A recipe without errors, the document that it was read from, and warnings."""
+    """A recipe without errors, the document that it was read from, and warnings.
+
+    `name` is the path that was read (`recipe` for a recipe built in Python), and `text` what stands there.
+    """
 
     recipe: Recipe
     document: Document
     warnings: list[Problem]
+    name: str
+    text: str
+    overrides: tuple[str, ...] = ()
 
 
 def load(path: PathLike, overrides: Sequence[str] = ()) -> Recipe:
@@ -45,23 +52,29 @@ def load(path: PathLike, overrides: Sequence[str] = ()) -> Recipe:
     return read(path, overrides).recipe
 
 
-def validate(path: PathLike, overrides: Sequence[str] = ()) -> list[Problem]:
+def validate(source: PathLike | Recipe, overrides: Sequence[str] = ()) -> list[Problem]:
     """All errors and warnings of a recipe, in the order of their places."""
-    return check(path, overrides).problems
+    return check(source, overrides).problems
 
 
-def read(path: PathLike, overrides: Sequence[str] = ()) -> Loaded:
-    """As `load`, with the document (for places) and the warnings."""
-    found = check(path, overrides)
+def read(source: PathLike | Recipe, overrides: Sequence[str] = ()) -> Loaded:
+    """As `load`, with the document (for places), the warnings, and the text; `source` may be a Recipe built in
+    Python.
+    """
+    found = check(source, overrides)
     if found.recipe is None or found.document is None:
         raise UserError(found.problems)
-    return Loaded(found.recipe, found.document, found.problems)
+    if isinstance(source, Recipe):
+        name, text = "recipe", resolved_yaml(source)
+    else:
+        name, text = str(source), Path(source).read_text("utf-8-sig")
+    return Loaded(found.recipe, found.document, found.problems, name, text, tuple(overrides))
 
 
-def check(path: PathLike, overrides: Sequence[str] = ()) -> Checked:
+def check(source: PathLike | Recipe, overrides: Sequence[str] = ()) -> Checked:
     """Reads and validates; never raises for what stands in the recipe."""
     try:
-        root, reading = files.read(Path(path))
+        root, reading = _built(source) if isinstance(source, Recipe) else files.read(Path(source))
     except UserError as error:
         return Checked(list(error.problems))
     document, wrong = sets.applied(Document(root), overrides, os.environ)
@@ -73,6 +86,17 @@ def check(path: PathLike, overrides: Sequence[str] = ()) -> Checked:
         recipe, found = _typed(document, registry)
         problems += found
     return Checked(_sorted(problems, document), document, None if _errors(problems) else recipe)
+
+
+def _built(recipe: Recipe) -> tuple[Node, list[Problem]]:
+    """Returns a recipe built in Python as if it were read from a file; its relative paths start at the working
+    folder.
+    """
+    text = resolved_yaml(recipe)
+    node, problems = compose(text, Origin("<recipe>", Path.cwd(), LINE_BREAK.split(text)))
+    if node is None:
+        raise UserError(problems)
+    return node, problems
 
 
 def _errors(problems: Iterable[Problem]) -> bool:
@@ -113,7 +137,7 @@ def _typed(document: Document, registry: Registry) -> tuple[Recipe | None, list[
     """The typed recipe, and what its components say about it."""
     document = adjust.with_absolute_paths(document, schema(Recipe), registry)
     try:
-        recipe = complete.recipe(parse(document.data, Recipe), registry)
+        recipe = complete.recipe(typed_recipe(document.data), registry)
     except UserError as error:
         return None, [_placed(problem, document, ()) for problem in error.problems]
     found = []

@@ -7,7 +7,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.report import say, scores
 from sftrun.report.facts import Facts
@@ -78,8 +77,8 @@ def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:
         found.append(("adapted modules", modules if isinstance(modules, str) else ", ".join(modules)))
     return [
         *found,
-        ("masker", as_use(recipe.masker).use),
-        ("backend", as_use(recipe.backend).use),
+        ("masker", recipe.masker.use),
+        ("backend", recipe.backend.use),
         ("epochs", t.epochs),
         ("steps", steps),
         ("learning rate", _learning_rate(recipe, facts)),

@@ -24,7 +24,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     stats: dict[str, dict[str, Any]]
     proof: dict[str, Any]
     ledger: list[dict[str, Any]]
-    scores: dict[str, dict[str, dict[str, float]]]
+    scores: dict[str, dict[str, dict[str, Any]]]
     samples: list[dict[str, Any]]
     exports: dict[str, dict[str, Any]]
     trained: bool

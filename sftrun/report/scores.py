@@ -9,22 +9,21 @@ from sftrun.report.facts import Facts
 
 SHOWN = 20
 RIGHT = 0.5
-LOWER_IS_BETTER = ("loss", "perplexity")
 
 Verdict = Literal["better", "worse", "same", "unknown"]
 
 
 class Metric(msgspec.Struct, frozen=True):
-    """One metric of the base and of the tuned model; None where it was not measured."""
+    """One metric of the base and of the tuned model; None if it was not measured.
+
+    `higher_is_better` is None for a metric that does not say its direction.
+    """
 
     evaluator: str
     name: str
     base: float | None
     tuned: float | None
-
-    @property
-    def lower_is_better(self) -> bool:
-        return any(word in self.name for word in LOWER_IS_BETTER)
+    higher_is_better: bool | None = True
 
     @property
     def change(self) -> float | None:
@@ -36,12 +35,12 @@ class Metric(msgspec.Struct, frozen=True):
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the tuned model is better, by the direction of the metric."""
-        if self.change is None:
+        """Whether the tuned model is better, by the direction that the metric has declared."""
+        if self.change is None or self.higher_is_better is None:
             return "unknown"
         if not self.change:
             return "same"
-        return "better" if (self.change < 0) == self.lower_is_better else "worse"
+        return "better" if (self.change > 0) == self.higher_is_better else "worse"
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,9 +60,15 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
 def metrics(facts: Facts) -> list[Metric]:
     """Every metric of every evaluator, in the order of the recipe."""
-    base, tuned = facts.scores.get("base", {}), facts.scores.get("tuned", {})
+    base, tuned, about = (facts.scores.get(key, {}) for key in ("base", "tuned", "metrics"))
     return [
-        Metric(evaluator, name, base.get(evaluator, {}).get(name), tuned.get(evaluator, {}).get(name))
+        Metric(
+            evaluator,
+            name,
+            base.get(evaluator, {}).get(name),
+            tuned.get(evaluator, {}).get(name),
+            about.get(evaluator, {}).get(name, {}).get("higher_is_better"),
+        )
         for evaluator in {**tuned, **base}
         for name in {**tuned.get(evaluator, {}), **base.get(evaluator, {})}
     ]

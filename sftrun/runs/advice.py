@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+from sftrun.events import Eval, Event, Resumed, Step, Warned, encode
+from sftrun.kinds import Emit
 from sftrun.recipe.model import Recipe
 from sftrun.runs.history import History, Points, history
 from sftrun.runs.numbers import number
-from sftrun.types import Emit
 
 FEWEST = 4  # points of a curve that has a direction
 ROSE = 1.02
@@ -33,14 +34,14 @@ class Watch:
         self.recipe, self.events, self.emit = recipe, before, emit
         self.said: set[str] = set()
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         self.emit(event)
-        if event["event"] not in ("step", "eval", "resumed"):
+        if not isinstance(event, Step | Eval | Resumed):
             return
-        self.events.append(event)
-        if event["event"] == "eval":
+        self.events.append(encode(event))
+        if isinstance(event, Eval):
             self._say("overfitting", _overfitting(self.recipe, history(self.events)))
-        elif event["event"] == "step" and event["step"] * 2 >= event["steps"]:
+        elif isinstance(event, Step) and event.steps and event.step * 2 >= event.steps and "learning" not in self.said:
             past = history(self.events)
             if len(past.loss) >= ENOUGH:
                 self._say("learning", [*_diverging(past), *_flat(self.recipe, past)])
@@ -50,7 +51,7 @@ class Watch:
             return
         for message in found:
             self.said.add(about)
-            self.emit({"event": "warning", "about": about, "message": message})
+            self.emit(Warned(message=message, about=about))
 
 
 def _diverging(history: History) -> Iterator[str]:

@@ -7,15 +7,19 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from sftrun.errors import UserError
+from sftrun.events import Event, Warned, encode, to_json
+from sftrun.recipe.model import Recipe
+from sftrun.recipe.resolved import from_resolved, resolved_yaml
 
 STAMPED = re.compile(r"(.+)-(\d{8}-\d{6})(?:-(\d+))?")  # the name of a run directory that nobody named
-FIRST = ("resolved.yaml", "recipe.yaml")  # what is written before the first stage,
+RESOLVED, STATE = "resolved.yaml", "state.json"
+FIRST = (RESOLVED, "recipe.yaml")  # what is written before the first stage,
 BEGUN = "lock.json"  # and the last of it
 LOCK = ".lock"
 PATIENCE = 10.0  # seconds to wait for the processes of an attempt that was killed
@@ -34,6 +38,7 @@ class RunDir:
         self.tensorboard = path / "tensorboard"
         self.log = path / "run.log"
         self.locks: list[int] = []
+        self._recipe: Recipe | None = None
 
     def write(self, name: str, text: str) -> None:
         """Writes a text file: to a temporary file, fsync, rename."""
@@ -51,9 +56,20 @@ class RunDir:
         """Adds keys to a JSON file."""
         self.write_json(name, {**self.read_json(name), **data})
 
-    def event(self, event: dict[str, Any]) -> None:
+    def recipe(self) -> Recipe:
+        """Returns the resolved recipe, parsed once; raises UserError if resolved.yaml is not one."""
+        if self._recipe is None:
+            self._recipe = from_resolved((self.path / RESOLVED).read_text("utf-8"))
+        return self._recipe
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Writes resolved.yaml: the recipe with every default."""
+        self.write(RESOLVED, resolved_yaml(recipe))
+        self._recipe = recipe
+
+    def event(self, event: Event) -> None:
         """Appends one line to events.jsonl."""
-        line = json.dumps({"time": round(time.time(), 3), **event}, ensure_ascii=False) + "\n"
+        line = to_json({"time": round(time.time(), 3), **encode(event)}) + "\n"
         with (self.path / "events.jsonl").open("ab", buffering=0) as file:
             end = file.tell()
             if file.write(line.encode()) < len(line.encode()):  # a full disk takes what it can
@@ -75,12 +91,21 @@ class RunDir:
 
     def done(self, name: str) -> bool:
         """Whether a stage has ended well."""
-        return bool(self.read_json("state.json").get(name, {}).get("status") == "done")
+        return bool(self.read_json(STATE).get(name, {}).get("status") == "done")
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """Returns what state.json has about a stage: its status, and what was found out in it."""
+        return dict(self.read_json(STATE).get(stage, {}))
+
+    def add_facts(self, stage: str, **facts: Any) -> None:
+        """Adds to state.json what was found out in a stage: the base of an adapter, the batch that was chosen, …"""
+        state = self.read_json(STATE)
+        self.write_json(STATE, {**state, stage: {**state.get(stage, {}), **facts}})
 
     def forget(self, *names: str) -> None:
         """Has stages done again."""
-        state = self.read_json("state.json")
-        self.write_json("state.json", {name: each for name, each in state.items() if name not in names})
+        state = self.read_json(STATE)
+        self.write_json(STATE, {name: each for name, each in state.items() if name not in names})
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -100,10 +125,10 @@ class RunDir:
 
     def stage(self, name: str, status: str, **made: Any) -> None:
         """Records where a stage stands and what it made."""
-        state = self.read_json("state.json")
+        state = self.read_json(STATE)
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         state[name] = {**state.get(name, {}), "status": status, status: now, **made}
-        self.write_json("state.json", state)
+        self.write_json(STATE, state)
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -179,12 +204,21 @@ def _never_began(left: list[Path]) -> bool:
     return known and any(path.name == FIRST[0] for path in left)
 
 
-def point_latest(run: RunDir, stem: str) -> None:
-    """Makes `<stem>-latest` beside a finished run lead to it, so that another recipe can build on it."""
-    link = run.path.parent / f"{stem}-latest"
+def point_latest(run: RunDir, emit: Callable[[Event], None]) -> None:
+    """Makes `<recipe>-latest`, next to a finished run, lead to it, so that another recipe can build on it.
+
+    A run that the user named is found by that name.
+    """
+    name = STAMPED.fullmatch(run.path.name)
+    if not name:
+        return
+    link = run.path.parent / f"{name[1]}-latest"
     making = link.with_name(f".{link.name}.{os.getpid()}")
-    making.symlink_to(run.path.name)
-    making.replace(link)
+    try:
+        making.symlink_to(run.path.name)
+        making.replace(link)
+    except OSError as error:  # a file system without links: the run itself is whole
+        emit(Warned(message=f"no link {link.name} could be made: {error}"))
 
 
 def latest(recipe_file: Path, root: Path = Path("runs")) -> RunDir | None:
@@ -197,8 +231,9 @@ def latest(recipe_file: Path, root: Path = Path("runs")) -> RunDir | None:
     return RunDir(max(found)[2].absolute()) if found else None
 
 
-def open_run(path: Path) -> RunDir:
+def open_run(run: str | os.PathLike[str]) -> RunDir:
     """An existing run directory; raises UserError where it is none."""
+    path = Path(run)
     if not (path / "resolved.yaml").is_file():
         raise UserError(f"{path} is no run directory", hint="a run directory holds resolved.yaml; see runs/")
     return RunDir(path.absolute())

@@ -49,7 +49,7 @@ def history(events: list[dict[str, Any]]) -> History:
     named = [(steps, "loss"), (evals, "loss"), (steps, "learning_rate")]
     curves = [_points(each, key) for each, key in named]
     skipped = sum(key in event for each, key in named for event in each) - sum(map(len, curves))
-    shrunk = [event for event in events if event.get("event") == "shrunk"]
+    shrunk = [event for event in events if event.get("event") == "batch_shrunk"]
     return History(curves[0], curves[1], curves[2], skipped, shrunk)
 
 

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sftrun.options import Use, as_use, parse
+from sftrun.options import Use, parse
 from sftrun.recipe.model import Recipe, components
 from sftrun.recipe.walk import kind_of
 from sftrun.registry import Registered, Registry
@@ -59,7 +59,7 @@ def _with_inner(kind: str, use: Use, registry: Registry) -> Iterator[Registered]
         if inner is None or not value:
             continue
         for each in value if isinstance(value, list) else [value]:
-            yield from _with_inner(inner, as_use(each if isinstance(each, str) else parse(each, Use)), registry)
+            yield from _with_inner(inner, parse({"use": each} if isinstance(each, str) else each, Use), registry)
 
 
 def _hardware() -> dict[str, Any]:

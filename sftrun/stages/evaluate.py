@@ -6,22 +6,25 @@ from typing import Any, Literal
 
 import msgspec
 
-from sftrun import files
+from sftrun import events, files
 from sftrun.errors import OutOfMemory
+from sftrun.kinds import Backend, Emit, Evaluator, Loading, Model, Scoring
 from sftrun.launch import failures, workers
-from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry, current
 from sftrun.runs.directory import RunDir
-from sftrun.types import Emit, Evaluator, LossSums, Model, Prompt, Scores
+from sftrun.runs.stage import StageWork
+from sftrun.types import Decoding, Measure, Prompt, Scores
 
 Which = Literal["base", "tuned"]
+WHICH: tuple[Which, Which] = ("base", "tuned")
 
 
-def evaluate(run: RunDir, emit: Emit) -> None:
+def evaluate(work: StageWork) -> None:
     """Fills `eval/`: scores.json, and samples.jsonl with the answers side by side."""
+    run = work.run
     try:
-        workers.work("sftrun.stages.evaluate:evaluate_here", run, emit)
+        workers.work("sftrun.stages.evaluate:evaluate_here", run, work.emit)
     except OutOfMemory as error:
         command = f"sftrun resume {files.shell_path(run.path)} --set train.eval_batch_size=1"
         hint = f"lower train.eval_batch_size ({command}), or the batch_size of evaluators that generate"
@@ -30,35 +33,37 @@ def evaluate(run: RunDir, emit: Emit) -> None:
 
 
 def evaluate_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
-    """The same in this process."""
+    """Evaluates in this process."""
     registry = current()
-    backend = registry.create("backend", as_use(recipe.backend))
+    backend: Backend = registry.create("backend", recipe.backend)
     prompts = _prompts(run)
     scores: dict[Which, dict[str, Scores]] = {}
-    for which in ("base", "tuned"):
-        emit({"event": "evaluating", "which": which})
-        model = Remembering(backend.load(recipe, run.path, which))
-        scores[which] = {name: item.score(model, prompts) for name, item in _evaluators(recipe, registry).items()}
-        del model
+    for which in WHICH:
+        emit(events.Evaluating(which=which))
+        model = CachedModel(backend.load(Loading(recipe=recipe, run=run, which=which)))
+        work = Scoring(model=model, prompts=prompts, recipe=recipe, run=run, emit=emit, which=which)
+        scores[which] = {name: item.score(work) for name, item in _evaluators(recipe, registry).items()}
+        del model, work
         gc.collect()  # the base model's memory is free before the tuned one is loaded
     _write(run, scores)
 
 
-class Remembering:
-    """A model that generates once for evaluators that ask the same."""
+class CachedModel:
+    """A model that generates once for evaluators that ask for the same answers."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.decode = model.decode
-        self.answers: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        self.encode, self.decode = model.encode, model.decode
+        self.loglikelihood, self.losses = model.loglikelihood, model.losses
+        self.answers: dict[tuple[Decoding, tuple[int, ...]], list[int]] = {}
 
-    def losses(self, split: str) -> LossSums | None:
-        return self.model.losses(split)
-
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
-        keys = [(max_new_tokens, tuple(prompt)) for prompt in prompts]
+    def generate(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[list[int]]:
+        """Returns one continuation per prompt; sampled ones are made anew."""
+        if decoding.temperature > 0:
+            return self.model.generate(prompts, decoding)
+        keys = [(decoding, tuple(prompt)) for prompt in prompts]
         new = list(dict.fromkeys(key for key in keys if key not in self.answers))
-        made = self.model.generate([prompt for _, prompt in new], max_new_tokens, batch_size) if new else []
+        made = self.model.generate([prompt for _, prompt in new], decoding) if new else []
         self.answers.update(zip(new, made, strict=True))
         return [self.answers[key] for key in keys]
 
@@ -75,18 +80,37 @@ def _prompts(run: RunDir) -> dict[str, list[Prompt]]:
 def _evaluators(recipe: Recipe, registry: Registry) -> dict[str, Evaluator]:
     named: dict[str, Evaluator] = {}
     for each in recipe.evaluators:
-        use = as_use(each)
+        use = each
         earlier = sum(name.split("#")[0] == use.use for name in named)
         named[f"{use.use}#{earlier + 1}" if earlier else use.use] = registry.create("evaluator", use)
     return named
 
 
 def _write(run: RunDir, scores: dict[Which, dict[str, Scores]]) -> None:
-    metrics = {which: {name: found.metrics for name, found in each.items()} for which, each in scores.items()}
+    """Writes samples.jsonl, then scores.json: values by model, evaluator and metric, and about each metric its
+    direction.
+    """
+    values: dict[str, Any] = {
+        which: {
+            name: {metric: each.value if isinstance(each, Measure) else each for metric, each in found.metrics.items()}
+            for name, found in by.items()
+        }
+        for which, by in scores.items()
+    }
+    about = {
+        name: {metric: _about(each) for metric, each in found.metrics.items() if isinstance(each, Measure)}
+        for name, found in scores["tuned"].items()
+    }
     run.eval.mkdir(exist_ok=True)
     lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in _side_by_side(scores))
     run.write("eval/samples.jsonl", lines.decode())
-    run.write_json("eval/scores.json", metrics)
+    run.write_json("eval/scores.json", {**values, "metrics": about})
+
+
+def _about(measure: Measure) -> dict[str, Any]:
+    about: dict[str, Any] = msgspec.to_builtins(measure)
+    del about["value"]
+    return about
 
 
 def _side_by_side(scores: dict[Which, dict[str, Scores]]) -> list[dict[str, Any]]:

@@ -11,39 +11,52 @@ from typing import Any
 
 import numpy as np
 
+from sftrun import events
 from sftrun.data import stats, store
 from sftrun.data.ledger import LOST, Ledger
 from sftrun.data.pipeline import Line
 from sftrun.data.prompts import Prompts
 from sftrun.data.proof import Proof, Tally
 from sftrun.errors import Problem, UserError
-from sftrun.options import as_use
+from sftrun.kinds import Emit
+from sftrun.options import Use
 from sftrun.recipe.model import Recipe
-from sftrun.registry import Registry, module_file
+from sftrun.registry import Registry, current, module_file
 from sftrun.runs.directory import RunDir
-from sftrun.types import Emit
+from sftrun.runs.preflight import check_prepared
+from sftrun.runs.stage import StageWork
 
 SHOWN = 20
 HERE = Path(__file__).parent.parent
 
 
-def prepare(recipe: Recipe, run: RunDir, registry: Registry, emit: Emit) -> None:
+def prepare(work: StageWork) -> None:
     """Fills `prepared/`, from the cache where the same was made before.
 
     Raises UserError when a row is bad, when too much is lost, or when the proof fails.
     """
+    recipe, run, emit, registry = work.recipe, work.run, work.emit, current()
     line = Line(recipe, registry)
     for warning in line.warnings:
-        emit({"event": "warning", "message": warning.message})
+        emit(events.Warned(message=warning.message))
     parts = key_parts(recipe, line, registry)
     key = store.key_of(parts)
-    with store.locked(key, lambda: emit({"event": "prepare", "waiting": True})):
+    with store.locked(key, lambda: emit(events.Prepare(waiting=True))):
         entry = store.find(key)
-        emit({"event": "prepare", "cached": entry is not None})
+        emit(events.Prepare(cached=entry is not None))
         store.link(entry or _make(recipe, line, key, emit), run.prepared)
     _check_expected(recipe, run)
-    facts = {"model": _model(recipe, line), "prepared": {"key": key, **parts}}
-    run.merge_json("lock.json", {**facts, "mask": run.read_json("prepared/proof.json")["hash"]})
+    mask = run.read_json("prepared/proof.json")["hash"]
+    run.add_facts("prepare", model=_model(recipe, line), prepared={"key": key, **parts}, mask=mask)
+
+
+def check_components(work: StageWork) -> None:
+    """Warns of what components say about the prepared data; raises UserError if one cannot work with them.
+
+    It is called before the training, and not hours later, when an evaluator or an exporter would find out.
+    """
+    for problem in check_prepared(work.recipe, work.run):
+        work.emit(events.Warned(message=str(problem)))
 
 
 def _check_expected(recipe: Recipe, run: RunDir) -> None:
@@ -66,10 +79,10 @@ def key_parts(recipe: Recipe, line: Line, registry: Registry) -> dict[str, Any]:
     uses = {"formatter": [recipe.formatter], "masker": [recipe.masker], "transform": recipe.transforms}
     return {
         "code": _code_hash([*(HERE / "data").rglob("*.py"), Path(__file__)]),
-        "source": {"use": as_use(recipe.source).use, "fingerprint": line.source.fingerprint()},
+        "source": {"use": recipe.source.use, "fingerprint": line.source.fingerprint()},
         "components": [_component(registry, kind, use) for kind, named in uses.items() for use in named],
         "transform_files": [each.fingerprint() for each in line.transforms if hasattr(each, "fingerprint")],
-        "source_code": _component(registry, "source", as_use(recipe.source).use),
+        "source_code": _component(registry, "source", recipe.source),
         "tokenizer": line.tokenizer.fingerprint,
         "template": line.tokenizer.template.fingerprint,
         "date": _date(line),
@@ -87,8 +100,7 @@ def _date(line: Line) -> str | None:
     return template.now.date().isoformat() if "strftime_now" in template.source else None
 
 
-def _component(registry: Registry, kind: str, named: Any) -> dict[str, Any]:
-    use = as_use(named)
+def _component(registry: Registry, kind: str, use: Use) -> dict[str, Any]:
     item = registry.get(kind, use.use)
     file = module_file(item)
     code = _code_hash(Path(file).parent.glob("*.py")) if file else ""
@@ -129,7 +141,7 @@ def _fill(recipe: Recipe, line: Line, making: Path, emit: Emit) -> None:
     proof = Proof(line)
     for split in line.source.splits():
         _split(line, split, making, proof)
-        emit({"event": "prepared", "split": split, "rows": line.rows_in[split]})
+        emit(events.Prepared(split=split, rows=line.rows_in[split]))
     ledger.close()
     problems = _shortened(line.problems) or [*_lost(recipe, line, ledger), *proof.problems()]
     if problems:

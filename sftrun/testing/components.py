@@ -7,18 +7,18 @@ from typing import Any, get_args
 
 import msgspec
 
-from sftrun import types
+from sftrun import kinds, types
 from sftrun.errors import RowError, UserError
 from sftrun.testing import examples
-from sftrun.types import BadRow, Conversation, Grade, Row, Scores
+from sftrun.types import BadRow, Conversation, Grade, Measure, Row, Scores
 
 SPLITS = ("train", "val", "test")
 JUNK: tuple[Any, ...] = (None, True, -1, 0.5, "", " \n", "\0", [], {}, [None], [[]], {"x": 1})
-ACTIONS = get_args(types.Noted)
+ACTIONS = get_args(types.NoteAction)
 Note = tuple[str, str, str, str]
 
 
-def check_source(source: types.Source) -> None:
+def check_source(source: kinds.Source) -> None:
     """Known splits; rows that come again in the same order; origins that name one row; a fingerprint that stays."""
     who = type(source).__name__
     splits, fingerprint = list(source.splits()), source.fingerprint()
@@ -52,7 +52,7 @@ def _is_said(text: Any) -> bool:
     return isinstance(text, str) and bool(text.strip())
 
 
-def check_formatter(formatter: types.Formatter, rows: Iterable[dict[str, Any]]) -> None:
+def check_formatter(formatter: kinds.Formatter, rows: Iterable[dict[str, Any]]) -> None:
     """`rows` become conversations, the same ones each time; any of them with a part broken fits or is a RowError."""
     rows = list(rows)
     assert rows, "check_formatter needs a row"
@@ -80,7 +80,7 @@ def _broken(value: Any) -> Iterator[Any]:
             yield from ([*value[:index], each, *value[index + 1 :]] for each in _broken(inner))
 
 
-def _check_hostile(formatter: types.Formatter, row: Row) -> None:
+def _check_hostile(formatter: kinds.Formatter, row: Row) -> None:
     try:
         talk = formatter.format(row)
     except RowError as error:
@@ -121,13 +121,13 @@ def _check_content(message: types.Message, index: int, plain: bool) -> None:
     assert fits, f"message {index}: content must be a text or a list of parts, not {content!r}"
 
 
-def check_masker(masker: types.Masker, also: Collection[str] = ()) -> None:
+def check_masker(masker: kinds.Masker, also: Collection[str] = ()) -> None:
     """One bool a span; nothing is trained but what the model emits, and spans of the roles in `also`.
 
     Flags that stay where spans move; stretches of a text in order, inside it and apart from one another.
     """
     trained = 0
-    talks = [*examples.talks(), *(examples.flagged() if getattr(masker, "reads_train", False) else [])]
+    talks = [*examples.talks(), *(examples.flagged() if getattr(masker, "honours_flags", False) else [])]
     for talk in talks:
         text = examples.rendered(talk)
         chosen = masker.choose(list(text.spans))
@@ -143,7 +143,7 @@ def check_masker(masker: types.Masker, also: Collection[str] = ()) -> None:
         _check_stretches(masker, odd)
 
 
-def _check_flags(masker: types.Masker, origin: str, spans: Sequence[types.Span], chosen: Sequence[bool]) -> None:
+def _check_flags(masker: kinds.Masker, origin: str, spans: Sequence[types.Span], chosen: Sequence[bool]) -> None:
     assert len(chosen) == len(spans), f"{origin}: {len(chosen)} flags for {len(spans)} spans"
     assert all(isinstance(flag, bool) for flag in chosen), f"{origin}: flags must be bools: {list(chosen)}"
     assert list(masker.choose(list(spans))) == list(chosen), f"{origin}: not the same a second time"
@@ -152,7 +152,7 @@ def _check_flags(masker: types.Masker, origin: str, spans: Sequence[types.Span],
     assert list(masker.choose(moved)) == list(chosen), f"{origin}: {why}"
 
 
-def _check_stretches(masker: types.Masker, text: str) -> None:
+def _check_stretches(masker: kinds.Masker, text: str) -> None:
     """Checks `narrow`, where the masker has it."""
     narrow = getattr(masker, "narrow", None)
     if narrow is None:
@@ -165,7 +165,7 @@ def _check_stretches(masker: types.Masker, text: str) -> None:
     assert [*map(tuple, narrow(text))] == found, f"{what}, and others a second time"
 
 
-def check_transform(transform: types.Transform, conversations: Sequence[Conversation] = ()) -> None:
+def check_transform(transform: kinds.Transform, conversations: Sequence[Conversation] = ()) -> None:
     """The same in, the same out; nothing is changed in place; all that is left out or changed is noted, nothing else.
 
     Give conversations that the transform acts on; those of `talks` are tried in any case.
@@ -194,10 +194,10 @@ def _distinct(conversations: Sequence[Conversation]) -> list[Conversation]:
     return [msgspec.structs.replace(talk, origin=f"talks.jsonl:{number}") for number, talk in numbered]
 
 
-def _applied(transform: types.Transform, given: Sequence[Conversation]) -> tuple[list[Conversation], list[Note]]:
+def _applied(transform: kinds.Transform, given: Sequence[Conversation]) -> tuple[list[Conversation], list[Note]]:
     notes: list[Note] = []
 
-    def note(origin: str, action: types.Noted, reason: str, detail: str = "", /) -> None:
+    def note(origin: str, action: types.NoteAction, reason: str, detail: str = "", /) -> None:
         notes.append((origin, action, reason, detail))
 
     made = list(transform.apply(iter(given), examples.context(given[:1], note)))
@@ -219,31 +219,33 @@ def _check_noted(talk: Conversation, made: Sequence[Conversation], noted: set[st
     assert len(results) > 1 or "added" not in noted, f"{talk.origin}: nothing was added to it, but noted is: {said}"
 
 
-def check_judge(judge: types.Judge) -> None:
+def check_judge(judge: kinds.Judge) -> None:
     """A grade from 0 to 1 with a reason, whatever the answer is; the same each time."""
     prompt = examples.prompts("test")[0]
     for answer in ("", " \n", prompt.reference, prompt.reference.upper(), "no", "Дунай 🌊 \0 <|im_end|>", "so " * 5000):
         what = f"for the answer {answer[:20]!r}"
-        grade = judge.grade(prompt, answer)
+        grade = judge.grade(kinds.Grading(prompt=prompt, answer=answer))
         assert isinstance(grade, Grade), f"grade() must return a Grade, not {type(grade).__name__}, {what}"
         assert 0 <= grade.score <= 1, f"the score must be from 0 to 1, not {grade.score}, {what}"
         assert _is_said(grade.reason), f"there must be a reason {what}"
-        assert judge.grade(prompt, answer) == grade, f"not the same grade a second time {what}"
+        assert judge.grade(kinds.Grading(prompt=prompt, answer=answer)) == grade, (
+            f"not the same grade a second time {what}"
+        )
 
 
-def check_evaluator(evaluator: types.Evaluator) -> None:
+def check_evaluator(evaluator: kinds.Evaluator) -> None:
     """Finite metrics; samples that can be laid beside another model's; without prompts a UserError, if any."""
     prompts = {split: examples.prompts(split) for split in ("val", "test")}
-    scores = evaluator.score(examples.Parrot("The Danube."), prompts)
+    scores = evaluator.score(examples.scoring(examples.Parrot("The Danube."), prompts))
     _check_scores(scores)
-    again = evaluator.score(examples.Parrot("The Danube."), prompts)
+    again = evaluator.score(examples.scoring(examples.Parrot("The Danube."), prompts))
     assert again == scores, "the scores are not the same a second time"
-    other = evaluator.score(examples.Parrot(""), prompts)
+    other = evaluator.score(examples.scoring(examples.Parrot(""), prompts))
     assert other.metrics.keys() == scores.metrics.keys(), "the names of the metrics depend on the model"
     same = [each["origin"] for each in other.samples] == [each["origin"] for each in scores.samples]
     assert same, "the samples of two models must be of the same prompts, in the same order"
     try:
-        evaluator.score(examples.Parrot(""), {})
+        evaluator.score(examples.scoring(examples.Parrot(""), {}))
     except UserError:
         return
     except Exception as error:
@@ -253,9 +255,11 @@ def check_evaluator(evaluator: types.Evaluator) -> None:
 def _check_scores(scores: Any) -> None:
     assert isinstance(scores, Scores), f"score() must return Scores, not {type(scores).__name__}"
     assert scores.metrics, "there is no metric"
-    for name, value in scores.metrics.items():
+    for name, measure in scores.metrics.items():
+        value = measure.value if isinstance(measure, Measure) else measure
         assert isinstance(value, float | int), f"{name} must be a number, not {value!r}"
         assert math.isfinite(value), f"{name} must be finite, not {value}"
+        assert isinstance(measure, Measure), f"{name} has no direction; give it as sftrun.Measure({value})"
     for sample in scores.samples:
         missing = {"origin", "messages", "reference"} - sample.keys()
         assert not missing, f"a sample lacks {', '.join(sorted(missing))}: {sample}"

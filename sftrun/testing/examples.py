@@ -1,11 +1,14 @@
 """What components are tried on: conversations, their real renderings, prompts, and a model that says one thing."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sftrun import tiny, types
-from sftrun.recipe.model import ModelOptions
+from sftrun import kinds, tiny, types
+from sftrun.options import Use
+from sftrun.recipe.model import ModelOptions, Recipe
+from sftrun.runs.directory import RunDir
 from sftrun.types import Conversation, LossSums, Prompt, Rendered
 
 if TYPE_CHECKING:
@@ -48,7 +51,7 @@ def _message(turn: str) -> types.Message:
     return {"role": role, "content": content.removeprefix(" ")}
 
 
-def shown(masker: types.Masker, talk: Conversation) -> str:
+def shown(masker: kinds.Masker, talk: Conversation) -> str:
     """A conversation as `sftrun inspect` shows it: the text that a model reads, what is trained between ⟦ and ⟧."""
     from sftrun.data.tokens import offsets
 
@@ -60,9 +63,9 @@ def shown(masker: types.Masker, talk: Conversation) -> str:
     return "".join(f"⟦{piece}⟧" if trained else piece for piece, trained in pieces)
 
 
-def context(others: Sequence[Conversation] = (), note: types.Note = lambda *noted: None) -> types.Context:
+def context(others: Sequence[Conversation] = (), note: kinds.Note = lambda *noted: None) -> kinds.Context:
     """What a transform works in, for the split train; every other split has the conversations `others`."""
-    return types.Context("train", ("train", "val", "test"), 0, note, lambda split: iter(others), _count)
+    return kinds.Context("train", ("train", "val", "test"), 0, note, lambda split: iter(others), _count)
 
 
 def _count(text: str) -> int:
@@ -85,17 +88,38 @@ def prompts(split: str) -> list[Prompt]:
     return found
 
 
+def scoring(model: kinds.Model, prompts: Mapping[str, Sequence[Prompt]]) -> kinds.Scoring:
+    """What an evaluator is given: a model, prompts, and a recipe and a run of no importance."""
+    recipe = Recipe(model=ModelOptions(name=tiny.NAME), source=Use(use="jsonl"))
+    return kinds.Scoring(model=model, prompts=prompts, recipe=recipe, run=RunDir(Path()), emit=lambda event: None)
+
+
 class Parrot:
     """A model that gives every prompt the same answer."""
 
     def __init__(self, answer: str) -> None:
         self.answer: list[int] = _tokenizer().encode([answer])[0].ids
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
+    def encode(self, source: str | Sequence[types.Message]) -> list[int]:
+        """The ids of a text, or of messages with the generation prompt."""
+        text = source if isinstance(source, str) else _renderer().prompt(list(source))
+        return list(_tokenizer().encode([text])[0].ids)
+
+    def generate(self, prompts: Sequence[Sequence[int]], decoding: types.Decoding) -> list[list[int]]:
         """The answer, cut where it is too long."""
         assert all(prompts), "a prompt has no tokens"
-        assert min(max_new_tokens, batch_size) > 0, "max_new_tokens and batch_size must be at least 1"
-        return [self.answer[:max_new_tokens] for _ in prompts]
+        assert min(decoding.max_new_tokens, decoding.batch_size) > 0, "max_new_tokens and batch_size must be at least 1"
+        return [self.answer[: decoding.max_new_tokens] for _ in prompts]
+
+    def loglikelihood(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int = 16
+    ) -> list[types.Likelihood]:
+        """One nat a token; greedy is the beginning of the answer."""
+        assert all(context for context, _ in pairs), "a context has no tokens"
+        return [
+            types.Likelihood(-float(len(ids)), [-1.0] * len(ids), self.answer[: len(ids)] == list(ids))
+            for _, ids in pairs
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from sftrun import registry, types
+from sftrun import kinds, registry
 from sftrun.options import Options, schema
 from sftrun.registry import Origin, Registered
 
@@ -43,7 +43,7 @@ def _check_component(item: Registered) -> None:
 
 
 def _methods(kind: str) -> list[str]:
-    return [name for name in vars(getattr(types, kind.capitalize())) if not name.startswith("_")]
+    return [name for name in vars(kinds.PROTOCOLS[kind]) if not name.startswith("_")]
 
 
 def _heavy_imports(name: str) -> list[str]:

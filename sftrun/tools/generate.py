@@ -1,51 +1,43 @@
 """Answers of a run's model to messages."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from sftrun.errors import RowError, UserError
-from sftrun.flow import ready
-from sftrun.options import as_use
-from sftrun.recipe.resolved import from_resolved
+from sftrun.kinds import Loading, Model
+from sftrun.recipe.validate import PathLike
 from sftrun.registry import current
-from sftrun.runs import directory
-from sftrun.types import Message
+from sftrun.runs import directory, preflight
+from sftrun.types import Decoding, Message
 
-if TYPE_CHECKING:
-    from sftrun.data.masks.render import Renderer
-
-Answer = Callable[[Sequence[list[Message]], int, int], list[str]]
+Answer = Callable[[Sequence[list[Message]], Decoding], list[str]]
 
 
-def answerer(path: str | Path, which: Literal["base", "tuned"] = "tuned") -> Answer:
-    """Loads a run's model; the result takes conversations, max_new_tokens and a batch size, and answers greedily.
+def generate(
+    run: PathLike,
+    conversations: Sequence[list[Message]],
+    decoding: Decoding = Decoding(),  # noqa: B008  (frozen)
+    which: Literal["base", "tuned"] = "tuned",
+) -> list[str]:
+    """Returns one answer per conversation, of the base or the tuned model of a run.
 
-    Raises UserError where the run has no model, and for messages that the chat template refuses.
+    Raises UserError if the run has no model, and for messages that its chat template refuses.
     """
-    folder = directory.open_run(Path(path))
-    recipe = from_resolved((folder.path / "resolved.yaml").read_text("utf-8"))
-    ready(recipe, ("backend",))
-    from sftrun.data.masks.render import Renderer
-    from sftrun.data.tokens.tokenizer import load_tokenizer
+    return answerer(run, which)(conversations, decoding)
 
-    tokenizer = load_tokenizer(recipe.model)
-    if tokenizer.template.missing:
-        raise UserError(
-            tokenizer.template.missing.message, hint="it was trained on texts, and goes on with those alone"
-        )
-    model = current().create("backend", as_use(recipe.backend)).load(recipe, folder.path, which)
-    renderer = Renderer(tokenizer.template, eot_token=recipe.model.eot_token)
 
-    def answer(talks: Sequence[list[Message]], max_new_tokens: int, batch_size: int) -> list[str]:
-        prompts = [encoding.ids for encoding in tokenizer.encode([_prompt(renderer, talk) for talk in talks])]
-        return [model.decode(ids).strip() for ids in model.generate(prompts, max_new_tokens, batch_size)]
+def answerer(run: PathLike, which: Literal["base", "tuned"] = "tuned") -> Answer:
+    """Loads a run's model, and returns a function that answers conversations with it; raises as `generate` does."""
+    folder = directory.open_run(run)
+    recipe = folder.recipe()
+    preflight.check_machine(recipe, ("backend",))
+    from sftrun.data.asking import prompt_encoder
+
+    encode = prompt_encoder(recipe.model)  # before the weights are loaded: it may refuse
+    loading = Loading(recipe=recipe, run=folder, which=which)
+    model: Model = current().create("backend", recipe.backend).load(loading)
+
+    def answer(conversations: Sequence[list[Message]], decoding: Decoding) -> list[str]:
+        prompts = [encode(messages) for messages in conversations]
+        return [model.decode(ids).strip() for ids in model.generate(prompts, decoding)]
 
     return answer
-
-
-def _prompt(renderer: "Renderer", talk: list[Message]) -> str:
-    try:
-        return renderer.prompt(talk)
-    except RowError as error:
-        raise UserError(f"these messages cannot be answered: {error}: {str(talk)[:200]}") from error

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftrun.errors import UserError
-from sftrun.flow import DATA_LINE, explained, ready
 from sftrun.recipe.validate import read
 from sftrun.registry import current
+from sftrun.runs.preflight import DATA_KINDS, check_machine
+from sftrun.runs.session import with_places
 from sftrun.types import Conversation
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ def inspect(
 ) -> "Iterator[Item]":
     """The samples of a split, or the one that came from `origin`; raises UserError at the end for bad rows."""
     loaded = read(path, overrides)
-    with explained(loaded.document):
-        ready(loaded.recipe, DATA_LINE)
+    with with_places(loaded.document):
+        check_machine(loaded.recipe, DATA_KINDS)
         from sftrun.data.pipeline import Line
 
         line = Line(loaded.recipe, current())

@@ -7,21 +7,22 @@ from typing import Any
 
 from sftrun import flow
 from sftrun.errors import OutOfMemory, Problem, UserError
+from sftrun.events import Estimated, Event, encode
+from sftrun.kinds import Emit
 from sftrun.launch import workers
 from sftrun.memory import batches, changes, recover, search
 from sftrun.memory.machine import machine
-from sftrun.options import as_use
 from sftrun.recipe.model import Recipe
-from sftrun.recipe.resolved import resolved_yaml
+from sftrun.recipe.validate import PathLike, read
 from sftrun.registry import current
+from sftrun.runs import preflight, session
 from sftrun.runs.directory import RunDir
-from sftrun.types import Emit
 
-KINDS = (*flow.DATA_LINE, "backend")
+KINDS = (*preflight.DATA_KINDS, "backend")
 
 
 def plan(
-    path: str | Path,
+    recipe: PathLike | Recipe,
     overrides: Sequence[str] = (),
     watch: Emit = lambda event: None,
     data: bool = True,
@@ -32,28 +33,29 @@ def plan(
     With `probe`, a few steps are run and measured. Raises UserError as `run` does. Nothing of it stays but what
     preparing leaves in the cache.
     """
-    with flow.passing(".plan-") as folder, flow.started(path, overrides, folder / "run", watch, KINDS) as begun:
-        given, run, emit = begun
+    loaded = read(recipe, overrides)
+    with session.temporary_folder(".plan-") as folder, flow.new_run(loaded, folder / "run", watch, KINDS) as work:
+        given, run, emit = work.recipe, work.run, work.emit
         estimates = _estimates(given, probe)
         if data or probe:
             from sftrun.stages.prepare import prepare
 
-            prepare(given, run, current(), emit)
+            prepare(work)
         chosen = _chosen(given, run, emit, probe) if given.train.batch_size == "auto" else None
-        recipe = flow.written(run)
-        found = {**_seen(recipe, run), "chosen": chosen}
+        planned = run.recipe()
+        found = {**_seen(planned, run), "chosen": chosen}
         if estimates:
             estimate = _estimated(run, emit)
             found["disk"]["checkpoint"] = estimate.pop("checkpoint")
             found |= estimate
         if probe:
-            found["measured"] = _measured(recipe, run, folder / "probe")
+            found["measured"] = _measured(planned, run, folder / "probe")
         return {**found, **_verdict(found)}
 
 
 def _estimates(recipe: Recipe, probe: bool) -> bool:
     """Whether the backend can say what it takes; raises UserError where nothing else would either."""
-    use = as_use(recipe.backend)
+    use = recipe.backend
     estimates = hasattr(current().create("backend", use), "estimate")
     if not estimates and not probe:
         message = f"the backend {use.use} cannot say what it takes before it has run (it has no `estimate`)"
@@ -65,7 +67,7 @@ def _chosen(recipe: Recipe, run: RunDir, emit: Emit, probe: bool) -> dict[str, A
     """Writes down the batch that `train.batch_size: auto` comes to; one row at a time where nothing fits."""
     found = search.measured(recipe, run, emit) if probe else search.estimated(recipe, run)
     made = changes.changed(recipe, found.sets if found else next(changes.splits(recipe)))
-    run.write("resolved.yaml", resolved_yaml(made))
+    run.write_recipe(made)
     split = {"batch_size": made.train.batch_size, "grad_accum": made.train.grad_accum}
     return {**split, "measured": found.measured} if found else None
 
@@ -81,16 +83,16 @@ def _measured(recipe: Recipe, run: RunDir, folder: Path) -> dict[str, Any]:
 
 def _estimated(run: RunDir, emit: Emit) -> dict[str, Any]:
     """What the backend says, without having run anything."""
-    seen: list[dict[str, Any]] = []
+    seen: list[Estimated] = []
 
-    def pick(event: dict[str, Any]) -> None:
-        if event["event"] == "planned":
+    def pick(event: Event) -> None:
+        if isinstance(event, Estimated):
             seen.append(event)
         else:
             emit(event)
 
     workers.work("sftrun.memory.estimate:estimate_here", run, pick)
-    return {key: value for key, value in seen[0].items() if key != "event"}
+    return {key: value for key, value in encode(seen[0]).items() if key != "event"}
 
 
 def _seen(recipe: Recipe, run: RunDir) -> dict[str, Any]:

@@ -5,20 +5,21 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from sftrun import flow, tiny
-from sftrun.errors import UserError
+from sftrun.errors import Interrupted, UserError
+from sftrun.events import Checkpoint, Event, RehearsedStop
+from sftrun.kinds import Emit
 from sftrun.launch import topology, workers
-from sftrun.options import as_use
+from sftrun.launch.signals import SIGNALS
 from sftrun.recipe.model import LaunchOptions, Recipe
-from sftrun.recipe.validate import read, resolved_yaml
+from sftrun.recipe.validate import PathLike, read
 from sftrun.registry import current
-from sftrun.runs import directory
+from sftrun.runs import directory, preflight, session
 from sftrun.runs.directory import RunDir
-from sftrun.types import BadRow, Emit
+from sftrun.types import BadRow
 
 STEPS, EVERY, LARGEST = 4, 2, 4  # optimizer steps, steps between evaluations and saves, rows in a batch
 
@@ -31,29 +32,29 @@ class Rehearsal(msgspec.Struct, frozen=True):
     run: str | None = None
 
 
-class StopError(Exception):
-    """The rehearsal's own interruption."""
-
-
 class Listener:
-    """Keeps the events and passes them on; stops the run once, after its first checkpoint, so that it is resumed."""
+    """Keeps the events and passes them on; `stop` ends the run after its first checkpoint, so that it is resumed."""
 
     def __init__(self, watch: Emit) -> None:
         self.watch = watch
-        self.seen: list[dict[str, Any]] = []
+        self.seen: list[Event] = []
         self.stopped = False
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         self.seen.append(event)
         self.watch(event)
-        if event["event"] == "checkpoint" and event["step"] < STEPS and not self.stopped:
-            self.stopped = True
-            self.watch({"event": "rehearsed_stop", "step": event["step"]})
-            raise StopError
+
+    def stop(self, event: Event) -> bool:
+        """True for the first checkpoint, unless training ends with it."""
+        if not isinstance(event, Checkpoint) or event.step >= STEPS or self.stopped:
+            return False
+        self.stopped = True
+        self.watch(RehearsedStop(step=event.step))
+        return True
 
 
 def rehearse(
-    path: str | Path,
+    source: PathLike | Recipe,
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     watch: Emit = lambda event: None,
@@ -63,35 +64,37 @@ def rehearse(
 
     The embedded model is used as it is. Without `out` nothing is kept.
     """
-    loaded = read(path, overrides)
+    loaded = read(source, overrides)
     recipe, heard = loaded.recipe, Listener(watch)
 
     def within(folder: Path) -> Rehearsal:
-        with flow.explained(loaded.document):
+        with session.with_places(loaded.document):
             taken = _take_rows(recipe, folder / "rows", rows)
             name = _miniature(recipe, folder)
-        run = _run(path, [*overrides, *_sets(recipe, folder / "rows", name)], folder / "run", heard)
+        run = _run(source, [*overrides, *_sets(recipe, folder / "rows", name)], folder / "run", heard)
         return _told(recipe, run, heard, taken)
 
-    with flow.explained(loaded.document):
-        flow.ready(recipe)
+    with session.with_places(loaded.document):
+        preflight.check_machine(recipe)
     if out:
-        folder = directory.create(Path(path), Path(out)).path
+        folder = directory.create(Path(loaded.name), Path(out)).path
         return msgspec.structs.replace(within(folder), run=str(folder / "run"))
-    with flow.passing(".rehearsal-") as folder:
+    with session.temporary_folder(".rehearsal-") as folder:
         return within(folder)
 
 
-def _run(path: str | Path, sets: list[str], out: Path, heard: Listener) -> RunDir:
+def _run(recipe: PathLike | Recipe, sets: list[str], out: Path, heard: Listener) -> RunDir:
     try:
-        return flow.run(path, sets, out, heard)
-    except StopError:
-        return flow.go_on(out, (), heard)
+        return flow.run(recipe, sets, out, heard, stop_when=heard.stop)
+    except Interrupted:
+        if not heard.stopped or SIGNALS.asked:
+            raise
+        return flow.resume(out, (), heard)
 
 
 def _take_rows(recipe: Recipe, folder: Path, count: int) -> Counter[str]:
     """Writes the first rows of each split as JSON lines, and counts them; raises UserError for rows that are bad."""
-    source = current().create("source", as_use(recipe.source))
+    source = current().create("source", recipe.source)
     folder.mkdir(parents=True)
     taken: Counter[str] = Counter()
     for split in source.splits():
@@ -110,7 +113,7 @@ def _miniature(recipe: Recipe, folder: Path) -> str:
     if recipe.model.name == tiny.NAME:
         return tiny.NAME
     making = RunDir(folder)
-    making.write("resolved.yaml", resolved_yaml(recipe))
+    making.write_recipe(recipe)
     workers.work("sftrun.tools.rehearse:shrink_here", making, lambda event: None)
     return str(folder / "model")
 
@@ -158,15 +161,15 @@ def _told(recipe: Recipe, run: RunDir, heard: Listener, taken: Counter[str]) -> 
 def _prepared(recipe: Recipe, run: RunDir, taken: Counter[str]) -> Iterator[str]:
     stats = run.read_json("prepared/stats.json")["train"]
     rows = ", ".join(f"{number} of {split}" for split, number in taken.items())
-    yield f"rows: the first ones of the source {as_use(recipe.source).use} ({rows})"
-    names = ", ".join(as_use(each).use for each in (*recipe.transforms, recipe.formatter, recipe.masker))
+    yield f"rows: the first ones of the source {recipe.source.use} ({rows})"
+    names = ", ".join(each.use for each in (*recipe.transforms, recipe.formatter, recipe.masker))
     yield f"prepare: {names}; {stats['trained_tokens']:,} of {stats['tokens']:,} tokens trained, the mask proven"
     if "packing" in stats:
         yield f"pack: {stats['packing']['sequences']} sequences, shown not to see each other"
 
 
 def _trained(recipe: Recipe, counts: Counter[str], stopped: bool) -> Iterator[str]:
-    yield f"train: {STEPS} steps in mode {recipe.tuning.mode} by the backend {as_use(recipe.backend).use}"
+    yield f"train: {STEPS} steps in mode {recipe.tuning.mode} by the backend {recipe.backend.use}"
     if counts["eval"]:
         yield f"validate: {counts['eval']} times while training"
     if counts["checkpoint"]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import sftrun
+import sftrun.data
 from sftrun import tiny
 
 
@@ -26,7 +27,7 @@ def location(recipe: sftrun.Recipe) -> str:
 
 
 def _embedded(recipe: sftrun.Recipe) -> str:
-    folder = sftrun.cache_folder() / "models" / f"tiny-{tiny.fingerprint()[:16]}-seed{recipe.seed}"
+    folder = sftrun.files.cache_folder() / "models" / f"tiny-{tiny.fingerprint()[:16]}-seed{recipe.seed}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
@@ -38,7 +39,7 @@ def _embedded(recipe: sftrun.Recipe) -> str:
 
 def commit(recipe: sftrun.Recipe) -> str:
     """The commit on the Hub whose tokenizer prepared the data; for a folder it means nothing."""
-    return sftrun.load_tokenizer(recipe.model).folder.name
+    return sftrun.data.load_tokenizer(recipe.model).folder.name
 
 
 def weights_hash(location: str) -> str | None:
@@ -75,7 +76,7 @@ def check(recipe: sftrun.Recipe, run: sftrun.RunDir) -> None:
 
 
 def hold(recipe: sftrun.Recipe, run: sftrun.RunDir, going_on: bool) -> None:
-    """Notes in lock.json which base an adapter is trained on.
+    """Notes in state.json which base an adapter is trained on.
 
     Raises UserError where training is `going_on` from a checkpoint, and the base is another one than it began with.
     """
@@ -83,11 +84,11 @@ def hold(recipe: sftrun.Recipe, run: sftrun.RunDir, going_on: bool) -> None:
         return
     weights = weights_hash(location(recipe))
     now = {"weights": weights} if weights else {"commit": commit(recipe)}
-    then = run.read_json("lock.json").get("base", now)
+    then = run.facts("train").get("base", now)
     if going_on and then != now:
         message = f"the weights of {recipe.model.name} are not those that the run has trained on so far"
         hint = "put them back, or start a new run, without --resume"
         if "commit" in then:
             hint = f"the Hub has others now: start a new run, with model.revision: {then['commit']} for those before"
         raise sftrun.UserError(sftrun.Problem(message, path=("model", "name"), hint=hint))
-    run.merge_json("lock.json", {"base": now})
+    run.add_facts("train", base=now)

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 import sftrun
+import sftrun.data
 from sftrun.training.rows import PackedRows
 
-IGNORED = sftrun.IGNORED
+IGNORED = sftrun.data.IGNORED
 WINDOW = 50  # batches whose rows are sorted by length together: more save no more padding, and mix less
 
 

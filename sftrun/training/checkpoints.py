@@ -37,7 +37,8 @@ class Checkpoint:
     def broken(self) -> str | None:
         """The first file whose content is not what was written."""
         return next(
-            (name for name, (_, digest) in self.files.items() if sftrun.file_digest(self.folder / name) != digest), None
+            (name for name, (_, digest) in self.files.items() if sftrun.files.digest(self.folder / name) != digest),
+            None,
         )
 
 
@@ -68,16 +69,16 @@ def seal(made: Path, **facts: Any) -> Path:
     """Makes what stands in `.saving/<name>` the whole checkpoint `<name>`; a kill leaves all of it or nothing."""
     found = {}
     for name in files(made):
-        sftrun.disk_sync(made / name)
-        found[name] = ((made / name).stat().st_size, sftrun.file_digest(made / name))
+        sftrun.files.sync(made / name)
+        found[name] = ((made / name).stat().st_size, sftrun.files.digest(made / name))
     (made / MARKER).write_text(json.dumps({**facts, "files": found}), "utf-8")
-    sftrun.disk_sync(made / MARKER)
+    sftrun.files.sync(made / MARKER)
     for folder in (made, *(path for path in made.rglob("*") if path.is_dir())):
-        sftrun.disk_sync(folder)
+        sftrun.files.sync(folder)
     named = made.parent.parent / made.name
     remove(named)
     made.rename(named)
-    sftrun.disk_sync(named.parent)
+    sftrun.files.sync(named.parent)
     made.parent.rmdir()
     return named
 
@@ -88,14 +89,14 @@ def whole(folder: Path) -> list[Checkpoint]:
     return sorted((each for each in found if each is not None), key=lambda each: each.step)
 
 
-def last(folder: Path, emit: sftrun.Emit) -> Checkpoint | None:
+def last(folder: Path, emit: sftrun.kinds.Emit) -> Checkpoint | None:
     """The newest checkpoint whose every byte is as it was written; those that came later are removed."""
     for each in reversed(whole(folder)):
         broken = each.broken()
         if broken is None:
             _clean(folder, {old.step for old in whole(folder) if old.step <= each.step})
             return each
-        emit({"event": "warning", "message": f"{each.folder} is left out: {broken} is not what was written there"})
+        emit(sftrun.events.Warned(message=f"{each.folder} is left out: {broken} is not what was written there"))
     _clean(folder, set())
     return None
 
@@ -128,7 +129,7 @@ def room_for(what: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not sftrun.disk_full(error):
+        if not sftrun.files.full(error):
             raise
         if ranks.is_first():
             shutil.rmtree(folder / SAVING, ignore_errors=True)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from torch.utils.tensorboard import SummaryWriter
-from transformers.integrations import TensorBoardCallback
 
 import sftrun
+from sftrun import events
 from sftrun.training import base_model, checkpoints, ranks, weights
 
 COUNTED = ("tokens", "trained", "seen", "seen_trained", "_total_train_tokens")  # of the trainer, from its start
@@ -25,10 +24,10 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
     between two attempts.
     """
 
-    def __init__(self, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.Emit) -> None:
+    def __init__(self, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.kinds.Emit) -> None:
         options = recipe.train
         self.recipe, self.run = recipe, run
-        self.folder, self.emit, self.tensorboard = run.checkpoints, emit, run.tensorboard
+        self.folder, self.emit = run.checkpoints, emit
         self.limit, self.saves = options.save_total_limit, options.save_strategy != "no"
         self.stopping, self.keep_best = options.early_stopping, options.keeps_best
         self.start = self._found()
@@ -57,13 +56,6 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             checkpoints.expect(self.folder / f"checkpoint-{step}", [checkpoints.MARKER])
         return next((each for each in checkpoints.whole(self.folder) if each.step == step), None)
 
-    def callbacks(self) -> list[Any]:
-        """For the trainer: this one, and TensorBoard's, in which points of a step that is done again are hidden."""
-        if not ranks.is_first():
-            return [self]
-        purge = self._step() + 1 if self.again else None
-        return [self, TensorBoardCallback(SummaryWriter(str(self.tensorboard), purge_step=purge))]
-
     def train(self, trainer: Any, save: Callable[[], None] = lambda: None) -> None:
         """Trains from where the last attempt was whole to the end, then saves the model that is kept, in the trainer.
 
@@ -77,7 +69,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
     def _train(self, trainer: Any) -> None:
         self.trainer, start = trainer, self.start
         if self.again:
-            self.emit({"event": "resumed", "step": self._step(), **self._tokens()})
+            self.emit(events.Resumed(step=self._step(), **self._tokens()))
         if start and start.finished:
             trainer._load_from_checkpoint(str(start.folder))
             self._take(start.progress)
@@ -107,14 +99,14 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
                 instead = (
                     f"checkpoint-{found[0]} is the best one left" if found else "the next evaluation takes its place"
                 )
-                self.emit({"event": "warning", "message": f"{message}; {instead}"})
+                self.emit(sftrun.events.Warned(message=f"{message}; {instead}"))
         return tuple(found) if (found := ranks.broadcast(found)) else None
 
     def _choose(self, lowest: tuple[int, float]) -> None:
         """Puts the weights of the best checkpoint into the model."""
         step, loss = lowest
         self.trainer._load_from_checkpoint(str(self.folder / f"checkpoint-{step}"))
-        self.emit({"event": "best", "step": step, "loss": loss})
+        self.emit(events.Best(step=step, loss=loss))
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
@@ -130,7 +122,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         ranks.check_processes(self.trainer, self.recipe)
         if ranks.world_size() > 1:
-            self.emit({"event": "launched", **ranks.launch_facts(self.recipe)})
+            self.emit(events.Launched(**ranks.launch_facts(self.recipe)))
         if self.start:
             self._take(self.start.progress)
 
@@ -161,8 +153,8 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         if self.stopping and self.worse >= self.stopping.patience and self.lowest:
             control.should_training_stop = True
             control.should_save |= self.saves
-            best = {"best_step": self.lowest[0], "best_loss": self.lowest[1]}
-            self.emit({"event": "stopped_early", "step": step, "loss": loss, **best})
+            best_step, best_loss = self.lowest
+            self.emit(events.StoppedEarly(step=step, loss=loss, best_step=best_step, best_loss=best_loss))
 
     def save(self, write: Callable[[], None]) -> None:
         """Writes a whole checkpoint of the trainer; raises Interrupted where a signal has asked for it."""
@@ -174,9 +166,9 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             with checkpoints.room_for(f"the checkpoint of step {step}", self.folder):
                 self._write(write, f"checkpoint-{step}")
             self.saved = step
-            self.emit({"event": "checkpoint", "step": step, "path": f"{self.folder.name}/checkpoint-{step}"})
+            self.emit(events.Checkpoint(step=step, path=f"{self.folder.name}/checkpoint-{step}"))
         if self.stopping_now:
-            raise sftrun.Interrupted
+            raise sftrun.errors.Interrupted
 
     def _write(self, write: Callable[[], None], name: str) -> None:
         """All processes write into one folder, which the first of them makes, and seals when all have."""

@@ -1,10 +1,30 @@
 """What no backend on transformers' trainer can do, as far as it is seen without torch."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import sftrun
 
+# Recipe keys that `settings`, `RunTrainer`, `Keeper` and `rows_of` act on.
+TRAINER_KEYS = frozenset(
+    {
+        *("train.epochs", "train.max_steps", "train.learning_rate", "train.scheduler", "train.warmup"),
+        *("train.weight_decay", "train.eval_batch_size", "train.grad_accum", "train.group_by_length"),
+        *("train.max_grad_norm", "train.gradient_checkpointing", "train.precision", "train.optimizer"),
+        *("train.adam_beta1", "train.adam_beta2", "train.adam_epsilon", "train.eval_strategy", "train.eval_steps"),
+        *("train.save_strategy", "train.save_steps", "train.save_total_limit", "train.early_stopping"),
+        *("train.keep_best", "train.logging_steps", "train.dataloader_workers", "train.dataloader_prefetch"),
+        "tuning.mode",
+    }
+)
+# Those that `training.model` acts on, with `training.train` and `training.sharding`.
+MODEL_KEYS = frozenset(
+    {
+        *("tuning.lora.r", "tuning.lora.alpha", "tuning.lora.dropout", "tuning.lora.target_modules"),
+        *("tuning.lora.modules_to_save", "tuning.lora.rslora", "tuning.lora.dora", "tuning.lora.init"),
+        *("train.attention", "train.cross_entropy", "train.compile", "train.activation_offload", "train.tf32"),
+        *("launch.strategy", "launch.zero_stage", "packing.strategy"),
+    }
+)
 MODULES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tensorboard")
 
 
@@ -15,10 +35,10 @@ def of_recipe(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield sftrun.Problem(message, path=("train", "dataloader_prefetch"))
 
 
-def of_data(recipe: sftrun.Recipe, run: Path) -> Iterator[sftrun.Problem]:
+def of_data(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[sftrun.Problem]:
     """Options that go by the validation loss, where the prepared data have no validation rows."""
     wanted = {"early_stopping": recipe.train.early_stopping, "keep_best": recipe.train.keep_best}
     for name in [name for name, value in wanted.items() if value]:
-        if not (sftrun.RunDir(run).prepared / "val.arrow").is_file():
+        if not (run.prepared / "val.arrow").is_file():
             message = f"train.{name} goes by the validation loss, and the data have no validation rows"
             yield sftrun.Problem(message, path=("train", name), hint="give the source a val split, or a val_share")

@@ -1,5 +1,6 @@
 """A loaded model as evaluators see it: it generates, and sums its losses."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 import transformers
 
 import sftrun
+import sftrun.data
 from sftrun.training import saved
 
 Score = Callable[[Any, dict[str, torch.Tensor]], tuple[float, int]]
@@ -18,50 +20,127 @@ class LoadedModel:
     """A transformers model of a run, and how it scores a batch."""
 
     def __init__(self, model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, score: Score) -> None:
-        self.model, self.run, self.score = model.eval(), run, score
+        self.model, self.recipe, self.run, self.score = model.eval(), recipe, run, score
         self.batch_size = recipe.train.eval_batch_size
-        self.tokenizer = sftrun.load_tokenizer(recipe.model)
+        self.tokenizer = sftrun.data.load_tokenizer(recipe.model)
         self.stop = saved.stop_ids(run, model)
         pad = self.tokenizer.id_of("pad_token")
         self.pad = pad if pad is not None else (self.stop[0] if self.stop else 0)
+        # transformers fills what a call leaves open from this: a repetition penalty, say, would change greedy answers
+        model.generation_config = transformers.GenerationConfig(eos_token_id=self.stop or None, pad_token_id=self.pad)
+
+    @functools.cached_property
+    def encode_prompt(self) -> Callable[[Sequence[sftrun.Message]], list[int]]:
+        """Encodes messages and the generation prompt."""
+        return sftrun.data.prompt_encoder(self.recipe.model)
+
+    def encode(self, source: str | Sequence[sftrun.Message]) -> list[int]:
+        if isinstance(source, str):
+            return list(self.tokenizer.encode([source])[0].ids)
+        return self.encode_prompt(source)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids)
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int) -> list[list[int]]:
+    def generate(self, prompts: Sequence[Sequence[int]], decoding: sftrun.types.Decoding) -> list[list[int]]:
         by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         answers: list[list[int]] = [[] for _ in prompts]
-        for batch in in_batches(by_length, batch_size):
-            for index, answer in zip(batch, self._generate([prompts[i] for i in batch], max_new_tokens), strict=True):
-                answers[index] = answer
+        with torch.random.fork_rng(_gpus(self.model)):
+            torch.manual_seed(decoding.seed)
+            for batch in in_batches(by_length, decoding.batch_size):
+                made = self._generate([prompts[index] for index in batch], decoding)
+                for index, answer in zip(batch, made, strict=True):
+                    answers[index] = answer
         return answers
 
     @torch.inference_mode()
-    def _generate(self, prompts: list[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    def _generate(self, prompts: list[Sequence[int]], decoding: sftrun.types.Decoding) -> list[list[int]]:
         width = max(len(prompt) for prompt in prompts)
         ids = torch.tensor([[self.pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        settings = transformers.GenerationConfig(
-            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=self.stop or None, pad_token_id=self.pad
-        )
         where = self.model.device
         made = self.model.generate(
-            input_ids=ids.to(where), attention_mask=mask.to(where), generation_config=settings, use_cache=True
+            input_ids=ids.to(where),
+            attention_mask=mask.to(where),
+            generation_config=self._settings(decoding),
+            stopping_criteria=[StopTexts(decoding.stop, self.decode, width)] if decoding.stop else None,
+            use_cache=True,
         )
-        return [self._until_stop(row) for row in made[:, width:].tolist()]
+        return [self._until_stop(row, decoding.stop) for row in made[:, width:].tolist()]
 
-    def _until_stop(self, ids: list[int]) -> list[int]:
-        return next((ids[:at] for at, token in enumerate(ids) if token in self.stop), ids)
+    def _settings(self, decoding: sftrun.types.Decoding) -> Any:
+        sampled: dict[str, Any] = {"do_sample": False}
+        if decoding.temperature > 0:
+            # 0 and 1 switch transformers' own defaults (50 tokens) off
+            top = {"top_k": decoding.top_k or 0, "top_p": decoding.top_p or 1.0}
+            sampled = {"do_sample": True, "temperature": decoding.temperature, **top}
+        return transformers.GenerationConfig(
+            max_new_tokens=decoding.max_new_tokens, eos_token_id=self.stop or None, pad_token_id=self.pad, **sampled
+        )
 
-    def losses(self, split: str) -> sftrun.LossSums | None:
+    def _until_stop(self, ids: list[int], stop: Sequence[str]) -> list[int]:
+        ids = next((ids[:at] for at, token in enumerate(ids) if token in self.stop), ids)
+        text = self.decode(ids) if stop else ""
+        ends = [at for each in stop if (at := text.find(each)) >= 0]
+        return self.encode(text[: min(ends)]) if ends else ids
+
+    @torch.inference_mode()
+    def loglikelihood(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int = 16
+    ) -> list[sftrun.types.Likelihood]:
+        """Raises UserError for an empty context: nothing would predict the first token."""
+        if any(not context for context, _ in pairs):
+            raise sftrun.UserError("a log-likelihood needs a context of one token at least")
+        by_length = sorted(range(len(pairs)), key=lambda index: -len(pairs[index][0]) - len(pairs[index][1]))
+        found: dict[int, sftrun.types.Likelihood] = {}
+        for batch in in_batches(by_length, batch_size):
+            rows = [[*pairs[index][0], *pairs[index][1]] for index in batch]
+            logits = self._logits(rows)
+            for row, index in enumerate(batch):
+                start, stop = len(pairs[index][0]) - 1, len(rows[row]) - 1
+                found[index] = _likelihood(logits[row, start:stop], pairs[index][1])
+        return [found[index] for index in range(len(pairs))]
+
+    def _logits(self, rows: list[list[int]]) -> torch.Tensor:
+        """Logits ([rows, longest, vocabulary]) of rows that are padded on the right."""
+        width, where = max(map(len, rows)), self.model.device
+        ids = torch.tensor([row + [self.pad] * (width - len(row)) for row in rows], device=where)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=where)
+        logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return logits
+
+    def losses(self, split: str) -> sftrun.types.LossSums | None:
         file = self.run.prepared / f"{split}.arrow"
         if not file.is_file():
             return None
-        return loss_sums(self.model, sftrun.read_samples(file), self.batch_size, self.score)
+        return loss_sums(self.model, sftrun.data.read_samples(file), self.batch_size, self.score)
+
+
+class StopTexts(transformers.StoppingCriteria):  # type: ignore[misc]
+    """Ends a row of a batch ([rows, tokens]) when its answer, from token `start` on, has one of these texts."""
+
+    def __init__(self, texts: Sequence[str], decode: Callable[[Sequence[int]], str], start: int) -> None:
+        self.texts, self.decode, self.start = texts, decode, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **more: Any) -> torch.Tensor:
+        answers = [self.decode(row) for row in input_ids[:, self.start :].tolist()]
+        ended = [any(text in answer for text in self.texts) for answer in answers]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+def _likelihood(logits: torch.Tensor, wanted: Sequence[int]) -> sftrun.types.Likelihood:
+    """The log-likelihood of tokens, given the logits ([tokens, vocabulary]) that predict them."""
+    ids = torch.tensor(list(wanted), dtype=torch.long, device=logits.device)
+    each = logits.float().log_softmax(-1).gather(1, ids[:, None])[:, 0]
+    return sftrun.types.Likelihood(float(each.sum()), each.tolist(), bool((logits.argmax(-1) == ids).all()))
+
+
+def _gpus(model: Any) -> list[Any]:
+    return [model.device] if model.device.type == "cuda" else []
 
 
 @torch.inference_mode()
-def loss_sums(model: Any, samples: Iterable[Any], batch_size: int, score: Score) -> sftrun.LossSums:
+def loss_sums(model: Any, samples: Iterable[Any], batch_size: int, score: Score) -> sftrun.types.LossSums:
     """Sums over all trained tokens, independent of how they are batched."""
     tokens, loss, correct = 0, 0.0, 0
     for batch in in_batches(samples, batch_size):
@@ -69,10 +148,10 @@ def loss_sums(model: Any, samples: Iterable[Any], batch_size: int, score: Score)
         ids = torch.tensor([sample.ids + [0] * (width - len(sample.ids)) for sample in batch])
         mask = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in batch])
         trained = torch.tensor([s.trained + [0] * (width - len(s.ids)) for s in batch]).bool()
-        given = {"input_ids": ids, "attention_mask": mask, "labels": ids.where(trained, sftrun.IGNORED)}
+        given = {"input_ids": ids, "attention_mask": mask, "labels": ids.where(trained, sftrun.data.IGNORED)}
         sums = score(model, {name: each.to(model.device) for name, each in given.items()})
         tokens, loss, correct = tokens + int(trained[:, 1:].sum()), loss + sums[0], correct + sums[1]
-    return sftrun.LossSums(tokens, loss, correct)
+    return sftrun.types.LossSums(tokens, loss, correct)
 
 
 def in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

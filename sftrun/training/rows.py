@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 import sftrun
+import sftrun.data
 
 
 def rows_of(recipe: sftrun.Recipe, run: sftrun.RunDir) -> "Rows | PackedRows":
@@ -63,7 +64,7 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Any]]):
     def __init__(self, file: Path, packs: Path) -> None:
         self.files = (file, packs)
         self.samples = Rows(file)
-        self.packs = sftrun.read_packs(packs)
+        self.packs = sftrun.data.read_packs(packs)
         if len(self.packs.order) != len(self.samples):
             raise RuntimeError(f"{packs} packs {len(self.packs.order)} samples, but {file} has {len(self.samples)}")
 

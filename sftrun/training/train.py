@@ -1,7 +1,6 @@
 """Trains with trl's SFTTrainer on prepared samples, whose ids and labels it must not touch."""
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -23,13 +22,13 @@ transformers.logging.set_verbosity_warning()
 datasets.disable_progress_bars()
 
 
-def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: dict[str, Any] | None = None) -> None:
+def train(work: sftrun.kinds.Training, quantisation: dict[str, Any] | None = None) -> None:
     """Trains, on from the last whole checkpoint if there is one, and leaves `model/`.
 
     `quantisation` says how the frozen base of an adapter is held.
     Raises UserError for a loss that is not finite, and Interrupted where a signal has asked for a checkpoint.
     """
-    run = sftrun.RunDir(path)
+    recipe, run, emit = work.recipe, work.run, work.emit
     switches.check(recipe)
     ranks.init(recipe)
     keeper = Keeper(recipe, run, emit)
@@ -61,7 +60,7 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit, quantisation: di
         trainer.add_callback(apply.StartChecks(trainer, check))
     keeper.train(trainer, functools.partial(_save, trainer, adapter, recipe, run, quantisation))
     if ranks.is_first():
-        run.merge_json("lock.json", {"used": used, "parameters": saved.count(trainer.model)})
+        run.add_facts("train", used=used, parameters=saved.count(trainer.model))
     ranks.finish()
 
 

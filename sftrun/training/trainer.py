@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import sftrun
+import sftrun.data
+from sftrun import events
 from sftrun.training import batches, ranks
 from sftrun.training.keeper import Keeper
 from sftrun.training.loaded import Score, loss_sums
@@ -33,13 +35,13 @@ class RunTrainer:
         recipe, run = keeper.recipe, keeper.run
         tokenizer = transformers_tokenizer(recipe, run, keeper.emit)
         for message in without_effect(recipe, run, len(rows)):
-            keeper.emit({"event": "warning", "message": message})
+            keeper.emit(sftrun.events.Warned(message=message))
         super().__init__(  # type: ignore[call-arg]
             data_collator=batches.collator(rows, pad_id(tokenizer)),
             train_dataset=dataset(run, "train"),
             eval_dataset=dataset(run, "val"),
             processing_class=tokenizer,
-            callbacks=keeper.callbacks(),
+            callbacks=[keeper],
             **settings,
         )
         self.keeper, self.emit, self.score = keeper, keeper.emit, score
@@ -86,31 +88,30 @@ class RunTrainer:
         self.count()
         took = now - self.since
         self.emit(
-            {
-                "event": "step",
-                "step": step,
-                "steps": self.state.max_steps,
-                "epoch": round(logs.get("epoch", 0), 3),
-                "loss": logs["loss"],
-                "learning_rate": logs["learning_rate"],
-                "grad_norm": float(logs.get("grad_norm") or 0),
-                "tokens": self.tokens,
-                "trained_tokens": self.trained,
-                "tokens_per_s": round((self.tokens - self.seen) / took, 1),
-                "trained_tokens_per_s": round((self.trained - self.seen_trained) / took, 1),
-            }
+            events.Step(
+                step=step,
+                steps=self.state.max_steps,
+                epoch=round(logs.get("epoch", 0), 3),
+                loss=logs["loss"],
+                learning_rate=logs["learning_rate"],
+                grad_norm=float(logs.get("grad_norm") or 0),
+                tokens=self.tokens,
+                trained_tokens=self.trained,
+                tokens_per_s=round((self.tokens - self.seen) / took, 1),
+                trained_tokens_per_s=round((self.trained - self.seen_trained) / took, 1),
+            )
         )
         self.seen, self.seen_trained, self.since = self.tokens, self.trained, now
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         started = time.monotonic()
-        self.emit({"event": "validating", "step": self.state.global_step})
+        self.emit(events.Validating(step=self.state.global_step))
         self.model.eval()
         tokens, loss, correct = self._evaluated()
         self.model.train()
         metrics = {"eval_loss": loss / tokens, "eval_token_accuracy": correct / tokens}
         self.log(metrics)
-        self.emit({"event": "eval", "step": self.state.global_step, "loss": metrics["eval_loss"]})
+        self.emit(events.Eval(step=self.state.global_step, loss=metrics["eval_loss"]))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.keeper.evaluated(metrics["eval_loss"], self.control)
         self.since += time.monotonic() - started  # tokens/s is of training alone
@@ -132,7 +133,7 @@ class RunTrainer:
     def _samples(self, starts: list[int], size: int) -> Iterator[Any]:
         for start in starts:
             for row in range(start, min(start + size, len(self.eval_dataset))):
-                yield sftrun.to_sample(self.eval_dataset[row])
+                yield sftrun.data.to_sample(self.eval_dataset[row])
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         started = time.monotonic()

@@ -33,7 +33,7 @@ class KeywordJudge:
     def __init__(self, options: KeywordOptions) -> None:
         self.options = options
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         required, forbidden = (
             {word.casefold() for word in words} for words in (self.options.required, self.options.forbidden)
         )

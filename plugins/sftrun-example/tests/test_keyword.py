@@ -13,7 +13,7 @@ def grade(answer, **options):
 
 
 def problems(**options):
-    return [problem.message for problem in KeywordJudge(KeywordOptions(**options)).check(None)]
+    return [problem.message for problem in KeywordJudge(KeywordOptions(**options)).check_recipe(None)]
 
 
 @pytest.mark.parametrize("options", [{"required": ("please", "kind regards")}, {"forbidden": ("no",), "penalty": 1}])

@@ -18,6 +18,6 @@ os.environ["UNSLOTH_AUTO_INSTALL"] = "0"
 # It would fetch a file from the Hub to count its users.
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
 # Code that it generates would lie in the current folder.
-os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(sftrun.cache_folder() / "unsloth"))
+os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(sftrun.files.cache_folder() / "unsloth"))
 
 FastLanguageModel: Any = importlib.import_module("unsloth").FastLanguageModel

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sftrun
+import sftrun.data
 from sftrun.training import limits
 
 HINT = "use the backend hf, or set backend.with.fallback: hf"
@@ -57,7 +58,7 @@ def _of_adapter(lora: Any) -> Iterator[tuple[str, str]]:
 
 def of_machine(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     """Limits of this machine."""
-    count = sftrun.gpus()
+    count = sftrun.gpu_count()
     if count > 1:
         message = f"the backend unsloth trains on one GPU, in one process; {count} are visible here"
         yield sftrun.Problem(message, path=("backend",), hint=f"export CUDA_VISIBLE_DEVICES=0, or {HINT}")
@@ -69,7 +70,7 @@ def of_machine(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
 
 def of_model(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     """Limits seen from the model's config.json."""
-    file = sftrun.load_tokenizer(recipe.model).folder / "config.json"
+    file = sftrun.data.load_tokenizer(recipe.model).folder / "config.json"
     if not file.is_file():
         return
     kind = json.loads(file.read_text("utf-8")).get("model_type")

@@ -9,6 +9,7 @@ from sftrun_unsloth import _model  # isort: skip # imports unsloth before anythi
 import torch
 
 import sftrun
+import sftrun.data
 from sftrun.training import saved
 
 ROWS = 8
@@ -18,9 +19,9 @@ def merge(recipe: sftrun.Recipe, path: Path, max_difference: float) -> dict[str,
     """Writes `export/unsloth-merged`; raises UserError where merged and unmerged differ by more than is allowed."""
     run = sftrun.RunDir(path)
     model = _model.load_tuned(recipe, run).eval()
-    rows = [sample.ids for sample in islice(sftrun.read_samples(run.prepared / "train.arrow"), ROWS)]
+    rows = [sample.ids for sample in islice(sftrun.data.read_samples(run.prepared / "train.arrow"), ROWS)]
     before = [_log_probabilities(model, ids) for ids in rows]
-    with sftrun.whole_folder(run.export / "unsloth-merged") as making:
+    with sftrun.files.whole_folder(run.export / "unsloth-merged") as making:
         _write(model, recipe, run, making)
         merged = _model.load(str(making), recipe, merged=True).eval()
         after = [_log_probabilities(merged, ids) for ids in rows]
@@ -42,7 +43,7 @@ def _write(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, folder: Path) 
         model.save_pretrained_merged(str(folder), None, save_method="merged_16bit")
     except NotImplementedError as error:
         raise sftrun.UserError(f"unsloth cannot merge: {error}", hint="serve the adapter as it is") from error
-    sftrun.load_tokenizer(recipe.model).save(folder)
+    sftrun.data.load_tokenizer(recipe.model).save(folder)
 
 
 @torch.inference_mode()

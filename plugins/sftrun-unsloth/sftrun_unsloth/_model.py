@@ -12,6 +12,7 @@ import torch
 import transformers
 
 import sftrun
+import sftrun.data
 from sftrun.training import base_model, compute, saved
 from sftrun.training.loaded import LoadedModel
 
@@ -70,7 +71,7 @@ def _check_loaded(model: Any, tokens: Any, recipe: sftrun.Recipe, four_bit: bool
         have = ("in 4 bits", "in 16 or 32 bits")[four_bit]
         message = f"unsloth has loaded {recipe.model.name} {have}, not as asked; bitsandbytes' 4 bits may not work here"
         raise sftrun.UserError(sftrun.Problem(message, path=("tuning", "mode")))
-    ids, rows = sftrun.load_tokenizer(recipe.model).added, model.get_input_embeddings().weight.shape[0]
+    ids, rows = sftrun.data.load_tokenizer(recipe.model).added, model.get_input_embeddings().weight.shape[0]
     if max(ids, default=0) >= rows:
         message = f"the tokenizer of {recipe.model.name} has more tokens than its model has embeddings ({rows})"
         raise sftrun.UserError(
@@ -114,6 +115,6 @@ def score(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, int]:
 def scored(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits ([trained tokens, vocabulary]) and ids of the trained tokens; `t - 1` has the logits of token `t`."""
     wanted = batch["labels"][:, 1:]
-    trained = wanted != sftrun.IGNORED
+    trained = wanted != sftrun.data.IGNORED
     made = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     return made.logits[:, :-1][trained].float(), wanted[trained]

@@ -21,7 +21,7 @@ transformers.logging.set_verbosity_warning()
 datasets.disable_progress_bars()
 
 
-def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.Emit) -> None:
+def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.kinds.Emit) -> None:
     """Trains, on from the last whole checkpoint if there is one, and leaves `model/`.
 
     Raises UserError for a loss that is not finite, or not that of our labels, and Interrupted where a signal has asked
@@ -60,7 +60,7 @@ def adapted(model: Any, recipe: sftrun.Recipe) -> Any:
         raise sftrun.UserError(sftrun.Problem(message, path=("tuning", "lora"))) from error
 
 
-def make_trainer(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.Emit) -> Trainer:
+def make_trainer(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.kinds.Emit) -> Trainer:
     """The trainer of a run, for its keeper to start."""
     rows = rows_of(recipe, run)
     adapter = {} if recipe.tuning.mode == "full" else weights.copied(model)

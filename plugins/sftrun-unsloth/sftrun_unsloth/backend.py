@@ -33,13 +33,13 @@ def register_backends(register: sftrun.Register) -> None:
 class Unsloth:
     """Full, LoRA or 4-bit LoRA tuning with unsloth; an explicit fallback where it cannot."""
 
-    launches = True  # for a fallback that can; unsloth itself refuses many processes
+    distributed = True  # for a fallback that can; unsloth itself refuses many processes
     # No `estimate`: unsloth's own kernels keep other activations than those that the backend hf would count.
 
     def __init__(self, options: UnslothOptions) -> None:
         self.options = options
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield from _limits.mistakes(recipe)
         try:
             self._other()
@@ -52,7 +52,7 @@ class Unsloth:
         if found:
             yield from self._asked("check", recipe)
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         earlier, new = list(_limits.of_recipe(recipe)), list(_limits.of_machine(recipe))
         yield from self._said(new)
         if not (self.options.fallback and earlier + new):
@@ -65,7 +65,7 @@ class Unsloth:
             yield from self._asked("check", recipe)
         yield from self._asked("ready", recipe)
 
-    def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterator[sftrun.Problem]:
+    def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[sftrun.Problem]:
         earlier = [*_limits.of_recipe(recipe), *_limits.of_machine(recipe)]
         new = list(_limits.of_model(recipe))
         yield from limits.of_data(recipe, run)
@@ -78,7 +78,7 @@ class Unsloth:
             # what is only a warning is said when training starts
             yield from (found for each in questions for found in each if found.severity == "error")
 
-    def train(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> None:
+    def train(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.kinds.Emit) -> None:
         found = _limits.all_of(recipe)
         if found and not self.options.fallback:
             raise sftrun.UserError(found)

@@ -30,7 +30,7 @@ class UnslothMerged:
     def __init__(self, options: MergedOptions) -> None:
         self.max_difference = options.max_difference
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         if recipe.tuning.mode == "full":
             message = "the exporter unsloth-merged has nothing to merge in tuning.mode full: model/ is whole already"
             yield sftrun.Problem(message, path=("exporters",), hint="leave it out, or use tuning.mode lora")
@@ -42,12 +42,12 @@ class UnslothMerged:
             message = "unsloth must be imported before what other exporters import"
             yield sftrun.Problem(message, path=("exporters",), hint="put unsloth-merged before the others")
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-        if recipe.tuning.mode == "qlora" and not sftrun.gpus():
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+        if recipe.tuning.mode == "qlora" and not sftrun.gpu_count():
             message = "unsloth merges into a 4-bit base on a GPU only, and there is none"
             yield sftrun.Problem(message, path=("exporters",), hint="use the exporter merged")
 
-    def export(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> dict[str, Any]:
+    def export(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.kinds.Emit) -> dict[str, Any]:
         used = _limits.used(run)
         if used != "unsloth":
             raise sftrun.UserError(f"{run} was trained with {used}, not with unsloth", hint="use the exporter merged")

@@ -39,7 +39,7 @@ def test_validating_imports_neither_unsloth_nor_torch(recipe):
 
 @pytest.mark.skipif(importlib.util.find_spec("unsloth") is not None, reason="unsloth is installed here")
 def test_without_unsloth_it_says_how_to_install_it(recipe):
-    (said,) = Unsloth(UnslothOptions()).ready(sftrun.load(recipe))
+    (said,) = Unsloth(UnslothOptions()).check_machine(sftrun.load(recipe))
     assert said.message == "the backend unsloth needs unsloth, unsloth_zoo: not installed"
     assert "in an environment of its own" in said.hint
 
@@ -109,7 +109,7 @@ def test_the_exporter_belongs_to_the_backend_and_comes_first(problems):
 
 
 def ready(recipe, *settings, **options):
-    return list(Unsloth(UnslothOptions(**options)).ready(sftrun.load(recipe, settings)))
+    return list(Unsloth(UnslothOptions(**options)).check_machine(sftrun.load(recipe, settings)))
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_optimizers_that_need_a_gpu_are_refused_without_one(recipe):
 
 def test_the_best_checkpoint_needs_validation_rows(recipe, tmp_path):
     described = sftrun.load(recipe, ["train.early_stopping={patience: 1}", "train.save_strategy=epoch"])
-    (said,) = Unsloth(UnslothOptions()).prepared(described, tmp_path)
+    (said,) = Unsloth(UnslothOptions()).check_prepared(described, tmp_path)
     assert said.message == "train.early_stopping goes by the validation loss, and the data have no validation rows"
 
 
@@ -160,9 +160,9 @@ def stranger(tmp_path):
 
 def test_an_unknown_architecture_is_refused_before_training(recipe, stranger):
     described = sftrun.load(recipe, [f"model.name={stranger}"])
-    (said,) = Unsloth(UnslothOptions()).prepared(described, stranger)
+    (said,) = Unsloth(UnslothOptions()).check_prepared(described, stranger)
     assert "unsloth does not know the architecture 'hyperborea'" in said.message
-    assert list(Unsloth(UnslothOptions(fallback="hf")).prepared(described, stranger)) == []
+    assert list(Unsloth(UnslothOptions(fallback="hf")).check_prepared(described, stranger)) == []
 
 
 def test_a_fallback_that_trains_is_in_the_lock_and_evaluates_too(recipe, tmp_path):

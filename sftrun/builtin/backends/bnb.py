@@ -1,7 +1,6 @@
 """Backend `bnb`: the backend hf, with the frozen base of an adapter in 4 or 8 bits by bitsandbytes."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import sftrun
@@ -46,12 +45,13 @@ def register_backends(register: sftrun.Register) -> None:
 class Bnb:
     """QLoRA, and LoRA on an 8-bit base: all that the backend hf does, with a base that bitsandbytes holds."""
 
-    launches = True
+    distributed = True
+    honours = limits.TRAINER_KEYS | limits.MODEL_KEYS
 
     def __init__(self, options: BnbOptions) -> None:
         self.options = options
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield from hf.problems(recipe)
         yield from strategies.check_quantised(recipe, self.bits(recipe), self.options.storage_dtype)
         yield from self._mode(recipe)
@@ -82,35 +82,33 @@ class Bnb:
                 message = f"{name} is an option of 4 bits, without effect on 8"
                 yield sftrun.Problem(message, path=(*PATH, name), hint="leave it out, or use tuning.mode qlora")
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
         yield from sftrun.missing_packages(*limits.MODULES, extra="train", path=("backend",), why="the backend bnb")
         yield from sftrun.missing_packages("bitsandbytes", extra="bnb", path=("backend",), why="the backend bnb")
-        if recipe.tuning.lora.dora and self.bits(recipe) == 8 and not sftrun.gpus():
+        if recipe.tuning.lora.dora and self.bits(recipe) == 8 and not sftrun.gpu_count():
             # peft 0.21 moves the weights to the CPU once more to measure them, and bitsandbytes then has no scales
             message = "dora on a base in 8 bits needs a GPU, and there is none"
             yield sftrun.Problem(message, path=("tuning", "lora", "dora"), hint="use tuning.mode qlora: 4 bits")
         yield from hf.kernels(recipe)
         yield from strategies.missing_packages(recipe)
 
-    def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterable[sftrun.Problem]:
+    def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterable[sftrun.Problem]:
         return limits.of_data(recipe, run)
 
-    def train(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> None:
+    def train(self, work: sftrun.kinds.Training) -> None:
         from sftrun.training import train
 
-        train.train(recipe, run, emit, self.quantisation(recipe))
+        train.train(work, self.quantisation(work.recipe))
 
-    def load(self, recipe: sftrun.Recipe, run: Path, which: Literal["base", "tuned"]) -> Any:
+    def load(self, work: sftrun.kinds.Loading) -> sftrun.kinds.Model:
         from sftrun.training.model import load
 
-        return load.loaded(recipe, run, which, self.quantisation(recipe))
+        return load.load_model(work, self.quantisation(work.recipe))
 
-    def estimate(
-        self, recipe: sftrun.Recipe, training: sftrun.Shape, evaluation: sftrun.Shape | None
-    ) -> sftrun.Footprint:
+    def estimate(self, work: sftrun.kinds.Estimating) -> sftrun.types.Footprint:
         from sftrun.training.memory import estimate
 
-        return estimate.estimate(recipe, training, evaluation, self.quantisation(recipe))
+        return estimate.estimate(work.recipe, work.training, work.evaluation, self.quantisation(work.recipe))
 
     def bits(self, recipe: sftrun.Recipe) -> int:
         """Bits of a weight of the base."""

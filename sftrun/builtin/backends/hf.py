@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, Literal
 
 import sftrun
 from sftrun.training import limits
@@ -20,9 +18,10 @@ def register_backends(register: sftrun.Register) -> None:
 class Hf:
     """Full or LoRA tuning with transformers, trl and peft."""
 
-    launches = True
+    distributed = True
+    honours = limits.TRAINER_KEYS | limits.MODEL_KEYS
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield from problems(recipe)
         if recipe.tuning.mode == "qlora":
             message = "tuning.mode qlora needs a base in 4 bits, and the backend hf keeps it as it is"
@@ -32,7 +31,7 @@ class Hf:
             hint = "use pissa, or backend: bnb with tuning.mode qlora"
             yield sftrun.Problem(message, path=("tuning", "lora", "init"), hint=hint)
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
         yield from sftrun.missing_packages(*limits.MODULES, extra="train", path=("backend",), why="the backend hf")
         name = recipe.train.optimizer
         if name.startswith("paged_") or name.endswith("_8bit"):
@@ -42,25 +41,23 @@ class Hf:
         yield from kernels(recipe)
         yield from strategies.missing_packages(recipe)
 
-    def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterable[sftrun.Problem]:
+    def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterable[sftrun.Problem]:
         return limits.of_data(recipe, run)
 
-    def train(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> None:
+    def train(self, work: sftrun.kinds.Training) -> None:
         from sftrun.training import train
 
-        train.train(recipe, run, emit)
+        train.train(work)
 
-    def load(self, recipe: sftrun.Recipe, run: Path, which: Literal["base", "tuned"]) -> Any:
+    def load(self, work: sftrun.kinds.Loading) -> sftrun.kinds.Model:
         from sftrun.training.model import load
 
-        return load.loaded(recipe, run, which)
+        return load.load_model(work)
 
-    def estimate(
-        self, recipe: sftrun.Recipe, training: sftrun.Shape, evaluation: sftrun.Shape | None
-    ) -> sftrun.Footprint:
+    def estimate(self, work: sftrun.kinds.Estimating) -> sftrun.types.Footprint:
         from sftrun.training.memory import estimate
 
-        return estimate.estimate(recipe, training, evaluation)
+        return estimate.estimate(work.recipe, work.training, work.evaluation)
 
 
 def problems(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:

@@ -1,7 +1,6 @@
 """Answers of a model to held-out prompts, for evaluators that compare them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import sftrun
@@ -22,9 +21,9 @@ class AnswerOptions(sftrun.Options):
     batch_size: Annotated[int, sftrun.Meta(ge=1, description="Prompts answered at a time.")] = 16
 
 
-def unanswerable(options: AnswerOptions, run: Path) -> Iterator[sftrun.Problem]:
+def unanswerable(options: AnswerOptions, run: sftrun.RunDir) -> Iterator[sftrun.Problem]:
     """A problem where the data have no prompts of the split that is asked for."""
-    there = [split for split in ("test", "val") if (run / "prepared" / f"prompts-{split}.jsonl").is_file()]
+    there = [split for split in ("test", "val") if (run.prepared / f"prompts-{split}.jsonl").is_file()]
     if not there or (options.split and options.split not in there):
         message = f"no held-out prompts to answer: the data have no rows in {options.split or 'test or val'}"
         hint = "add a test.jsonl, raise the source's val_share, or leave the evaluator out"
@@ -39,9 +38,10 @@ def pick(options: AnswerOptions, prompts: Mapping[str, Sequence[sftrun.Prompt]])
     return prompts[split][: options.limit]
 
 
-def answer(options: AnswerOptions, model: sftrun.Model, prompts: Sequence[sftrun.Prompt]) -> list[str]:
+def answer(options: AnswerOptions, model: sftrun.kinds.Model, prompts: Sequence[sftrun.Prompt]) -> list[str]:
     """Greedy answers, white space at both ends left out."""
-    made = model.generate([prompt.ids for prompt in prompts], options.max_new_tokens, options.batch_size)
+    decoding = sftrun.types.Decoding(max_new_tokens=options.max_new_tokens, batch_size=options.batch_size)
+    made = model.generate([prompt.ids for prompt in prompts], decoding)
     return [model.decode(ids).strip() for ids in made]
 
 

@@ -1,7 +1,6 @@
 """Evaluator `judge`: a judge grades every answer to held-out prompts."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import sftrun
@@ -24,21 +23,25 @@ class JudgeEvaluator:
 
     def __init__(self, options: JudgeOptions) -> None:
         self.options = options
-        self.judge: sftrun.Judge = sftrun.create("judge", options.judge)
+        self.judge: sftrun.kinds.Judge = sftrun.create("judge", options.judge)
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
-        ready = getattr(self.judge, "ready", None)
-        return ready(recipe) if ready else ()
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
+        check = getattr(self.judge, "check_machine", None)
+        return check(recipe) if check else ()
 
-    def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterator[sftrun.Problem]:
+    def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[sftrun.Problem]:
         return _answers.unanswerable(self.options, run)
 
-    def score(self, model: sftrun.Model, prompts: Mapping[str, Sequence[sftrun.Prompt]]) -> sftrun.Scores:
-        asked = _answers.pick(self.options, prompts)
-        answers = _answers.answer(self.options, model, asked)
-        grades = [self.judge.grade(prompt, text) for prompt, text in zip(asked, answers, strict=True)]
+    def score(self, work: sftrun.kinds.Scoring) -> sftrun.Scores:
+        asked = _answers.pick(self.options, work.prompts)
+        answers = _answers.answer(self.options, work.model, asked)
+        grades = [
+            self.judge.grade(sftrun.kinds.Grading(prompt=prompt, answer=text, seed=work.seed))
+            for prompt, text in zip(asked, answers, strict=True)
+        ]
         samples = [
             _answers.sample(prompt, text, score=grade.score, reason=grade.reason)
             for prompt, text, grade in zip(asked, answers, grades, strict=True)
         ]
-        return sftrun.Scores({"score": sum(grade.score for grade in grades) / len(grades)}, samples)
+        mean = sum(grade.score for grade in grades) / len(grades)
+        return sftrun.Scores({"score": sftrun.Measure(mean, rows=len(grades))}, samples)

@@ -1,7 +1,6 @@
 """Evaluator `loss`: loss, perplexity and token accuracy on the trained tokens of prepared splits."""
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import sftrun
@@ -30,13 +29,17 @@ class Loss:
     def __init__(self, options: LossOptions) -> None:
         self.splits = options.splits
 
-    def score(self, model: sftrun.Model, prompts: Mapping[str, Sequence[sftrun.Prompt]]) -> sftrun.Scores:
-        metrics: dict[str, float] = {}
+    def score(self, work: sftrun.kinds.Scoring) -> sftrun.Scores:
+        metrics: dict[str, sftrun.Measure] = {}
         for split in self.splits:
-            sums = model.losses(split)
+            sums = work.model.losses(split)
             if sums and sums.tokens:
                 loss = sums.loss / sums.tokens
-                metrics[f"{split}_loss"] = loss
-                metrics[f"{split}_perplexity"] = math.exp(min(loss, 700))
-                metrics[f"{split}_token_accuracy"] = sums.correct / sums.tokens
+                metrics[f"{split}_loss"] = _cost(loss, 0.0)
+                metrics[f"{split}_perplexity"] = _cost(math.exp(min(loss, 700)), 1.0)
+                metrics[f"{split}_token_accuracy"] = sftrun.Measure(sums.correct / sums.tokens, per_row=False)
         return sftrun.Scores(metrics)
+
+
+def _cost(value: float, lowest: float) -> sftrun.Measure:
+    return sftrun.Measure(value, higher_is_better=False, range=(lowest, None), per_row=False)

@@ -1,7 +1,6 @@
 """Exporter `merged`: the adapter merged into its base, as one model folder."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import sftrun
@@ -30,12 +29,12 @@ class Merged:
     def __init__(self, options: MergedOptions) -> None:
         self.max_difference = options.max_difference
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         if recipe.tuning.mode == "full":
             message = "the exporter merged has nothing to merge in tuning.mode full: model/ is whole already"
             yield sftrun.Problem(message, path=("exporters",), hint="leave it out, or use tuning.mode lora")
 
-    def export(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.Emit) -> dict[str, Any]:
+    def export(self, work: sftrun.kinds.Exporting) -> dict[str, Any]:
         from sftrun.training.model import merge
 
-        return merge.merge(recipe, run, self.max_difference)
+        return merge.merge(work.recipe, work.run, self.max_difference)

@@ -54,10 +54,6 @@ class Alpaca:
         self.fields = options.fields
         self.prompt = _columns.template(options.prompt)
 
-    def check(self, recipe: sftrun.Recipe) -> tuple[sftrun.Problem, ...]:
-        """Nothing more; but what has a check is made when a recipe is validated, and says then what is wrong."""
-        return ()
-
     def format(self, row: sftrun.Row) -> sftrun.Conversation:
         system = _columns.text_or_none(row.data, self.fields.system)
         turns = [*_history(row.data, self.fields.history), self._turn(row.data)]

@@ -64,7 +64,7 @@ class Chat:
         columns = (options.fields.system or "", options.fields.user, "conversations", "chat_template_kwargs")
         self._more = frozenset((*columns, *_tools.COLUMNS))
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         for name in RENDERER:
             if name in self.template_kwargs:
                 path = ("formatter", "with", "template_kwargs", name)

@@ -50,10 +50,6 @@ class Columns:
             raise sftrun.UserError(problems)
         self.turns = [(turn.role, _columns.template(turn.content)) for turn in _turns(options)]
 
-    def check(self, recipe: sftrun.Recipe) -> tuple[sftrun.Problem, ...]:
-        """Nothing more; but what has a check is made when a recipe is validated, and says then what is wrong."""
-        return ()
-
     def format(self, row: sftrun.Row) -> sftrun.Conversation:
         kept = [(role, told) for role, told in self.turns if role != "system" or not told.is_empty(row.data)]
         return sftrun.Conversation([{"role": role, "content": told.fill(row.data)} for role, told in kept], row.origin)

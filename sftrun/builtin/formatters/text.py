@@ -27,7 +27,7 @@ class Text:
     def __init__(self, options: TextOptions) -> None:
         self.field = options.field
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         masker = recipe.masker.use if isinstance(recipe.masker, sftrun.Use) else recipe.masker
         if masker in OF_ASSISTANTS:
             yield sftrun.Problem(

@@ -14,7 +14,7 @@ def register_maskers(register: sftrun.Register) -> None:
 class Completion:
     """Keep the loss on completions: generated messages that are flagged as such, else the last message."""
 
-    reads_train = True
+    honours_flags = True
 
     def __init__(self, options: _parts.PartOptions) -> None:
         self.options = options

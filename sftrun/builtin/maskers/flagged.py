@@ -24,7 +24,7 @@ def register_maskers(register: sftrun.Register) -> None:
 class Flagged:
     """Keep the loss on the answers whose messages have `train: true`; other text than answers is never trained."""
 
-    reads_train = True
+    honours_flags = True
 
     def __init__(self, options: FlaggedOptions) -> None:
         self.options = options

@@ -1,8 +1,6 @@
 """Masker `roles`: train on the messages of chosen roles, also of such as the model never writes."""
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated
 
 import sftrun
@@ -35,8 +33,8 @@ class Roles:
             for span in spans
         ]
 
-    def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterator[sftrun.Problem]:
-        proof = json.loads((run / "prepared" / "proof.json").read_text("utf-8"))
+    def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[sftrun.Problem]:
+        proof = run.read_json("prepared/proof.json")
         seen = {role for split in proof["splits"].values() for role in split["by_role"]} - {"template"}
         for role in sorted(self.roles - seen):
             hint = f"there are: {', '.join(sorted(seen))}"

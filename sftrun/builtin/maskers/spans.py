@@ -46,9 +46,6 @@ class Spans:
         self.options = options
         self.pattern = _pattern(options)
 
-    def check(self, recipe: sftrun.Recipe) -> Sequence[sftrun.Problem]:
-        return []  # making it says what is wrong with the options; having this, validating makes it
-
     def choose(self, spans: Sequence[sftrun.Span]) -> list[bool]:
         return [span.role == "assistant" and _parts.takes(self.options, span) for span in spans]
 

@@ -141,10 +141,10 @@ def damaged(file: Path, error: Exception, line: int | None = None) -> NoReturn:
     reason = getattr(error, "strerror", None) or str(error)
     what = "cannot be read" if line is None else "cannot be read from here on"
     hint = "it is not whole: copy or download it again" if file.suffix in _layout.COMPRESSED else None
-    place = sftrun.Place(str(file), line)
+    place = sftrun.errors.Place(str(file), line)
     raise sftrun.UserError(sftrun.Problem(f"{what}: {reason}", place, hint=hint)) from error
 
 
 def at(file: Path, line: int | None, message: str, hint: str | None = None) -> sftrun.UserError:
     """The error for a file that cannot be read as what it is said to be."""
-    return sftrun.UserError(sftrun.Problem(message, sftrun.Place(str(file), line), hint=hint))
+    return sftrun.UserError(sftrun.Problem(message, sftrun.errors.Place(str(file), line), hint=hint))

@@ -56,14 +56,14 @@ class Csv:
         self.options = options
         self.files = _files.Files(options, suffix)
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield from _files.unknown_encoding(self.options.encoding)
         if self.options.delimiter in '"\r\n':
             yield sftrun.Problem("a delimiter cannot be a quote or the end of a line")
         if twice := _twice(self.options.columns or []):
             yield sftrun.Problem(f"columns names {twice} twice")
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
         return self.files.ready()
 
     def splits(self) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import sftrun
+import sftrun.hub
 from sftrun.builtin.sources import _files, _layout
 
 BATCH = 1000  # rows in memory at a time
@@ -48,7 +49,7 @@ class Huggingface:
         self.named = {split: theirs for split, theirs in named.items() if theirs}
         self.loaded: dict[str, Any] = {}
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         for split, theirs in self.named.items():
             if self.options.streaming and "[" in theirs:
                 hint = "name whole splits, or leave streaming out"
@@ -56,7 +57,7 @@ class Huggingface:
             if split != "train" and theirs == self.named["train"]:
                 yield sftrun.Problem(f"train and {split} are the same rows: {theirs}", hint="name slices of it")
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield from sftrun.missing_packages("datasets", extra="train", path=("source",), why="the source huggingface")
         folder = Path(self.options.name)
         if folder.is_absolute() and not folder.exists():
@@ -90,7 +91,7 @@ class Huggingface:
 
     @functools.cached_property
     def _commit(self) -> str | None:
-        return sftrun.check_dataset(self.options.name, self.options.revision, AT)
+        return sftrun.hub.check_dataset(self.options.name, self.options.revision, AT)
 
     def _saved(self) -> bool:
         return any((Path(self.options.name) / name).is_file() for name in SAVED)

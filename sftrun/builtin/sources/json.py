@@ -29,7 +29,7 @@ class Json:
         self.field = options.field
         self.files = _files.Files(options, ".json")
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
         return self.files.ready()
 
     def splits(self) -> list[str]:

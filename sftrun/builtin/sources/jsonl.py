@@ -20,7 +20,7 @@ class Jsonl:
     def __init__(self, options: _files.FileOptions) -> None:
         self.files = _files.Files(options, ".jsonl")
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
         return self.files.ready()
 
     def splits(self) -> list[str]:

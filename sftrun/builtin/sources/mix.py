@@ -50,9 +50,9 @@ class Mix:
 
     def __init__(self, options: MixOptions) -> None:
         self.options = options
-        self.sources: list[sftrun.Source] = [sftrun.create("source", use) for use in options.sources]
+        self.sources: list[sftrun.kinds.Source] = [sftrun.create("source", use) for use in options.sources]
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         o, default = self.options, MixOptions(sources=[])
         if o.weights is None:
             for name in ("stopping", "seed"):
@@ -62,15 +62,15 @@ class Mix:
             message = f"mix has {len(o.sources)} sources, but {len(o.weights)} weights"
             yield sftrun.Problem(message, hint="give each source one weight, in the same order")
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         for index, source in enumerate(self.sources):
-            if hasattr(source, "ready"):
-                yield from (_inside(problem, index) for problem in source.ready(recipe))
+            if hasattr(source, "check_machine"):
+                yield from (_inside(problem, index) for problem in source.check_machine(recipe))
 
-    def prepared(self, recipe: sftrun.Recipe, run: Path) -> Iterator[sftrun.Problem]:
+    def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[sftrun.Problem]:
         for index, source in enumerate(self.sources):
-            if hasattr(source, "prepared"):
-                yield from (_inside(problem, index) for problem in source.prepared(recipe, run))
+            if hasattr(source, "check_prepared"):
+                yield from (_inside(problem, index) for problem in source.check_prepared(recipe, run))
 
     def splits(self) -> list[str]:
         there = {split for source in self.sources for split in source.splits()}
@@ -101,7 +101,7 @@ class Mix:
 class Stream:
     """The rows of one source, again from the start when asked for; the next one is known before it is taken."""
 
-    def __init__(self, source: sftrun.Source, index: int, split: str) -> None:
+    def __init__(self, source: sftrun.kinds.Source, index: int, split: str) -> None:
         self.source, self.index, self.split = source, index, split
         self.passes = 0
         self.again()

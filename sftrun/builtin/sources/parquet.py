@@ -32,7 +32,7 @@ class Parquet:
         self.columns = options.columns
         self.files = _files.Files(options, ".parquet")
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
         yield from sftrun.missing_packages("pyarrow", extra="train", path=("source",), why="the source parquet")
         yield from self.files.ready()
 

@@ -32,10 +32,10 @@ class Text:
         self.options = options
         self.files = _files.Files(options, ".txt", ".md")
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield from _files.unknown_encoding(self.options.encoding)
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
         return self.files.ready()
 
     def splits(self) -> list[str]:

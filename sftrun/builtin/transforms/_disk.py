@@ -18,7 +18,7 @@ class Spool:
     def __init__(self) -> None:
         import tempfile
 
-        folder = sftrun.cache_folder()  # where prepared rows go as well; /tmp may be memory
+        folder = sftrun.files.cache_folder()  # where prepared rows go as well; /tmp may be memory
         folder.mkdir(parents=True, exist_ok=True)
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self.starts = array("Q")

@@ -48,7 +48,7 @@ class Augment:
         self.options = options
         self.file = Path(options.file)
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         try:
             _read(self.file)
         except sftrun.UserError as error:
@@ -59,7 +59,7 @@ class Augment:
         return fingerprint(self.file)
 
     def apply(
-        self, conversations: Iterable[sftrun.Conversation], context: sftrun.Context
+        self, conversations: Iterable[sftrun.Conversation], context: sftrun.kinds.Context
     ) -> Iterator[sftrun.Conversation]:
         if context.split not in self.options.splits:
             yield from conversations

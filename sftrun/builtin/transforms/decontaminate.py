@@ -54,11 +54,11 @@ class Decontaminate:
         self.options = options
         self.files = [Path(file) for file in options.files]
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         if not self.options.against and not self.files:
             yield sftrun.Problem("decontaminate compares with nothing", hint="name splits in against, or files")
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         for file in self.files:
             if not file.is_file():
                 yield sftrun.Problem(f"decontaminate: no such file: {file}", path=("transforms",))
@@ -68,7 +68,7 @@ class Decontaminate:
         return fingerprint(*self.files)
 
     def apply(
-        self, conversations: Iterable[sftrun.Conversation], context: sftrun.Context
+        self, conversations: Iterable[sftrun.Conversation], context: sftrun.kinds.Context
     ) -> Iterator[sftrun.Conversation]:
         if context.split != "train":
             yield from conversations
@@ -83,7 +83,7 @@ class Decontaminate:
             else:
                 yield talk
 
-    def _measured(self, context: sftrun.Context) -> "Hashes":
+    def _measured(self, context: sftrun.kinds.Context) -> "Hashes":
         """Hashes of all runs that must not be trained, sorted: 8 bytes for each."""
         import numpy as np
 

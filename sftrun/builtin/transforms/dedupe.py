@@ -52,20 +52,20 @@ class Dedupe:
     def __init__(self, options: DedupeOptions) -> None:
         self.options = options
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         defaults = DedupeOptions()
         for name in ("shingle", "permutations"):
             if self.options.threshold is None and getattr(self.options, name) != getattr(defaults, name):
                 yield sftrun.Problem(f"dedupe: {name} has no effect without threshold", hint="add threshold: 0.8")
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         if self.options.threshold is not None:
             why = "dedupe with a threshold"
             yield from sftrun.missing_packages("numpy", path=("transforms",), why=why, extra="train")
             yield from sftrun.missing_packages("rensa", path=("transforms",), why=why, extra="transforms")
 
     def apply(
-        self, conversations: Iterable[sftrun.Conversation], context: sftrun.Context
+        self, conversations: Iterable[sftrun.Conversation], context: sftrun.kinds.Context
     ) -> Iterator[sftrun.Conversation]:
         if context.split not in self.options.splits:
             yield from conversations

@@ -53,7 +53,7 @@ class Filter:
     def __init__(self, options: FilterOptions) -> None:
         self.options = options
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         options = self.options
         ruled = any(getattr(options, name) not in (None, ()) for name in RULES)
         if not ruled:
@@ -68,7 +68,7 @@ class Filter:
         if not options.languages and options.language_confidence != FilterOptions().language_confidence:
             yield sftrun.Problem("filter: language_confidence has no effect without languages", hint="add languages")
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         if not self.options.languages:
             return
         absent = [
@@ -77,7 +77,7 @@ class Filter:
         yield from absent or _unknown(self.options.languages)
 
     def apply(
-        self, conversations: Iterable[sftrun.Conversation], context: sftrun.Context
+        self, conversations: Iterable[sftrun.Conversation], context: sftrun.kinds.Context
     ) -> Iterator[sftrun.Conversation]:
         if context.split not in self.options.splits:
             yield from conversations

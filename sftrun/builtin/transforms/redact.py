@@ -45,7 +45,7 @@ class Redact:
     def __init__(self, options: RedactOptions) -> None:
         self.options = options
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         options = self.options
         if not options.kinds and not options.patterns:
             yield sftrun.Problem("redact looks for nothing", hint="name kinds or patterns")
@@ -57,7 +57,7 @@ class Redact:
                 yield sftrun.Problem(f"redact: patterns has {name!r}, which is the name of a kind", hint=hint)
             yield from _unfit(name, pattern)
 
-    def ready(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_machine(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         if "phone" not in self.options.kinds:
             return
         why = "redact with the kind phone"
@@ -65,7 +65,7 @@ class Redact:
         yield from absent or _unknown(self.options.regions)
 
     def apply(
-        self, conversations: Iterable[sftrun.Conversation], context: sftrun.Context
+        self, conversations: Iterable[sftrun.Conversation], context: sftrun.kinds.Context
     ) -> Iterator[sftrun.Conversation]:
         if context.split not in self.options.splits:
             yield from conversations

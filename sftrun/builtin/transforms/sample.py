@@ -38,19 +38,19 @@ class Sample:
     def __init__(self, options: SampleOptions) -> None:
         self.options = options
 
-    def check(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         if (self.options.rows is None) == (self.options.share is None):
             yield sftrun.Problem("sample needs either rows or share", hint="write rows: 1000, or share: 0.1")
 
     def apply(
-        self, conversations: Iterable[sftrun.Conversation], context: sftrun.Context
+        self, conversations: Iterable[sftrun.Conversation], context: sftrun.kinds.Context
     ) -> Iterator[sftrun.Conversation]:
         if context.split not in self.options.splits:
             return iter(conversations)
         return self._share(conversations, context) if self.options.rows is None else self._rows(conversations, context)
 
     def _share(
-        self, conversations: Iterable[sftrun.Conversation], context: sftrun.Context
+        self, conversations: Iterable[sftrun.Conversation], context: sftrun.kinds.Context
     ) -> Iterator[sftrun.Conversation]:
         for talk in conversations:
             if _rank(talk, context) < (self.options.share or 0) * 2**64:
@@ -59,7 +59,7 @@ class Sample:
                 _left_out(talk.origin, context)
 
     def _rows(
-        self, conversations: Iterable[sftrun.Conversation], context: sftrun.Context
+        self, conversations: Iterable[sftrun.Conversation], context: sftrun.kinds.Context
     ) -> Iterator[sftrun.Conversation]:
         kept: list[tuple[int, int, str]] = []  # a heap, those that go first on top: rank and place negated, origin
         with Spool() as spool:
@@ -75,9 +75,9 @@ class Sample:
                 yield spool.get(place)
 
 
-def _rank(talk: sftrun.Conversation, context: sftrun.Context) -> int:
+def _rank(talk: sftrun.Conversation, context: sftrun.kinds.Context) -> int:
     return number(f"{context.seed} {context.split} {talk.origin}")
 
 
-def _left_out(origin: str, context: sftrun.Context) -> None:
+def _left_out(origin: str, context: sftrun.kinds.Context) -> None:
     context.note(origin, "filtered", "sample: not chosen")

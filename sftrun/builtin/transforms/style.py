@@ -31,7 +31,7 @@ class Style:
         self.where = options.where
 
     def apply(
-        self, conversations: Iterable[sftrun.Conversation], context: sftrun.Context
+        self, conversations: Iterable[sftrun.Conversation], context: sftrun.kinds.Context
     ) -> Iterator[sftrun.Conversation]:
         for talk in conversations:
             if talk.plain:

@@ -10,7 +10,8 @@ from sftrun.data.tokens.offsets import Counts, Tokens
 from sftrun.data.tokens.sections import Sections
 from sftrun.data.tokens.tokenizer import Tokenizer
 from sftrun.errors import UserError
-from sftrun.types import Masker, Rendered, Span
+from sftrun.kinds import Masker
+from sftrun.types import Rendered, Span
 
 MAX_PLANS = 4096
 
@@ -114,7 +115,7 @@ class Encoder:
         if plan is None:
             flags = [bool(flag) for flag in self.masker.choose(row.spans)]
             plan = Plan(
-                row.shape, row.spans, flags, _refusal(row.spans, flags, getattr(self.masker, "reads_train", False))
+                row.shape, row.spans, flags, _refusal(row.spans, flags, getattr(self.masker, "honours_flags", False))
             )
             if row.shape is not None:
                 self._keep(plan)
@@ -165,7 +166,7 @@ class Encoder:
         return all([*self.narrow(text)] == [(0, len(text))] for text in texts)
 
 
-def _refusal(spans: Sequence[Span], flags: Sequence[bool], reads_train: bool) -> str | None:
+def _refusal(spans: Sequence[Span], flags: Sequence[bool], honours_flags: bool) -> str | None:
     """Where the `train` of a message and what the masker chose are at odds."""
     chosen = {span.message for span, flag in zip(spans, flags, strict=True) if flag}
     answers = {span.message for span in spans if span.generated}
@@ -173,7 +174,7 @@ def _refusal(spans: Sequence[Span], flags: Sequence[bool], reads_train: bool) ->
         asked, who = span.train, f"message {span.message} ({span.role})"
         if asked and span.message not in answers | chosen:
             return f"{who} says train: true, but only answers are trained by it; use masker: roles"
-        if asked is not None and asked != (span.message in chosen) and not reads_train:
+        if asked is not None and asked != (span.message in chosen) and not honours_flags:
             does = "does not train it" if asked else "trains it"
             return f"{who} says train: {str(asked).lower()}, but this masker {does}; use masker: flagged"
     return None

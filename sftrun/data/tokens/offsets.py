@@ -7,7 +7,8 @@ import msgspec
 import numpy as np
 
 from sftrun.data.tokens.tokenizer import Tokenizer
-from sftrun.types import Masker, Rendered, Span
+from sftrun.kinds import Masker
+from sftrun.types import Rendered, Span
 
 if TYPE_CHECKING:
     from tokenizers import Encoding

@@ -13,12 +13,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 import sftrun
+import sftrun.data
 from sftrun import tiny
 from sftrun.training import compute
 from sftrun.training.memory import floor, shares, sizes
 from sftrun.training.memory.tracker import MemoryTracker
 from sftrun.training.model import adapter, attention, head, vocabulary
 from sftrun.training.sharding import strategies
+from sftrun.types import BatchShape
 
 PLANNED = "sftrun-planned"
 # share of activations and logits that malloc adds on a CPU, as gaps between blocks; fitted to the cases of docs/plan.md
@@ -27,10 +29,10 @@ FRAGMENTATION = 0.4
 
 def estimate(
     recipe: sftrun.Recipe,
-    training: sftrun.Shape,
-    evaluation: sftrun.Shape | None,
+    training: BatchShape,
+    evaluation: BatchShape | None,
     quantisation: dict[str, Any] | None = None,
-) -> sftrun.Footprint:
+) -> sftrun.types.Footprint:
     """Returns the parameters and the memory of a recipe; raises UserError if the model's config cannot be read.
 
     The forward and the backward pass of one micro-batch run on fake tensors, with the attention, the head, the
@@ -38,7 +40,7 @@ def estimate(
     at once. Loading takes no more: weights are read through memory-mapped files. If processes share the model, the
     memory is that of one process.
     """
-    libraries = floor.floor(sftrun.load_tokenizer(recipe.model).folder)
+    libraries = floor.floor(sftrun.data.load_tokenizer(recipe.model).folder)
     device = compute.device().type
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
@@ -63,7 +65,7 @@ def estimate(
         memory["forward and backward"]["fragmentation"] = int(FRAGMENTATION * (step["activations"] + step["logits"]))
     if evaluated:
         memory["evaluation"] = {**constant, "activations": evaluated, **gathered}
-    return sftrun.Footprint(
+    return sftrun.types.Footprint(
         trained=sum(each.numel() for each in trained),
         frozen=sum(each.numel() for each in model.parameters() if not each.requires_grad),
         device=device,
@@ -81,7 +83,11 @@ def _notes(recipe: sftrun.Recipe) -> Iterator[str]:
 
 
 def _dry_run(
-    model: Any, recipe: sftrun.Recipe, training: sftrun.Shape, evaluation: sftrun.Shape | None, device: str
+    model: Any,
+    recipe: sftrun.Recipe,
+    training: BatchShape,
+    evaluation: BatchShape | None,
+    device: str,
 ) -> tuple[dict[str, int], int]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         _use_fake_tensors(model, device, _gathered_dtype(recipe))
@@ -110,7 +116,7 @@ def _use_fake_tensors(model: Any, device: str, dtype: torch.dtype | None = None)
 
 
 def _by_formula(
-    model: Any, recipe: sftrun.Recipe, training: sftrun.Shape, evaluation: sftrun.Shape | None
+    model: Any, recipe: sftrun.Recipe, training: BatchShape, evaluation: BatchShape | None
 ) -> tuple[dict[str, int], int]:
     """Returns the bytes of a step and of an evaluation, by a formula in the style of Korthikanti et al.
 
@@ -134,11 +140,11 @@ def _by_formula(
     return step, _token_count(evaluation) * layer * size + logits
 
 
-def _logits(shape: sftrun.Shape, vocabulary: int, at_once: int) -> int:
+def _logits(shape: BatchShape, vocabulary: int, at_once: int) -> int:
     return 3 * 4 * min(shape.trained, at_once) * vocabulary
 
 
-def _token_count(shape: sftrun.Shape) -> int:
+def _token_count(shape: BatchShape) -> int:
     return sum(shape.lengths) if shape.packed else max(shape.lengths) * len(shape.lengths)
 
 
@@ -146,7 +152,7 @@ def _config(recipe: sftrun.Recipe) -> Any:
     """Returns the config of a recipe's model, with an embedding for each token; the weights need not exist."""
     if recipe.model.name == tiny.NAME:
         return transformers.Qwen3Config(**tiny.ARCHITECTURE)
-    tokenizer = sftrun.load_tokenizer(recipe.model)
+    tokenizer = sftrun.data.load_tokenizer(recipe.model)
     try:
         config = transformers.AutoConfig.from_pretrained(tokenizer.folder)
     except (OSError, ValueError) as error:
@@ -176,7 +182,7 @@ def _build(recipe: sftrun.Recipe) -> Any:
     return model
 
 
-def _step_bytes(model: Any, recipe: sftrun.Recipe, shape: sftrun.Shape, device: str) -> dict[str, int]:
+def _step_bytes(model: Any, recipe: sftrun.Recipe, shape: BatchShape, device: str) -> dict[str, int]:
     """Returns the bytes alive at the peak of a micro-batch's forward and backward pass, by part.
 
     Gradients of a shared model do not count here: each process keeps its share, and sends the rest away at once.
@@ -210,7 +216,7 @@ def _autocast(recipe: sftrun.Recipe, device: str) -> Any:
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype)
 
 
-def _loss(model: Any, shape: sftrun.Shape, device: str, tracker: MemoryTracker, loss: Callable[..., Any]) -> Any:
+def _loss(model: Any, shape: BatchShape, device: str, tracker: MemoryTracker, loss: Callable[..., Any]) -> Any:
     """Returns the loss of trained positions, as `model/head.py` computes it; kernels without logits take less."""
     rows, tokens, tail, logits = _score(model, shape, device)
     tracker.phase = "logits"
@@ -219,7 +225,7 @@ def _loss(model: Any, shape: sftrun.Shape, device: str, tracker: MemoryTracker, 
     return loss(rows, tokens, tail, logits)
 
 
-def _score(model: Any, shape: sftrun.Shape, device: str) -> tuple[Any, torch.Tensor, head.Tail, torch.Tensor]:
+def _score(model: Any, shape: BatchShape, device: str) -> tuple[Any, torch.Tensor, head.Tail, torch.Tensor]:
     """Returns the hidden states of trained positions, their target tokens, the head, and logits of no position."""
     inner = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     rest, hidden, tail = head.split_head(inner, inner.forward, (), _inputs(inner.base_model, shape, device))
@@ -227,7 +233,7 @@ def _score(model: Any, shape: sftrun.Shape, device: str) -> tuple[Any, torch.Ten
     return hidden[:, :-1][at, at], at, tail, rest.logits
 
 
-def _inputs(backbone: Any, shape: sftrun.Shape, device: str) -> dict[str, Any]:
+def _inputs(backbone: Any, shape: BatchShape, device: str) -> dict[str, Any]:
     """Returns the inputs of a model: packed rows as one row, others padded to the longest."""
     rows, width = (1, sum(shape.lengths)) if shape.packed else (len(shape.lengths), max(shape.lengths))
     inputs = {"input_ids": torch.zeros(rows, width, dtype=torch.long, device=device), "use_cache": False}
@@ -255,7 +261,7 @@ def _unpadded_mask(**request: Any) -> Any:
     return None if window is None or request["kv_length"] < window else sdpa_mask(**request)
 
 
-def _evaluation_bytes(model: Any, shape: sftrun.Shape, device: str) -> int:
+def _evaluation_bytes(model: Any, shape: BatchShape, device: str) -> int:
     """Returns the bytes alive at the peak of an evaluation's forward pass."""
     tracker = MemoryTracker("activations", [*model.parameters(), *model.buffers()])
     model.eval()

@@ -14,6 +14,7 @@ from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import save_file
 
 import sftrun
+import sftrun.data
 from sftrun.training import base_model, compute, ranks, weights
 from sftrun.training.model import load, quantise, vocabulary
 
@@ -44,7 +45,9 @@ def config(recipe: sftrun.Recipe) -> Any:
     )
 
 
-def attach(base: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.Emit, empty: bool = False) -> "Adapter":
+def attach(
+    base: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.kinds.Emit, empty: bool = False
+) -> "Adapter":
     """A new adapter on a base, which may have its weights to come; raises UserError where it has no such modules."""
     tokens = ranks.broadcast(_new_tokens(base, recipe, run))  # others may not have the weights
     problems = [*unknown_modules(base, recipe), *(_adapted_embeddings(base, recipe) if tokens else [])]
@@ -58,7 +61,7 @@ def attach(base: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.Em
     if tokens and embeddings:
         wanted.trainable_token_indices = dict.fromkeys(embeddings, tokens)
         message = f"{recipe.model.name} has no trained embedding for {_named(recipe, tokens)}"
-        emit({"event": "warning", "message": f"{message}: trained, and saved, with the adapter"})
+        emit(sftrun.events.Warned(message=f"{message}: trained, and saved, with the adapter"))
     try:
         model = peft.get_peft_model(base, wanted)
     except (ValueError, TypeError) as error:
@@ -145,11 +148,11 @@ def _loftq(model: Any, recipe: sftrun.Recipe) -> None:
 def _new_tokens(base: Any, recipe: sftrun.Recipe, run: sftrun.RunDir) -> list[int]:
     location, commit = base_model.location(recipe), base_model.commit(recipe)
     rows = transformers.AutoConfig.from_pretrained(location, revision=commit).get_text_config().vocab_size
-    return vocabulary.untrained_ids(base, sftrun.load_tokenizer(recipe.model), rows, run.prepared / "train.arrow")
+    return vocabulary.untrained_ids(base, sftrun.data.load_tokenizer(recipe.model), rows, run.prepared / "train.arrow")
 
 
 def _named(recipe: sftrun.Recipe, tokens: list[int]) -> str:
-    texts = sftrun.load_tokenizer(recipe.model).added
+    texts = sftrun.data.load_tokenizer(recipe.model).added
     listed = ", ".join(texts.get(token, str(token)) for token in tokens[:SHOWN])
     return listed + (f" and {len(tokens) - SHOWN} more tokens" if len(tokens) > SHOWN else "")
 

@@ -86,7 +86,7 @@ def _band(length: int, window: int | None, device: Any) -> torch.Tensor | None:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # lengths differ: a compiled layer would be compiled anew
-def attend(  # noqa: PLR0913, PLR0917
+def attend(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,

@@ -15,6 +15,7 @@ import peft
 import torch
 
 import sftrun
+import sftrun.data
 
 PART_BYTES = 2**29  # bytes of fp32 logits in a part; less makes matrices too thin for a GPU, more saves no time
 
@@ -56,7 +57,7 @@ def add(model: Any, kernel: Kernel | None = None, parts: bool = True) -> None:
 
 def positions(labels: torch.Tensor) -> torch.Tensor:
     """Returns the flat indices of positions whose next token is trained."""
-    rows, columns = (labels[:, 1:] != sftrun.IGNORED).nonzero(as_tuple=True)
+    rows, columns = (labels[:, 1:] != sftrun.data.IGNORED).nonzero(as_tuple=True)
     return rows * labels.shape[1] + columns
 
 

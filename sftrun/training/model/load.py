@@ -1,13 +1,13 @@
 """Loads transformers models."""
 
 import warnings
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
 
 import sftrun
+import sftrun.data
 from sftrun.training import base_model, compute, saved
 from sftrun.training.loaded import LoadedModel
 from sftrun.training.model import head, quantise, vocabulary
@@ -42,7 +42,7 @@ def load_base(
         quantise.keep_as_they_are(model)
     else:
         model = model.to(where)
-    vocabulary.extend_embeddings(model, sftrun.load_tokenizer(recipe.model))
+    vocabulary.extend_embeddings(model, sftrun.data.load_tokenizer(recipe.model))
     return model
 
 
@@ -61,11 +61,9 @@ def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
         return PeftModel.from_pretrained(base, run.model)
 
 
-def loaded(
-    recipe: sftrun.Recipe, path: Path, which: Literal["base", "tuned"], quantisation: dict[str, Any] | None = None
-) -> LoadedModel:
-    """The model before or after training, for evaluators: its weights in the precision of the computation."""
-    run, dtype = sftrun.RunDir(path), compute.DTYPES[compute.precision(recipe)]
-    model = load_base(recipe, quantisation, dtype=dtype) if which == "base" else load_tuned(recipe, run)
+def load_model(work: sftrun.kinds.Loading, quantisation: dict[str, Any] | None = None) -> LoadedModel:
+    """Returns the model before or after training, for evaluators: its weights in the precision of the computation."""
+    recipe, dtype = work.recipe, compute.DTYPES[compute.precision(work.recipe)]
+    model = load_base(recipe, quantisation, dtype=dtype) if work.which == "base" else load_tuned(recipe, work.run)
     head.add(model)
-    return LoadedModel(model, recipe, run, head.score)
+    return LoadedModel(model, recipe, work.run, head.score)

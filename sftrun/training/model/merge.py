@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 
 import sftrun
+import sftrun.data
 from sftrun.training import base_model, compute, saved
 from sftrun.training.model import load, quantise
 
@@ -19,17 +19,16 @@ BOUNDS = {"fp32": 1e-3, "bf16": 0.5, "fp16": 0.5}
 BOUND_8_BIT = 0.5
 
 
-def merge(recipe: sftrun.Recipe, path: Path, max_difference: float | None) -> dict[str, Any]:
+def merge(recipe: sftrun.Recipe, run: sftrun.RunDir, max_difference: float | None) -> dict[str, Any]:
     """Writes `export/merged`; raises UserError when merged and unmerged differ by more than `max_difference`.
 
     What the adapter was trained on is what it is merged into: a base in 4 or 8 bits is dequantised first. Merged in
     place, the sum would be rounded to 4 bits again and most of the adapter lost; merged into the weights from before
     quantisation, it would meet others than those it has learned to correct.
     """
-    run = sftrun.RunDir(path)
     model = load.load_tuned(recipe, run).eval()
     quantisation = base_model.trained_on(run).get("quantisation")
-    rows = [sample.ids for sample in islice(sftrun.read_samples(run.prepared / "train.arrow"), ROWS)]
+    rows = [sample.ids for sample in islice(sftrun.data.read_samples(run.prepared / "train.arrow"), ROWS)]
     before = [_log_probabilities(model, ids) for ids in rows]
     if quantisation:
         model = _on_plain_weights(model, recipe, run)
@@ -76,9 +75,9 @@ def _compared(before: list[torch.Tensor], after: Iterator[torch.Tensor]) -> dict
 
 def _write(merged: Any, recipe: sftrun.Recipe, run: sftrun.RunDir) -> None:
     merged.generation_config.eos_token_id = saved.stop_ids(run, merged) or None
-    with sftrun.whole_folder(run.export / "merged") as making:
+    with sftrun.files.whole_folder(run.export / "merged") as making:
         merged.save_pretrained(making)
-        sftrun.load_tokenizer(recipe.model).save(making)
+        sftrun.data.load_tokenizer(recipe.model).save(making)
 
 
 @torch.inference_mode()

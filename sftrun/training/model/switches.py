@@ -66,7 +66,7 @@ def _no_flash(recipe: sftrun.Recipe) -> str | None:
     return None
 
 
-def give(model: Any, recipe: sftrun.Recipe, emit: sftrun.Emit) -> dict[str, str]:
+def give(model: Any, recipe: sftrun.Recipe, emit: sftrun.kinds.Emit) -> dict[str, str]:
     """Gives a model its attention, and compiles its layers; returns, and says, what it trains with.
 
     Raises UserError where the model has no such attention.
@@ -76,11 +76,11 @@ def give(model: Any, recipe: sftrun.Recipe, emit: sftrun.Emit) -> dict[str, str]
     used |= {"precision": compute.precision(recipe), "cross_entropy": recipe.train.cross_entropy}
     checkpoints = recipe.train.gradient_checkpointing
     used["compiled"] = f"{_compile(model, checkpoints)} layers" if recipe.train.compile else "nothing"
-    emit({"event": "using", **used})
+    emit(sftrun.events.Using(**used))
     return used
 
 
-def _packed(model: Any, recipe: sftrun.Recipe, emit: sftrun.Emit) -> str:
+def _packed(model: Any, recipe: sftrun.Recipe, emit: sftrun.kinds.Emit) -> str:
     """Attention for packed rows: one that is ours and goes sequence by sequence, where a model allows it."""
     wanted = recipe.train.attention
     flash = wanted != "sdpa" and _no_flash(recipe) is None
@@ -90,11 +90,11 @@ def _packed(model: Any, recipe: sftrun.Recipe, emit: sftrun.Emit) -> str:
         _set(model, wanted)
     if model.config._attn_implementation in ("eager", "sdpa"):
         message = "this attention reads a packed row as a whole, so it takes memory for length × length"
-        emit({"event": "warning", "message": message})
+        emit(sftrun.events.Warned(message=message))
     return str(model.config._attn_implementation)
 
 
-def _padded(model: Any, recipe: sftrun.Recipe, emit: sftrun.Emit) -> str:
+def _padded(model: Any, recipe: sftrun.Recipe, emit: sftrun.kinds.Emit) -> str:
     wanted = recipe.train.attention
     if wanted != "auto":
         _set(model, wanted)
@@ -104,7 +104,7 @@ def _padded(model: Any, recipe: sftrun.Recipe, emit: sftrun.Emit) -> str:
         try:
             model.set_attn_implementation(HUB_KERNEL)
         except Exception as error:  # whatever a download or a binary does
-            emit({"event": "warning", "message": f"no {HUB_KERNEL}: {error}; sdpa takes its place"})
+            emit(sftrun.events.Warned(message=f"no {HUB_KERNEL}: {error}; sdpa takes its place"))
     return str(model.config._attn_implementation)
 
 

@@ -71,7 +71,7 @@ def sharing_processes(recipe: sftrun.Recipe) -> int:
     launch = recipe.launch
     if launch.strategy not in SHARDED_STRATEGIES:
         return 1
-    here = max(sftrun.gpus(), 1) if launch.processes == "auto" else launch.processes
+    here = max(sftrun.gpu_count(), 1) if launch.processes == "auto" else launch.processes
     return here * launch.nodes
 
 

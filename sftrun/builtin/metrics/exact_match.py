@@ -1,0 +1,16 @@
+"""Metric `exact_match`: the answer is the reference."""
+
+import sftrun
+
+
+@sftrun.hookimpl
+def register_metrics(register: sftrun.Register) -> None:
+    register("exact_match", ExactMatch)
+
+
+class ExactMatch:
+    """The share of answers that are the reference, but for white space at both ends."""
+
+    def measure(self, work: sftrun.kinds.Measuring) -> list[float]:
+        pairs = zip(work.answers, work.references, strict=True)
+        return [float(answer.strip() == reference.strip()) for answer, reference in pairs]

@@ -1,0 +1,138 @@
+"""The life of a run in this process: its lock, its record of stages and events, and errors with their place."""
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sftrun import files
+from sftrun.errors import Interrupted, Problem, UserError
+from sftrun.events import StageChanged, Warned
+from sftrun.kinds import Tracker, Tracking
+from sftrun.recipe.document import Document
+from sftrun.recipe.model import Recipe
+from sftrun.registry import current
+from sftrun.runs import resume
+from sftrun.runs.directory import RunDir
+from sftrun.runs.recorder import Recorder
+from sftrun.runs.stage import Stage, StageWork
+
+
+@contextlib.contextmanager
+def locked(run: RunDir, stages: Sequence[Stage]) -> Iterator[None]:
+    """Locks the run directory; a signal or a full disk ends with the command that resumes the run."""
+    try:
+        with run.held():
+            yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(resume.advice(run, stages)) from error
+    except OSError as error:
+        if hint := files.advice(error):
+            raise UserError(files.said(error), hint=f"{hint}; {resume.advice(run, stages)}") from error
+        raise
+
+
+@contextlib.contextmanager
+def with_places(document: Document) -> Iterator[None]:
+    """Gives problems that name a recipe key the place of that key in the recipe's files."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(_placed(problem, document) for problem in error.problems) from error
+
+
+def _placed(problem: Problem, document: Document) -> Problem:
+    if problem.where is not None or problem.path is None:
+        return problem
+    return msgspec.structs.replace(problem, where=document.place(problem.path))
+
+
+@contextlib.contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """A folder in the cache, deleted on exit; a run inside it cannot be resumed."""
+    root = files.cache_folder()
+    root.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+    try:
+        yield folder
+    except KeyboardInterrupt as error:
+        raise Interrupted("nothing is kept of it but what was prepared") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def trackers(recipe: Recipe, recorder: Recorder, resumed: bool) -> Iterator[None]:
+    """The recipe's trackers, given every event of the run; one that fails is dropped with a warning."""
+    started: dict[str, Tracker] = {}
+    for use in recipe.trackers:
+        tracker: Tracker = current().create("tracker", use)
+        try:
+            tracker.start(Tracking(recipe=recipe, run=recorder.run, resumed=resumed))
+        except Exception as error:
+            recorder(Warned(message=f"the tracker {use.use} did not start: {type(error).__name__}: {error}"))
+            continue
+        started[f"tracker {use.use}"] = tracker
+    recorder.listeners |= {name: tracker.track for name, tracker in started.items()}
+    status: Any = "failed"
+    try:
+        yield
+        status = "done"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        for name, tracker in started.items():
+            recorder.listeners.pop(name, None)
+            try:
+                tracker.finish(status)
+            except Exception as error:
+                with contextlib.suppress(OSError):
+                    recorder(Warned(message=f"the {name} failed at the end: {type(error).__name__}: {error}"))
+
+
+def run_stage(stage: Stage, work: StageWork) -> None:
+    """Does the work of one stage, with a record of how it went."""
+    run, emit, name = work.run, work.emit, stage.name
+    emit(StageChanged(stage=name, status="started"))
+    run.stage(name, "started")
+    started = time.monotonic()
+    try:
+        stage.call(stage.target, work)
+        if stage.after:
+            stage.call(stage.after, work)
+    except BaseException as error:
+        record_failure(stage, work, error)
+        raise
+    seconds = round(time.monotonic() - started, 2)
+    run.stage(name, "done", seconds=seconds)
+    emit(StageChanged(stage=name, status="done", seconds=seconds))
+
+
+def run_stage_once(stage: Stage, work: StageWork) -> None:
+    """Does the work of a stage that is not done yet."""
+    if not work.run.done(stage.name):
+        run_stage(stage, work)
+        return
+    work.emit(StageChanged(stage=stage.name, status="kept"))
+    if stage.after:
+        try:
+            stage.call(stage.after, work)
+        except BaseException as error:
+            record_failure(stage, work, error)
+            raise
+
+
+def record_failure(stage: Stage, work: StageWork, error: BaseException) -> None:
+    """Notes that a stage was interrupted or failed, and why."""
+    interrupted = isinstance(error, KeyboardInterrupt)
+    with contextlib.suppress(OSError):  # a full disk takes no record of it either, and the error matters more
+        work.run.stage(
+            stage.name, "interrupted" if interrupted else "failed", reason=str(error) or type(error).__name__
+        )
+        work.emit(StageChanged(stage=stage.name, status="interrupted" if interrupted else "failed"))

@@ -1,0 +1,52 @@
+"""A stage of a run, and what its function is given."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sftrun.recipe.model import Recipe
+from sftrun.runs.directory import RunDir
+from sftrun.runs.recorder import Recorder
+
+if TYPE_CHECKING:
+    from sftrun.launch.topology import Node
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """What the function of a stage is given: the run directory, its recorder of events, and this node."""
+
+    run: RunDir
+    emit: Recorder
+    node: "Node | None" = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe of the run."""
+        return self.run.recipe()
+
+
+def _always(recipe: Recipe) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One entry of the flow: `target` (`"package.module:function"`) is called with a `StageWork`.
+
+    `when` tells if a recipe has the stage. `after` is called each time the run passes the stage, also if it was done
+    before. `redo_for` is the recipe key whose change makes a resumed run do the stage again.
+    """
+
+    name: str
+    target: str
+    when: Callable[[Recipe], bool] = _always
+    after: str | None = None
+    redo_for: str | None = None
+
+    def call(self, target: str, work: StageWork) -> None:
+        """Imports a function and calls it."""
+        module, _, name = target.partition(":")
+        function: Callable[[StageWork], Any] = getattr(importlib.import_module(module), name)
+        function(work)
