@@ -30,6 +30,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     trained: bool
     adapter: bool
 
+    def found_in(self, stage: str) -> dict[str, Any]:
+        """Returns what a stage has found out, and its status; empty if it has not run."""
+        return self.state.get(stage, {})
+
     @property
     def seconds(self) -> float:
         """How long all stages took together."""
