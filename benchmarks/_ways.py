@@ -57,7 +57,7 @@ def bare(folder: Path) -> dict[str, Any]:
     recipe = loaded(folder)
     size = recipe.train.batch_size
     rows = Rows(folder / "prepared-run" / "prepared" / "train.arrow")
-    order, collate = batches.ByLength(rows.lengths, size, SEED), batches.collator(rows, 0)
+    order, collate = batches.LengthGroupedSampler(rows.lengths, size, SEED), batches.choose_collator(rows, 0)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     taken, spent, tokens = [], [], 0

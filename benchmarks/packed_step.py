@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from sftrun.training.batches import Padded, flattened
+from sftrun.training.batches import PaddingCollator, flatten_packs
 from sftrun.training.model import attention, isolation
 
 BATCH = 8  # rows that are padded together
@@ -55,12 +55,12 @@ def samples(tokens: int, longest: int) -> list[dict[str, Any]]:
 def packed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """All rows as one."""
     whole = {name: np.concatenate([row[name] for row in rows]) for name in ("input_ids", "labels")}
-    return [flattened([{**whole, "seq_lengths": [len(row["input_ids"]) for row in rows]}])]
+    return [flatten_packs([{**whole, "seq_lengths": [len(row["input_ids"]) for row in rows]}])]
 
 
 def padded(rows: list[dict[str, Any]], batch: int) -> list[dict[str, Any]]:
     """Batches of rows of similar lengths."""
-    collate = Padded(0)
+    collate = PaddingCollator(0)
     rows = sorted(rows, key=lambda row: len(row["input_ids"]))
     return [collate(rows[start : start + batch]) for start in range(0, len(rows), batch)]
 
@@ -100,7 +100,7 @@ def main() -> None:
     torch.set_num_threads(given.threads or torch.get_num_threads())
     model, rows = built(given.hidden, given.layers, given.tokens), samples(given.tokens, given.longest)
     attention.isolate(model)
-    isolation.check(model, "fp32")
+    isolation.check_isolation(model, "fp32")
     batches = {"packed": packed(rows), "one by one": padded(rows, 1), "padded": padded(rows, BATCH)}
     ways: dict[str, Callable[[], float]] = {
         "packed": lambda: step(model, batches["packed"], attention.NAME),

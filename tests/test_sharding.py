@@ -139,7 +139,7 @@ def test_deepspeed_does_not_go_on_with_another_number_of_processes(shared):
     from sftrun.training import checkpoints
     from sftrun.training.sharding import apply
 
-    start = checkpoints.whole(shared("fsdp").checkpoints)[0]
+    start = checkpoints.complete_checkpoints(shared("fsdp").checkpoints)[0]
     apply.check_resume("fsdp", start)
     with pytest.raises(api.UserError, match="was written by 2 processes, and there are 1"):
         apply.check_resume("deepspeed", start)

@@ -177,7 +177,7 @@ def shared_model(recipe, run, emit):
 
     ranks.init(recipe)
     empty = not loads_weights("fsdp", recipe, None)
-    model = load.load_base(recipe, where=torch.device("cpu"), empty=empty)
+    model = load.load_base(recipe, device=torch.device("cpu"), empty=empty)
     wanted = AutoModelForCausalLM.from_pretrained(base_model.location(recipe)).state_dict()
     before = ranks.all_gather(all(torch.equal(each, wanted[name]) for name, each in model.named_parameters()))
     fsdp.shard(model, torch.device("cpu"), half=None)

@@ -32,7 +32,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         self.stopping, self.keep_best = options.early_stopping, options.keeps_best
         self.start = self._found()
         if ranks.is_first():
-            base_model.hold(recipe, run, going_on=self.start is not None)
+            base_model.pin_base(recipe, run, resuming=self.start is not None)
         begun = (
             self.start is not None or ranks.is_restarted() or any(event["event"] == "step" for event in run.events())
         )
@@ -49,12 +49,12 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         """The checkpoint to go on from: the first process reads and cleans, and all take what it has found."""
         step = None
         if ranks.is_first():
-            found = checkpoints.last(self.folder, self.emit)
+            found = checkpoints.latest_intact(self.folder, self.emit)
             step = found.step if found else None
         step = ranks.broadcast(step)
         if step is not None:
-            checkpoints.expect(self.folder / f"checkpoint-{step}", [checkpoints.MARKER])
-        return next((each for each in checkpoints.whole(self.folder) if each.step == step), None)
+            checkpoints.wait_for_files(self.folder / f"checkpoint-{step}", [checkpoints.MARKER])
+        return next((each for each in checkpoints.complete_checkpoints(self.folder) if each.step == step), None)
 
     def train(self, trainer: Any, save: Callable[[], None] = lambda: None) -> None:
         """Trains from where the last attempt was whole to the end, then saves the model that is kept, in the trainer.
@@ -90,7 +90,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         found: tuple[int, float] | None = lowest
         if self.keep_best and ranks.is_first():
             there = checkpoints.best(self.folder)
-            while there and there.broken():
+            while there and there.broken_file():
                 checkpoints.remove(there.folder)
                 there = checkpoints.best(self.folder)
             found = (there.step, there.loss) if there and there.loss is not None else None
@@ -160,10 +160,10 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         """Writes a whole checkpoint of the trainer; raises Interrupted where a signal has asked for it."""
         step = self.trainer.state.global_step
         if step != self.saved:
-            parts = weights.here(self.trainer.model)
+            parts = weights.local_parts(self.trainer.model)
             if ranks.any_rank(not all(bool(part.isfinite().all()) for part in parts)):
                 raise self.diverged("there are weights that are not finite")  # no checkpoint to go on from
-            with checkpoints.room_for(f"the checkpoint of step {step}", self.folder):
+            with checkpoints.disk_errors(f"the checkpoint of step {step}", self.folder):
                 self._write(write, f"checkpoint-{step}")
             self.saved = step
             self.emit(events.Checkpoint(step=step, path=f"{self.folder.name}/checkpoint-{step}"))
@@ -179,18 +179,18 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             ranks.barrier()
             write()
             progress = self._progress()
-            written = {each for some in ranks.all_gather(checkpoints.files(self.making / name)) for each in some}
+            written = {each for some in ranks.all_gather(checkpoints.list_files(self.making / name)) for each in some}
             if ranks.is_first():
-                checkpoints.expect(self.making / name, sorted(written))
+                checkpoints.wait_for_files(self.making / name, sorted(written))
                 self._seal(self.making / name, progress)
-                checkpoints.thin_out(self.folder, self.limit)
+                checkpoints.prune(self.folder, self.limit)
             ranks.barrier()
         finally:
             self.making = None
 
     def diverged(self, what: str) -> sftrun.UserError:
         """The error for a training that has left the numbers."""
-        message = f"{what} at step {self.trainer.state.global_step}; {checkpoints.standing(self.folder)}"
+        message = f"{what} at step {self.trainer.state.global_step}; {checkpoints.describe_latest(self.folder)}"
         hint = "lower train.learning_rate, raise train.warmup, or use precision bf16 or fp32"
         return sftrun.UserError(message, hint=hint)
 

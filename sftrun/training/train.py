@@ -29,7 +29,7 @@ def train(work: sftrun.kinds.Training, quantisation: dict[str, Any] | None = Non
     Raises UserError for a loss that is not finite, and Interrupted where a signal has asked for a checkpoint.
     """
     recipe, run, emit = work.recipe, work.run, work.emit
-    switches.check(recipe)
+    switches.check_switches(recipe)
     ranks.init(recipe)
     keeper = Keeper(recipe, run, emit)
     rows = rows_of(recipe, run)
@@ -40,10 +40,10 @@ def train(work: sftrun.kinds.Training, quantisation: dict[str, Any] | None = Non
     where = torch.device("cpu") if strategy and not quantisation else None
     empty = not loads_weights(strategy, recipe, quantisation)
     model = load.load_base(recipe, quantisation, where, empty)
-    used = switches.give(model, recipe, emit)
+    used = switches.apply_switches(model, recipe, emit)
     packed = isinstance(rows, PackedRows)
     if packed and not strategy:
-        isolation.check(model, compute.precision(recipe))
+        isolation.check_isolation(model, compute.precision(recipe))
     adapter = None if recipe.tuning.mode == "full" else attach(model, recipe, run, emit, empty)
     trainer = apply.trainer_class(strategy, Trainer)(
         keeper,
@@ -54,9 +54,9 @@ def train(work: sftrun.kinds.Training, quantisation: dict[str, Any] | None = Non
     )
     if adapter:
         adapter.restore()
-    head.add(trainer.model, fused.kernel(trainer.model, recipe), parts=strategy is None)
+    head.patch_forward(trainer.model, fused.load_kernel(trainer.model, recipe), parts=strategy is None)
     if strategy:
-        check = functools.partial(isolation.check, precision=compute.precision(recipe)) if packed else None
+        check = functools.partial(isolation.check_isolation, precision=compute.precision(recipe)) if packed else None
         trainer.add_callback(apply.StartChecks(trainer, check))
     keeper.train(trainer, functools.partial(_save, trainer, adapter, recipe, run, quantisation))
     if ranks.is_first():
@@ -81,7 +81,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
     """Every setting of the trainer that a recipe decides, none left to its defaults."""
     t = recipe.train
     return SFTConfig(
-        **settings.of_recipe(recipe, run, rows),
+        **settings.trainer_settings(recipe, run, rows),
         activation_offloading=t.activation_offload,
         # a batch goes to the GPU while that still works on the one before
         accelerator_config={"non_blocking": torch.cuda.is_available()},

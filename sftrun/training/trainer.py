@@ -12,8 +12,8 @@ from sftrun.training import batches, ranks
 from sftrun.training.keeper import Keeper
 from sftrun.training.loaded import Score, loss_sums
 from sftrun.training.rows import PackedRows, dataset
-from sftrun.training.settings import without_effect
-from sftrun.training.tokenizer import pad_id, transformers_tokenizer
+from sftrun.training.settings import ineffective_options
+from sftrun.training.tokenizer import load_transformers_tokenizer, pad_id
 
 
 class RunTrainer:
@@ -33,11 +33,11 @@ class RunTrainer:
 
     def __init__(self, keeper: Keeper, rows: Any, score: Score, **settings: Any) -> None:
         recipe, run = keeper.recipe, keeper.run
-        tokenizer = transformers_tokenizer(recipe, run, keeper.emit)
-        for message in without_effect(recipe, run, len(rows)):
+        tokenizer = load_transformers_tokenizer(recipe, run, keeper.emit)
+        for message in ineffective_options(recipe, run, len(rows)):
             keeper.emit(sftrun.events.Warned(message=message))
         super().__init__(  # type: ignore[call-arg]
-            data_collator=batches.collator(rows, pad_id(tokenizer)),
+            data_collator=batches.choose_collator(rows, pad_id(tokenizer)),
             train_dataset=dataset(run, "train"),
             eval_dataset=dataset(run, "val"),
             processing_class=tokenizer,
@@ -46,7 +46,7 @@ class RunTrainer:
         )
         self.keeper, self.emit, self.score = keeper, keeper.emit, score
         # trl looks at a row of a dataset of its own kind, and trains on these
-        self.rows, self.train_dataset = rows, batches.Even(rows, self.args.train_batch_size, ranks.world_size())
+        self.rows, self.train_dataset = rows, batches.EvenDataset(rows, self.args.train_batch_size, ranks.world_size())
         self.tokens = self.trained = self.seen = self.seen_trained = 0  # of all processes, when last counted
         self.uncounted: list[Any] = []  # tokens of this process since then, and those of them that are trained
         self.since = time.monotonic()
@@ -55,12 +55,12 @@ class RunTrainer:
         self.order = self._ordered()
         return self.order
 
-    def _ordered(self) -> batches.Shuffled:
+    def _ordered(self) -> batches.ShuffledSampler:
         """Batches of similar lengths, if wanted; what one optimizer step sees does not depend on how it is split."""
         if not self.keeper.recipe.train.group_by_length or isinstance(self.rows, PackedRows):
-            return batches.Shuffled(len(self.rows), self.args.seed, len(self.train_dataset))
+            return batches.ShuffledSampler(len(self.rows), self.args.seed, len(self.train_dataset))
         step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        return batches.ByLength(self.rows.lengths, step, self.args.seed, len(self.train_dataset))
+        return batches.LengthGroupedSampler(self.rows.lengths, step, self.args.seed, len(self.train_dataset))
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         given = inputs.get("attention_mask")  # packed rows have neither mask nor padding

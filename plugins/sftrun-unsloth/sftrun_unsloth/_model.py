@@ -88,7 +88,7 @@ def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
     saved.check(run)
     if not saved.has_adapter(run.model):
         return load(str(run.model), recipe)
-    base_model.check(recipe, run)
+    base_model.check_adapter_base(recipe, run)
     with tempfile.TemporaryDirectory() as folder:
         here = shutil.copytree(run.model, Path(folder) / "adapter")
         config = json.loads((here / "adapter_config.json").read_text("utf-8"))

@@ -22,7 +22,7 @@ datasets.disable_progress_bars()
 
 
 def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.kinds.Emit) -> None:
-    """Trains, on from the last whole checkpoint if there is one, and leaves `model/`.
+    """Trains, on from the last complete checkpoint if there is one, and leaves `model/`.
 
     Raises UserError for a loss that is not finite, or not that of our labels, and Interrupted where a signal has asked
     for a checkpoint.
@@ -63,7 +63,7 @@ def adapted(model: Any, recipe: sftrun.Recipe) -> Any:
 def make_trainer(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.kinds.Emit) -> Trainer:
     """The trainer of a run, for its keeper to start."""
     rows = rows_of(recipe, run)
-    adapter = {} if recipe.tuning.mode == "full" else weights.copied(model)
+    adapter = {} if recipe.tuning.mode == "full" else weights.copy_trained(model)
     wanted = arguments(recipe, run, len(rows))
     trainer = Trainer(Keeper(recipe, run, emit), rows, _model.score, model=model, args=wanted)
     weights.restore(trainer.model, adapter)
@@ -76,7 +76,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
     Raises UserError where unsloth has replaced one; on a CPU it does so silently.
     """
     precision = compute.precision(recipe)
-    made = SFTConfig(**settings.of_recipe(recipe, run, rows), padding_free=False)
+    made = SFTConfig(**settings.trainer_settings(recipe, run, rows), padding_free=False)
     if (made.bf16, made.fp16) != (precision == "bf16", precision == "fp16"):
         message = f"unsloth does not train in {precision} on this machine: it would silently use another precision"
         raise sftrun.UserError(sftrun.Problem(message, path=("train", "precision"), hint="use fp32"))

@@ -42,7 +42,7 @@ class Hf:
         yield from strategies.missing_packages(recipe)
 
     def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterable[sftrun.Problem]:
-        return limits.of_data(recipe, run)
+        return limits.check_data(recipe, run)
 
     def train(self, work: sftrun.kinds.Training) -> None:
         from sftrun.training import train
@@ -62,7 +62,7 @@ class Hf:
 
 def problems(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     """What no backend on transformers' trainer and peft can do."""
-    yield from limits.of_recipe(recipe)
+    yield from limits.check_recipe(recipe)
     yield from strategies.check_recipe(recipe)
     if recipe.tuning.mode != "full":
         yield from _adapter(recipe)

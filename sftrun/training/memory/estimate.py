@@ -40,7 +40,7 @@ def estimate(
     at once. Loading takes no more: weights are read through memory-mapped files. If processes share the model, the
     memory is that of one process.
     """
-    libraries = floor.floor(sftrun.data.load_tokenizer(recipe.model).folder)
+    libraries = floor.library_bytes(sftrun.data.load_tokenizer(recipe.model).folder)
     device = compute.device().type
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
@@ -172,13 +172,13 @@ def _build(recipe: sftrun.Recipe) -> Any:
         if recipe.train.gradient_checkpointing:
             model.gradient_checkpointing_enable()
             model.enable_input_require_grads()
-        wanted = adapter.config(recipe)
+        wanted = adapter.lora_config(recipe)
         if wanted:
             wanted.init_lora_weights = True  # its initial values take no memory in training
             model = peft.get_peft_model(model, wanted)
-            adapter.in_fp32(model)
+            adapter.cast_trained_to_fp32(model)
             if compute.precision(recipe) != "fp32" and not recipe.tuning.lora.dora:
-                adapter.leave_to_autocast(model)
+                adapter.disable_input_casts(model)
     return model
 
 

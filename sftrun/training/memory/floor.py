@@ -17,7 +17,7 @@ IMPORTED = ("sftrun.training.train", "torch.utils.tensorboard", "deepspeed")  # 
 
 
 @functools.cache  # read once, so that earlier estimates do not count
-def floor(tokenizer: Path) -> int:
+def library_bytes(tokenizer: Path) -> int:
     """Returns the bytes of this process after the imports of a training; with a GPU, the bytes of its CUDA context."""
     if torch.cuda.is_available():
         return CONTEXT

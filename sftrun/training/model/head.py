@@ -25,7 +25,7 @@ Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Maps hidden states and target tokens ([positions]) to the sum of negative log-likelihoods."""
 
 
-def add(model: Any, kernel: Kernel | None = None, parts: bool = True) -> None:
+def patch_forward(model: Any, kernel: Kernel | None = None, parts: bool = True) -> None:
     """Adds the argument `scored=labels` ([rows, tokens]) to a causal language model's forward.
 
     With `scored`, the model returns {"loss": …, "correct": …, "aux_loss": …}: the sum of negative log-likelihoods over
