@@ -11,7 +11,7 @@ from sftrun.training.trainer import RunTrainer
 
 
 class Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer for a run, of a model that `_head.add` has seen."""
+    """SFTTrainer for a run, of a model that `head.patch_forward` has seen."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)

@@ -19,7 +19,7 @@ def merge(recipe: sftrun.Recipe, path: Path, max_difference: float) -> dict[str,
     """Writes `export/unsloth-merged`; raises UserError where merged and unmerged differ by more than is allowed."""
     run = sftrun.RunDir(path)
     model = _model.load_tuned(recipe, run).eval()
-    rows = [sample.ids for sample in islice(sftrun.data.read_samples(run.prepared / "train.arrow"), ROWS)]
+    rows = [sample.ids for sample in islice(sftrun.data.Samples(run.prepared / "train.arrow"), ROWS)]
     before = [_log_probabilities(model, ids) for ids in rows]
     with sftrun.files.whole_folder(run.export / "unsloth-merged") as making:
         _write(model, recipe, run, making)

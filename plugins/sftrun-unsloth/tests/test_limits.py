@@ -167,7 +167,7 @@ def test_an_unknown_architecture_is_refused_before_training(recipe, stranger):
 
 def test_a_fallback_that_trains_is_in_the_lock_and_evaluates_too(recipe, tmp_path):
     run = sftrun.run(recipe, [PACKED, FALLBACK, "train.max_steps=2", "evaluators=[loss]"], out=tmp_path / "run")
-    assert run.read_json("lock.json")["backend"] == {"asked": "unsloth", "used": "hf", "reasons": [REFUSED]}
+    assert run.facts("train")["backend"] == {"asked": "unsloth", "used": "hf", "reasons": [REFUSED]}
     warnings = [event["message"] for event in run.events() if event["event"] == "warning"]
     assert f"trained with hf instead of unsloth: {REFUSED}" in warnings
     assert "Unsloth" not in run.log.read_text()

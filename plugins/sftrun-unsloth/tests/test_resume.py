@@ -44,19 +44,18 @@ def whole(recipe, tmp_path_factory):
 
 
 def prepared(recipe, out, mode):
-    from sftrun.flow import prepare_only
+    from sftrun.flow import prepare
 
-    run = prepare_only(recipe, MODES[mode], out)
+    run = prepare(recipe, MODES[mode], out)
     run.stage("prepare", "done")
     return run
 
 
 def ended(run):
     """Trains in this process, to the end."""
-    from sftrun.recipe.resolved import from_resolved
     from sftrun.stages.train import train_here
 
-    train_here(from_resolved((run.path / "resolved.yaml").read_text()), run, run.event)
+    train_here(run.recipe(), run, run.event)
     return run
 
 

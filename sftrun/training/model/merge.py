@@ -28,7 +28,7 @@ def merge(recipe: sftrun.Recipe, run: sftrun.RunDir, max_difference: float | Non
     """
     model = load.load_tuned(recipe, run).eval()
     quantisation = base_model.read_base_facts(run).get("quantisation")
-    rows = [sample.ids for sample in islice(sftrun.data.read_samples(run.prepared / "train.arrow"), ROWS)]
+    rows = [sample.ids for sample in islice(sftrun.data.Samples(run.prepared / "train.arrow"), ROWS)]
     before = [_log_probabilities(model, ids) for ids in rows]
     if quantisation:
         model = _on_dequantised_base(model, recipe, run)

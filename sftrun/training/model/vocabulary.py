@@ -40,7 +40,7 @@ def untrained_ids(model: Any, tokenizer: Any, rows: int, samples: Path) -> list[
     `extend_embeddings` has added the ids from `rows` on. The others are special tokens of the first samples with a zero
     embedding: some base models reserve tokens for a chat template.
     """
-    seen = {token for sample in islice(sftrun.data.read_samples(samples), EXAMPLES) for token in sample.ids}
+    seen = {token for sample in islice(sftrun.data.Samples(samples), EXAMPLES) for token in sample.ids}
     weight = model.get_input_embeddings().weight.detach()
     known = [token for token in sorted(seen & set(tokenizer.added)) if token < rows]
     return [*(token for token in known if not weight[token].any()), *range(rows, len(weight))]
