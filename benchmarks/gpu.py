@@ -6,8 +6,8 @@
 Cases: `llama-8b-lora`, the shape of Llama 3 8B with LoRA (r 16, all linear layers) in bf16 on rows that fill packs of
 4,096 tokens; and `qwen-0.5b-full`, the shape of Qwen2.5 0.5B in full tuning on packed rows with the lengths of short
 chats. Weights and text are random, and the tokenizer is the embedded one: nothing is downloaded. The ways take turns,
-each in its own process: `sftrun`; `trl`, SFTTrainer with its defaults (checkpointing, padding, no packing) and about the
-same rows a step, with smaller micro-batches if memory runs out; `trl-plain`, the same without checkpointing; and
+each in its own process: `sftrun`; `trl`, SFTTrainer with its defaults (checkpointing, padding, no packing) and about
+the same rows a step, with smaller micro-batches if memory runs out; `trl-plain`, the same without checkpointing; and
 `unsloth` through sftrun, if it and sftrun-unsloth are installed (its model is written to disk first). Every step is
 logged. Each way sees the rows twice, and the second pass is measured. `--set train.batch_size=2` changes sftrun's
 recipe. A failed way is recorded, and the others continue. FILE is written after each way; rounds of an existing FILE

@@ -125,7 +125,7 @@ def test_a_kill_at_any_write_leaves_the_checkpoint_before_it(tmp_path, monkeypat
 def test_a_full_disk_is_said_with_the_last_whole_checkpoint(tmp_path, error):
     written(tmp_path, 5)
     (checkpoints.begin(tmp_path) / "half").write_bytes(b"x")
-    told = pytest.raises(UserError, match=r"step 10 could not be written, .*checkpoint-5; make room")
+    told = pytest.raises(UserError, match=r"step 10 could not be written: .*checkpoint-5; make room")
     with told, checkpoints.disk_errors("the checkpoint of step 10", tmp_path):
         raise error
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
