@@ -64,7 +64,7 @@ def small(config, **more):
         ("cross_entropy=liger", "the kernels of liger need a GPU, and there is none"),
         ("cross_entropy=cut-cross-entropy", "the kernels of cut-cross-entropy need a GPU"),
         ("attention=flash-attn", "flash-attn is not available: it needs a GPU, and there is none"),
-        ("attention=flex", "flex attention can be trained on a GPU alone"),
+        ("attention=flex", "flex attention trains on a GPU only"),
     ],
 )
 def test_what_needs_a_gpu_is_refused_before_a_model_is_loaded(recipe, setting, said, tmp_path):
