@@ -203,8 +203,8 @@ def measure(name: str, args: argparse.Namespace, book: ResultFile) -> None:
     }
     key = " ".join([name, *args.set])
     rounds: list[dict[str, Any]] = book.results.get(key, {}).get("rounds", [])
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         os.environ["SFTRUN_CACHE"] = str(folder / "cache")
         _shapes.set_up(folder, name, args.small, sets)
         needed, batch = _shapes.flops(folder, name), _shapes.case(name, args.small)["trl_batch"]
@@ -222,8 +222,8 @@ def plans(args: argparse.Namespace, book: ResultFile) -> None:
     for name, train in PLANS:
         if not book.enough_time():
             return
-        with tempfile.TemporaryDirectory() as made:
-            folder = Path(made)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
             os.environ["SFTRUN_CACHE"] = str(folder / "cache")
             _shapes.set_up(folder, name, args.small, {**train, "max_steps": 2})
             work = {way: book.part(way, folder, name, 1) for way in ("plan", "sftrun")}

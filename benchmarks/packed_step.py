@@ -96,9 +96,10 @@ def main() -> None:
         "threads": 0,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads or torch.get_num_threads())
-    model, rows = build_model(given.hidden, given.layers, given.tokens), samples(given.tokens, given.longest)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    model = build_model(arguments.hidden, arguments.layers, arguments.tokens)
+    rows = samples(arguments.tokens, arguments.longest)
     attention.isolate(model)
     isolation.check_isolation(model, "fp32")
     batches = {"packed": packed(rows), "one by one": padded(rows, 1), "padded": padded(rows, BATCH)}
@@ -108,12 +109,12 @@ def main() -> None:
         "one by one": lambda: step(model, batches["one by one"], "sdpa"),
         "padded": lambda: step(model, batches["padded"], "sdpa"),
     }
-    took = list(rounds(model, ways, given.rounds))
-    found = {
+    took = list(rounds(model, ways, arguments.rounds))
+    result = {
         "parameters": model.num_parameters(),
-        "tokens": given.tokens,
+        "tokens": arguments.tokens,
         "sequences": len(rows),
-        "padding": round(1 - given.tokens / sum(batch["input_ids"].numel() for batch in batches["padded"]), 3),
+        "padding": round(1 - arguments.tokens / sum(batch["input_ids"].numel() for batch in batches["padded"]), 3),
         "seconds": {name: round(statistics.median(each[name] for each in took), 3) for name in ways},
         "packed_over": {
             name: round(statistics.median(each["packed"] / each[name] for each in took), 3)
@@ -121,7 +122,7 @@ def main() -> None:
             if name != "packed"
         },
     }
-    print(json.dumps(found, indent=2, ensure_ascii=False))
+    print(json.dumps(result, indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -79,18 +79,18 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5_000_000)
     parser.add_argument("--capacity", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
-    lengths = np.load(given.lengths) if given.lengths else draw_lengths(given.samples)
-    few, capacity, rounds = lengths[:ONE_BY_ONE], given.capacity, given.rounds
+    arguments = parser.parse_args()
+    lengths = np.load(arguments.lengths) if arguments.lengths else draw_lengths(arguments.samples)
+    few, capacity, rounds = lengths[:ONE_BY_ONE], arguments.capacity, arguments.rounds
     ours(few, capacity)  # imports
-    found = {
+    result = {
         "sftrun": measure(lambda: ours(lengths, capacity), lengths, capacity, rounds),
         "sftrun, fewer": measure(lambda: ours(few, capacity), few, capacity, rounds),
         "one by one": measure(lambda: one_by_one(few, capacity), few, capacity, rounds),
         "trl bfd": measure(trl(few, capacity, False), few, capacity, rounds),
         "trl bfd, whole set": measure(trl(few, capacity, True), few, capacity, rounds),
     }
-    print(json.dumps({"capacity": capacity, **found}, indent=2))
+    print(json.dumps({"capacity": capacity, **result}, indent=2))
 
 
 if __name__ == "__main__":

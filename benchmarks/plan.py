@@ -113,19 +113,19 @@ def main() -> None:
     parser.add_argument("--shared", action="store_true", help="two processes that share the model")
     parser.add_argument("--only", default="", help="cases whose name contains this word")
     parser.add_argument("--case", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.case:
-        print(json.dumps(case(given.case)))
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(json.dumps(case(arguments.case)))
         return
-    cases = OTHERS if given.others else SHARED if given.shared else CASES
+    cases = OTHERS if arguments.others else SHARED if arguments.shared else CASES
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        wanted = [(name, each) for name, each in cases.items() if given.only in name]
+        wanted = [(name, each) for name, each in cases.items() if arguments.only in name]
         for size, sizes in {**SIZES, **OTHER_SIZES}.items():
             if size in {each[0] for _, each in wanted}:
                 model(folder / size, *sizes)
         for number, (name, each) in enumerate(wanted):
-            file = recipe(folder, f"case-{number}.yaml", each, given.steps)
+            file = recipe(folder, f"case-{number}.yaml", each, arguments.steps)
             command = [sys.executable, __file__, "--case", str(file)]
             cache = {**os.environ, "SFTRUN_CACHE": str(folder / "cache")}
             output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=cache).stdout

@@ -178,13 +178,13 @@ def main() -> None:
         print(json.dumps(run(args.one[0], Path(args.one[1]))))
         return
     ways = args.ways.split(",")
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         rows = set_up(folder, args)
         results: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
         for _ in range(args.rounds):
             for way in ways:
-                command = [sys.executable, __file__, "--one", way, made]
+                command = [sys.executable, __file__, "--one", way, scratch]
                 environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
                 result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
                 results[way].append(json.loads(result.stdout.splitlines()[-1]))

@@ -204,21 +204,21 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="sets", help="KEY=VALUE for the recipe")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="a file for every kill and every comparison")
-    asked = parser.parse_args()
-    random.seed(asked.seed)
-    sets = [*asked.sets, *([f"launch.processes={asked.processes}"] if asked.processes > 1 else [])]
+    arguments = parser.parse_args()
+    random.seed(arguments.seed)
+    sets = [*arguments.sets, *([f"launch.processes={arguments.processes}"] if arguments.processes > 1 else [])]
     with tempfile.TemporaryDirectory() as name:
         os.environ["SFTRUN_CACHE"] = f"{name}/cache"
-        file, began = recipe(Path(name), asked.mode), time.monotonic()
+        file, began = recipe(Path(name), arguments.mode), time.monotonic()
         if Attempt(file, Path(name) / "whole", sets).process.wait():
             sys.exit(f"the run without kills failed:\n{(file.parent / 'errors.txt').read_text()}")
         wanted, seconds = weights(Path(name) / "whole"), time.monotonic() - began
-        print(f"{asked.mode}: the run without kills took {seconds:.0f} s", flush=True)
+        print(f"{arguments.mode}: the run without kills took {seconds:.0f} s", flush=True)
         runs: list[dict[str, object]] = []
         done = 0
-        while done < asked.kills:
+        while done < arguments.kills:
             out = Path(name) / f"killed-{len(runs)}"
-            ways = [WAYS[number % len(WAYS)] for number in range(done, min(done + asked.chain, asked.kills))]
+            ways = [WAYS[number % len(WAYS)] for number in range(done, min(done + arguments.chain, arguments.kills))]
             kills, code = run_with_kills(file, out, sets, ways, seconds)
             done += len(kills) or bool(code)  # a run that fails at once counts too, so that the loop ends
             same = code == 0 and weights(out) == wanted
@@ -232,8 +232,8 @@ def main() -> None:
     minutes = (time.monotonic() - began) / 60
     print(f"victims: {dict(Counter(kill['victim'] for kill in every))}; {minutes:.1f} minutes")
     print(f"{len(every)} kills, {saves} of them in a save; identical: {identical} of {len(runs)} runs")
-    if asked.json:
-        asked.json.write_text(json.dumps({**vars(asked), "json": None, "runs": runs}, indent=1) + "\n")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**vars(arguments), "json": None, "runs": runs}, indent=1) + "\n")
     sys.exit(identical != len(runs))
 
 

@@ -210,7 +210,7 @@ def unknown_modules(base: Any, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem
         if not _matches(name, linear):
             yield _unknown_module(name, linear, list(modules), path)
         elif _has_tied_embeddings(base) and any(
-            modules[found] is base.get_input_embeddings() for found in _matches(name, linear)
+            modules[match] is base.get_input_embeddings() for match in _matches(name, linear)
         ):
             message = f"{name} is also the head in this model, and an adapter would change only one of the two"
             yield sftrun.Problem(message, path=path, hint=f"name {name} in modules_to_save, to train it in full")

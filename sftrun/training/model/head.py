@@ -44,12 +44,12 @@ def patch_forward(model: Any, kernel: Kernel | None = None, parts: bool = True) 
 
     @functools.wraps(type(inner).forward)
     def forward(
-        *args: Any, scored: torch.Tensor | None = None, scored_at: torch.Tensor | None = None, **given: Any
+        *args: Any, scored: torch.Tensor | None = None, scored_at: torch.Tensor | None = None, **inputs: Any
     ) -> Any:
         if scored is None:
-            return original(*args, **given)
+            return original(*args, **inputs)
         at = positions(scored) if scored_at is None else scored_at
-        return _forward_scored(inner, original, summed_loss, (scored, at), (args, given))
+        return _forward_scored(inner, original, summed_loss, (scored, at), (args, inputs))
 
     forward.original = original  # type: ignore[attr-defined]
     inner.forward = forward
@@ -69,8 +69,8 @@ def collate_scored(collate: Callable[[Any], dict[str, Any]], examples: Any) -> d
 
 def score(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, int]:
     """Returns the sum of negative log-likelihoods of a batch's labels, and the number of labels that were argmax."""
-    given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    output = model(**given, scored=batch["labels"], use_cache=False)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    output = model(**inputs, scored=batch["labels"], use_cache=False)
     return output["loss"].item(), int(output["correct"])
 
 
@@ -119,7 +119,7 @@ def _identity(logits: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def split_head(inner: Any, original: Any, args: Any, given: dict[str, Any]) -> tuple[Any, torch.Tensor, Tail]:
+def split_head(inner: Any, original: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, torch.Tensor, Tail]:
     """Runs a model up to its head; returns its output for no position, the hidden states, and the head as a function.
 
     The model's own forward runs with a stand-in for its backbone, so everything the model does to its logits is done.
@@ -128,16 +128,16 @@ def split_head(inner: Any, original: Any, args: Any, given: dict[str, Any]) -> t
     name = inner.base_model_prefix
     backbone = getattr(inner, name, None)
     if not isinstance(backbone, torch.nn.Module):
-        rest = original(*args, **given)  # the head cannot be called separately: logits of all positions
+        rest = original(*args, **inputs)  # the head cannot be called separately: logits of all positions
         return rest, rest.logits, _identity
     outputs: list[Any] = []
 
-    def run(*args: Any, **given: Any) -> Any:
-        outputs.append(backbone(*args, **given))
+    def run(*args: Any, **inputs: Any) -> Any:
+        outputs.append(backbone(*args, **inputs))
         return _with_hidden(outputs[0], outputs[0].last_hidden_state[:, :0].detach())
 
     with _replaced(inner, name, run):
-        rest = original(*args, **given)
+        rest = original(*args, **inputs)
 
     def tail(part: torch.Tensor) -> torch.Tensor:
         with _replaced(inner, name, lambda *_, **__: type(outputs[0])(last_hidden_state=part[None])):

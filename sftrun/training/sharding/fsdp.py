@@ -109,12 +109,12 @@ def transformer_blocks(model: Any) -> list[Any]:
     """Returns the repeated blocks of a transformer; raises UserError if the model does not name them."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     names = set(base._no_split_modules or ())
-    found = [module for module in model.modules() if type(module).__name__ in names]
-    if not found:
+    blocks = [module for module in model.modules() if type(module).__name__ in names]
+    if not blocks:
         message = f"fsdp shards a model block by block, and {type(base).__name__} does not name its blocks"
         problem = sftrun.Problem(message, path=("launch", "strategy"), hint="use ddp, or deepspeed with zero_stage 3")
         raise sftrun.UserError(problem)
-    return found
+    return blocks
 
 
 def check_sharding(model: Any) -> None:

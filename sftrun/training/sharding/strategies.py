@@ -71,8 +71,8 @@ def sharing_processes(recipe: sftrun.Recipe) -> int:
     launch = recipe.launch
     if launch.strategy not in SHARDED_STRATEGIES:
         return 1
-    here = max(sftrun.gpu_count(), 1) if launch.processes == "auto" else launch.processes
-    return here * launch.nodes
+    per_node = max(sftrun.gpu_count(), 1) if launch.processes == "auto" else launch.processes
+    return per_node * launch.nodes
 
 
 def estimate_note(recipe: sftrun.Recipe) -> str | None:
