@@ -195,17 +195,17 @@ FSDP, ZERO = STRATEGIES["fsdp"], STRATEGIES["zero-3"]
 REFUSED = {
     "zero_stage is an option of DeepSpeed": {"launch.zero_stage": 2},
     "there is only one": {**FSDP, "launch.processes": 1},
-    "fp16 does not go with deepspeed": {**ZERO, "train.precision": "fp16"},
+    "fp16 does not work with deepspeed": {**ZERO, "train.precision": "fp16"},
     "adamw_8bit cannot compute with weights that fsdp has sharded": {**FSDP, "train.optimizer": "adamw_8bit"},
     "adafactor keeps means over rows and columns": {**ZERO, "train.optimizer": "adafactor"},
     "a base in 8 bits loses its scales": {**FSDP, "backend": "bnb"},
-    "lie in memory as fp32 are lost": {
+    "stored as fp32 are lost": {
         **FSDP,
         "backend": {"use": "bnb", "with": {"storage_dtype": "fp32"}},
         "tuning.mode": "qlora",
     },
-    "which 4 bits do not survive": {**ZERO, "backend": "bnb", "tuning.mode": "qlora"},
-    "paged_adamw_32bit moves to the CPU": {**ZERO, "train.optimizer": "paged_adamw_32bit"},
+    "which destroys 4-bit weights": {**ZERO, "backend": "bnb", "tuning.mode": "qlora"},
+    "paged_adamw_32bit moves its state to the CPU": {**ZERO, "train.optimizer": "paged_adamw_32bit"},
 }
 
 
