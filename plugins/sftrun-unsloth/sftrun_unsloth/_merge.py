@@ -1,4 +1,4 @@
-"""Merges an adapter with unsloth and compares what both models say on prepared rows."""
+"""Merges an adapter with unsloth, and compares the log-probabilities of both models on prepared rows."""
 
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ ROWS = 8
 
 
 def merge(recipe: sftrun.Recipe, path: Path, max_difference: float) -> dict[str, Any]:
-    """Writes `export/unsloth-merged`; raises UserError where merged and unmerged differ by more than is allowed."""
+    """Writes `export/unsloth-merged`; raises UserError if merged and unmerged differ by more than `max_difference`."""
     run = sftrun.RunDir(path)
     model = _model.load_tuned(recipe, run).eval()
     rows = [sample.ids for sample in islice(sftrun.data.Samples(run.prepared / "train.arrow"), ROWS)]

@@ -22,10 +22,9 @@ datasets.disable_progress_bars()
 
 
 def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.kinds.Emit) -> None:
-    """Trains, on from the last whole checkpoint if there is one, and leaves `model/`.
+    """Trains from the last complete checkpoint, or from the start, and writes `model/`.
 
-    Raises UserError for a loss that is not finite, or not that of our labels, and Interrupted where a signal has asked
-    for a checkpoint.
+    Raises UserError if the loss is not finite or is not the loss of our labels, and Interrupted after a signal.
     """
     run = sftrun.RunDir(path)
     model = adapted(_model.load_base(recipe), recipe)
@@ -36,7 +35,7 @@ def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.kinds.Emit) -> None:
 
 
 def adapted(model: Any, recipe: sftrun.Recipe) -> Any:
-    """The base with a new adapter, or as it is in full tuning."""
+    """Attaches a new adapter to the base; returns the base unchanged in full tuning."""
     transformers.set_seed(recipe.seed)
     if recipe.tuning.mode == "full":
         return model
@@ -61,9 +60,9 @@ def adapted(model: Any, recipe: sftrun.Recipe) -> Any:
 
 
 def make_trainer(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.kinds.Emit) -> Trainer:
-    """The trainer of a run, for its keeper to start."""
+    """Builds the trainer of a run; its keeper starts it."""
     rows = rows_of(recipe, run)
-    adapter = {} if recipe.tuning.mode == "full" else weights.copied(model)
+    adapter = {} if recipe.tuning.mode == "full" else weights.copy_trained(model)
     wanted = arguments(recipe, run, len(rows))
     trainer = Trainer(Keeper(recipe, run, emit), rows, _model.score, model=model, args=wanted)
     weights.restore(trainer.model, adapter)
@@ -71,12 +70,12 @@ def make_trainer(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sf
 
 
 def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig:
-    """Every setting of the trainer that a recipe decides, none left to its defaults.
+    """Returns the trainer's settings of a recipe, none left to defaults.
 
-    Raises UserError where unsloth has replaced one; on a CPU it does so silently.
+    Raises UserError if unsloth has replaced one, as it silently does on a CPU.
     """
     precision = compute.precision(recipe)
-    made = SFTConfig(**settings.of_recipe(recipe, run, rows), padding_free=False)
+    made = SFTConfig(**settings.trainer_settings(recipe, run, rows), padding_free=False)
     if (made.bf16, made.fp16) != (precision == "bf16", precision == "fp16"):
         message = f"unsloth does not train in {precision} on this machine: it would silently use another precision"
         raise sftrun.UserError(sftrun.Problem(message, path=("train", "precision"), hint="use fp32"))

@@ -15,13 +15,11 @@ SFTRUN_API = 1
 
 
 class UnslothOptions(sftrun.Options):
-    """What happens where unsloth cannot train."""
+    """What to do if unsloth cannot train."""
 
     fallback: Annotated[
         Literal["hf", "bnb"] | None,
-        sftrun.Meta(
-            description="The backend that trains instead, where unsloth cannot; null to stop with the reasons."
-        ),
+        sftrun.Meta(description="The backend that trains if unsloth cannot; null to stop with the reasons."),
     ] = None
 
 
@@ -34,7 +32,7 @@ class Unsloth:
     """Full, LoRA or 4-bit LoRA tuning with unsloth; an explicit fallback where it cannot."""
 
     distributed = True  # for a fallback that can; unsloth itself refuses many processes
-    # No `estimate`: unsloth's own kernels keep other activations than those that the backend hf would count.
+    # No `estimate`: unsloth's own kernels keep other activations than the backend hf counts.
 
     def __init__(self, options: UnslothOptions) -> None:
         self.options = options
@@ -68,7 +66,7 @@ class Unsloth:
     def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[sftrun.Problem]:
         earlier = [*_limits.of_recipe(recipe), *_limits.of_machine(recipe)]
         new = list(_limits.of_model(recipe))
-        yield from limits.of_data(recipe, run)
+        yield from limits.check_data(recipe, run)
         if not self.options.fallback:
             yield from new
         elif earlier or new:

@@ -1,4 +1,4 @@
-"""Exporter `unsloth-merged`: the adapter merged into 16-bit weights by unsloth, and compared with what it was."""
+"""Exporter `unsloth-merged`: merges the adapter into 16-bit weights with unsloth, and compares the result."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ SFTRUN_API = 1
 
 
 class MergedOptions(sftrun.Options):
-    """How close merged and unmerged must be."""
+    """The allowed difference between the merged model and the adapter."""
 
     max_difference: Annotated[
         float,
@@ -25,7 +25,7 @@ def register_exporters(register: sftrun.Register) -> None:
 
 
 class UnslothMerged:
-    """The adapter merged into 16-bit weights by unsloth, its outputs compared with those before the merge."""
+    """Merges the adapter into 16-bit weights with unsloth, and compares the outputs before and after."""
 
     def __init__(self, options: MergedOptions) -> None:
         self.max_difference = options.max_difference
