@@ -19,7 +19,9 @@ class KeywordOptions(sftrun.Options):
     forbidden: Annotated[
         tuple[Keyword, ...], sftrun.Meta(description="Words or phrases that each cost the penalty.")
     ] = ()
-    penalty: Annotated[float, sftrun.Meta(gt=0, le=1, description="What each forbidden keyword takes off the score.")] = 0.5
+    penalty: Annotated[
+        float, sftrun.Meta(gt=0, le=1, description="What each forbidden keyword takes off the score.")
+    ] = 0.5
 
 
 @sftrun.hookimpl
