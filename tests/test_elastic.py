@@ -121,8 +121,8 @@ def alive(pid):
 
 @pytest.mark.parametrize("whom", ["parent", pytest.param("launcher", marks=pytest.mark.slow)])
 def test_no_process_outlives_the_one_that_started_it(run, whom):
-    code = "import sys, pathlib; from sftrun import launch, rundir\n"
-    code += "launch.work('workers:stays', rundir.RunDir(pathlib.Path(sys.argv[1])), print, launch.Ranks(processes=2))"
+    code = "import sys, pathlib; from sftrun.launch import workers; from sftrun.runs.directory import RunDir\n"
+    code += "workers.work('workers:stays', RunDir(pathlib.Path(sys.argv[1])), print, workers.Ranks(processes=2))"
     parent = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stderr=subprocess.DEVNULL)
     files = [run.path / f"pid-{number}" for number in range(2)]
     wait_for(lambda: all(file.is_file() and " " in file.read_text() for file in files))

@@ -127,7 +127,7 @@ def test_prepared_ids_and_labels_reach_the_model_untouched(recipe, full, tmp_pat
 
     model.register_forward_pre_hook(catch, with_kwargs=True)
     trainer.keeper.train(trainer)
-    file = sftrun.data.read_samples(run.prepared / "train.arrow")
+    file = sftrun.data.Samples(run.prepared / "train.arrow")
     assert seen == Counter((tuple(sample.ids), tuple(sample.trained)) for sample in file)
 
 
@@ -188,7 +188,7 @@ def test_logits_are_the_same_after_saving_and_loading(recipe, base, tmp_path):
     trainer = _train.make_trainer(model, training(run, recipe=described))
     trainer.keeper.train(trainer)
     saved.save(trainer.model, trainer.model.save_pretrained, described, run)
-    ids = torch.tensor([next(sftrun.data.read_samples(run.prepared / "train.arrow")).ids])
+    ids = torch.tensor([sftrun.data.Samples(run.prepared / "train.arrow")[0].ids])
     with torch.no_grad():
         said = [one(input_ids=ids).logits for one in (trainer.model.eval(), loaded(recipe, run, *settings).model)]
     assert torch.equal(*said)

@@ -71,7 +71,7 @@ def merge_adapter(
 
 def sample_rows(run: sftrun.RunDir) -> list[list[int]]:
     """Returns the token ids of the first prepared training rows, to compare two models on."""
-    return [sample.ids for sample in islice(sftrun.data.read_samples(run.prepared / "train.arrow"), ROWS)]
+    return [sample.ids for sample in islice(sftrun.data.Samples(run.prepared / "train.arrow"), ROWS)]
 
 
 @torch.inference_mode()
