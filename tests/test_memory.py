@@ -31,6 +31,7 @@ TRAIN = {
 FRAIL = '''
 """Backend `frail`: the built-in one, where more rows than some take too much memory, from a step on."""
 
+import dataclasses
 import os
 import signal
 from typing import Annotated, Literal

@@ -156,11 +156,10 @@ def process(tmp_path):
 def model():
     from transformers import AutoModelForCausalLM
 
-    from sftrun.options import parse
-    from sftrun.recipe.model import Recipe
+    from sftrun.recipe.model import typed_recipe
     from sftrun.training.base_model import location
 
-    recipe = parse({"model": {"name": "sftrun/tiny"}, "source": "jsonl"}, Recipe)
+    recipe = typed_recipe({"model": {"name": "sftrun/tiny"}, "source": "jsonl"})
     return AutoModelForCausalLM.from_pretrained(location(recipe))
 
 
@@ -219,13 +218,12 @@ def test_what_a_strategy_cannot_do_is_said_by_validate(message, write, sftrun):
 
 
 def test_one_process_cannot_share_a_model():
-    from sftrun.options import parse
-    from sftrun.recipe.model import Recipe
+    from sftrun.recipe.model import typed_recipe
     from sftrun.training.sharding import strategy
 
     keys = {"model": {"name": "sftrun/tiny"}, "source": "jsonl", "launch": {"strategy": "fsdp"}}
     with pytest.raises(api.UserError, match="fsdp shares a model among processes, and there is only one"):
-        strategy.strategy(parse(keys, Recipe))
+        strategy.strategy(typed_recipe(keys))
 
 
 def test_deepspeed_is_asked_for_before_a_run_starts(write, sftrun, tmp_path, monkeypatch):
