@@ -88,7 +88,7 @@ def test_a_terminal_that_is_closed_asks_the_worker_to_end_and_takes_no_more_word
 import os, pty, signal
 from pathlib import Path
 from sftrun.errors import Interrupted
-from sftrun.launch import work
+from sftrun.launch.workers import work
 from sftrun.runs.directory import RunDir
 def watch(event):
     os.kill(os.getpid(), signal.SIGHUP)
