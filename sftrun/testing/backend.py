@@ -16,7 +16,7 @@ from sftrun.errors import Interrupted, UserError
 from sftrun.events import Eval, Event, Resumed, Step
 from sftrun.kinds import Backend, Loading, Model, Training
 from sftrun.launch.topology import gpu_count
-from sftrun.options import leaves
+from sftrun.options import Use, leaves
 from sftrun.recipe.checks import BACKEND_PARTS, CORE_KEYS
 from sftrun.recipe.model import ModelOptions, Recipe
 from sftrun.registry import current
@@ -59,12 +59,13 @@ ON_GPU = 1e-3  # relative, of a loss: kernels that do not repeat themselves exac
 
 
 def check_backend(backend: Backend, overrides: Sequence[str] = ()) -> None:
-    """Raises AssertionError unless a backend keeps what STYLE and docs promise of training; takes about a minute.
+    """Raises AssertionError unless a backend trains as its kind promises; takes about a minute.
 
     The loss falls; the same seed gives the same loss; a token that is not trained has no effect; neither the split of a
     step into micro-batches nor packing changes the loss; a saved model is loaded as it was trained; SIGTERM leaves a
     checkpoint, and the resumed run ends like one that was never stopped. Promises about keys that the backend does not
-    honour are left out. `overrides` (`tuning.mode=qlora`) apply to every training.
+    honour are left out. `overrides` (`tuning.mode=qlora`) apply to every training. It trains in this process, in its
+    main thread.
     """
     _check_honours(backend)
     with tempfile.TemporaryDirectory() as folder:
@@ -84,18 +85,12 @@ def check_backend(backend: Backend, overrides: Sequence[str] = ()) -> None:
 
 
 def _check_honours(backend: Backend) -> None:
-    recipe = Recipe(model=ModelOptions(name=tiny.NAME), source=_use("jsonl"))
+    recipe = Recipe(model=ModelOptions(name=tiny.NAME), source=Use(use="jsonl"))
     known = {f"{part}.{key}" for part in BACKEND_PARTS for key, _ in leaves(getattr(recipe, part))}
     honours = getattr(backend, "honours", None)
     assert isinstance(honours, frozenset | set), f"honours must be a frozenset of recipe keys, not {honours!r}"
     unknown = sorted(honours - known)
     assert not unknown, f"honours names {', '.join(unknown)}, which is no recipe key"
-
-
-def _use(name: str) -> Any:
-    from sftrun.options import Use
-
-    return Use(use=name)
 
 
 @dataclass(frozen=True)
@@ -281,16 +276,24 @@ def _check_untrained(bench: Bench) -> None:
 
 def _append(run: RunDir, ids: Sequence[int]) -> None:
     """Appends tokens that are not trained to every prepared training row."""
-    import pyarrow as pa
-
     from sftrun.data import IGNORED
+
+    def change(row: dict[str, Any]) -> None:
+        row["input_ids"] += ids
+        row["labels"] += [IGNORED] * len(ids)
+
+    change_rows(run, change)
+
+
+def change_rows(run: RunDir, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes every prepared training row (`input_ids`, `labels`) in place; the cache keeps what it has."""
+    import pyarrow as pa
 
     file = run.prepared / "train.arrow"
     table = pa.ipc.open_stream(file.read_bytes()).read_all()
     rows = table.to_pylist()
     for row in rows:
-        row["input_ids"] += ids
-        row["labels"] += [IGNORED] * len(ids)
+        change(row)
     file.unlink()  # a hard link into the cache
     with pa.OSFile(str(file), "wb") as out, pa.ipc.new_stream(out, table.schema) as stream:
         stream.write_table(pa.Table.from_pylist(rows, schema=table.schema))
@@ -304,10 +307,10 @@ def _check_same_steps(bench: Bench, whole: Attempt, settings: Mapping[str, Any],
 def _check_losses(
     losses: Mapping[int, float], expected: Mapping[int, float], message: str, tolerance: float = 0.0
 ) -> None:
-    told = f"{message}: {_shown(losses)} instead of {_shown(expected)}"
-    assert losses.keys() == expected.keys(), told
+    shown = f"{message}: {_shown(losses)} instead of {_shown(expected)}"
+    assert losses.keys() == expected.keys(), shown
     for step, loss in losses.items():
-        _check_same(loss, expected[step], told, tolerance)
+        _check_same(loss, expected[step], shown, tolerance)
 
 
 def _check_same(one: float, other: float, message: str, tolerance: float = 0.0) -> None:

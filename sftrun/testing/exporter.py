@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -106,6 +105,8 @@ def _check_nothing_left(run: RunDir, before: dict[str, str], cause: str) -> None
 @contextlib.contextmanager
 def full_disk() -> Iterator[None]:
     """A limit on the size of files, in place of a disk that is full."""
+    import resource  # not on every system
+
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, hard))
     try:
