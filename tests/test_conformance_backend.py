@@ -271,7 +271,8 @@ MODELS = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run with a model that has learned a little."""
-    from sftrun.testing.backend import LEARN, Bench
+    from sftrun.testing.backend import LEARN
+    from sftrun.testing.bench import Bench
 
     bench = Bench(Bigram(), [], tmp_path_factory.mktemp("bench"))
     return bench.trained({**LEARN, "train.max_steps": 40}).run

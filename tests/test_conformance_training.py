@@ -4,7 +4,8 @@ import pytest
 
 import sftrun
 from sftrun import testing
-from sftrun.testing.backend import LEARN, Bench
+from sftrun.testing.backend import LEARN
+from sftrun.testing.bench import Bench
 
 pytestmark = [pytest.mark.slow, pytest.mark.older, pytest.mark.timeout(600)]
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 import sftrun
 from sftrun.events import Step
-from sftrun.testing.backend import Bench, change_rows
+from sftrun.testing.bench import Bench, change_rows
 
 pytestmark = pytest.mark.older
 
