@@ -178,7 +178,7 @@ def _check_resumed(bench: Bench, run: RunDir, learned: Attempt) -> None:
 
 def _saved_step(run: RunDir) -> int:
     """Returns the step of the last checkpoint that a run has announced."""
-    saved = [event["step"] for event in run.events() if event["event"] == "checkpoint"]
+    saved: list[int] = [event["step"] for event in run.events() if event["event"] == "checkpoint"]
     assert saved, "train() emits no Checkpoint when SIGTERM stops it"
     return max(saved)
 
