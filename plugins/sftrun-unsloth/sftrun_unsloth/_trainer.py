@@ -1,4 +1,4 @@
-"""The trainer that unsloth has patched; it first proves that it trains on our ids and labels."""
+"""The trainer that unsloth has patched, with proof that it trains on the prepared ids and labels."""
 
 import math
 import time
@@ -28,7 +28,7 @@ class Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         return super().training_step(model, inputs, *args, **kwargs)
 
     def prove(self, model: Any, inputs: dict[str, Any]) -> None:
-        """Raises UserError if the training loss is not the mean over our trained tokens.
+        """Raises UserError if the loss that is trained on is not the mean over the prepared trained tokens.
 
         Patched code computes the loss; it differs between models and between machines.
         """
@@ -48,4 +48,5 @@ class Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
                 f"{expected:.6f}: unsloth would not train on this mask",
                 hint="use the backend hf for this model",
             )
-        self.emit({"event": "proved", "loss": found, "expected": expected, "tokens": int(count)})
+        data = {"loss": found, "expected": expected, "tokens": int(count)}
+        self.emit(sftrun.events.Custom(name="proved", data=data))
