@@ -12,6 +12,7 @@ from conftest import talk, wait_for
 from workers import is_alive
 
 from sftrun.errors import Interrupted, UserError
+from sftrun.events import Custom, Restarted
 from sftrun.launch import heartbeat
 from sftrun.launch.failures import WorkerError
 from sftrun.launch.topology import Node
@@ -41,10 +42,9 @@ def test_each_process_knows_its_rank_and_rank_0_reports(run, monkeypatch):
     seen = []
     run_in_worker("workers:ranked", run, seen.append, TWO)
     (event,) = seen
-    cores = len(os.sched_getaffinity(0))
-    assert event.pop("OMP_NUM_THREADS") == max(cores // 2, 1)
+    threads = max(len(os.sched_getaffinity(0)) // 2, 1)
     ranks = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
-    assert event == {"event": "step", **ranks}
+    assert event == Custom(name="rank", data={**ranks, "OMP_NUM_THREADS": threads})
 
 
 def test_a_single_worker_has_no_rank(run, monkeypatch):
@@ -52,7 +52,7 @@ def test_a_single_worker_has_no_rank(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     seen = []
     run_in_worker("workers:alone", run, seen.append)
-    assert seen == [{"event": "step", "variables": []}]
+    assert seen == [Custom(name="rank", data={"variables": []})]
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_a_lost_connection_is_not_reported_as_the_cause(run):
 def test_every_rank_restarts_if_one_is_killed_as_often_as_the_recipe_allows(run):
     seen = []
     run_in_worker("workers:fails_once", described(run, "killed"), seen.append, Ranks(processes=2, restarts=1))
-    assert [event.get("attempt") for event in seen] == [0, None, 1]
-    assert seen[1] == {"event": "restarted", "restart": 1, "of": 1, "reason": "process 1 ended with SIGKILL"}
+    assert [event.get("data", {}).get("attempt") for event in seen] == [0, None, 1]
+    assert seen[1] == Restarted(restart=1, of=1, reason="process 1 ended with SIGKILL")
 
 
 @pytest.mark.slow
@@ -88,13 +88,13 @@ def test_an_error_of_the_user_causes_no_restart(run):
     seen = []
     with pytest.raises(UserError, match="too hot"):
         run_in_worker("workers:fails_once", described(run, "user_error"), seen.append, Ranks(processes=2, restarts=3))
-    assert {event["event"] for event in seen} <= {"began"}  # which the first one may not have come to say
+    assert {event["name"] for event in seen} <= {"began"}  # which the first one may not have come to say
     assert not any(event["attempt"] for event in seen)
 
 
 def test_a_signal_stops_every_rank(run):
     def watch(event):
-        if event["event"] == "ready":
+        if event == Custom(name="ready"):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
@@ -146,8 +146,9 @@ def on_two_nodes(target, run, port, first=None, second=None, **more):
 def test_nodes_keep_their_numbers_and_restart_together(run, port):
     seen, ended = on_two_nodes("workers:fails_once", described(run, "killed"), port, restarts=1)
     assert ended == [None, None]
-    restarted = {"event": "restarted", "restart": 1, "of": 1, "reason": "process 1 ended with SIGKILL"}
-    assert seen == ([{"event": "began", "attempt": 0}, restarted, {"event": "began", "attempt": 1}], [restarted])
+    restarted = Restarted(restart=1, of=1, reason="process 1 ended with SIGKILL")
+    first, second = (Custom(name="began", data={"attempt": attempt}) for attempt in (0, 1))
+    assert seen == ([first, restarted, second], [restarted])
 
 
 @pytest.mark.slow
@@ -253,7 +254,7 @@ def test_a_backend_without_support_for_ranks_is_refused(write, sftrun):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("known", "words"), [(2, "has not wrapped the model for ddp, but as Linear"), (1, "of 1")])
+@pytest.mark.parametrize(("known", "words"), [(2, "has wrapped the model as Linear, not for ddp"), (1, "accelerate 1")])
 def test_a_trainer_that_is_not_distributed_is_refused(run, known, words):
     with pytest.raises(UserError, match=words):
         run_in_worker("workers:unwrapped", described(run, str(known), processes=2), print, TWO)
@@ -263,4 +264,4 @@ def test_a_trainer_that_is_not_distributed_is_refused(run, known, words):
 def test_only_rank_0_loads_a_sharded_model(run):
     seen = []
     run_in_worker("workers:shared_model", described(run, "", processes=2, strategy="fsdp"), seen.append, TWO)
-    assert seen == [{"event": "shared", "loaded": [True, False], "same": True, "buffers": True}]
+    assert seen == [Custom(name="shared", data={"loaded": [True, False], "same": True, "buffers": True})]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from sftrun.errors import Interrupted, OutOfMemory, UserError
+from sftrun.events import Custom
 from sftrun.launch.failures import WorkerError
 from sftrun.launch.workers import run_in_worker
-from sftrun.options import parse
-from sftrun.recipe.model import Recipe
+from sftrun.recipe.model import typed_recipe
 from sftrun.recipe.resolved import resolved_yaml
 from sftrun.runs.directory import RunDir
 
@@ -20,7 +20,7 @@ from sftrun.runs.directory import RunDir
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    recipe = parse({"model": {"name": "sftrun/tiny"}, "source": "jsonl", "seed": 7}, Recipe)
+    recipe = typed_recipe({"model": {"name": "sftrun/tiny"}, "source": "jsonl", "seed": 7})
     folder = RunDir(tmp_path)
     folder.write("resolved.yaml", resolved_yaml(recipe))
     return folder
@@ -29,7 +29,7 @@ def run(tmp_path, monkeypatch):
 def test_events_reach_the_parent(run):
     seen = []
     run_in_worker("workers:report", run, seen.append)
-    assert seen == [{"event": "step", "seed": 7}]
+    assert seen == [Custom(name="seed", data={"seed": 7})]
 
 
 def test_an_error_of_the_user_keeps_its_place_and_its_hint(run):
@@ -71,7 +71,7 @@ def test_a_repeated_signal_counts_once(run, number):
 
     def watch(event):
         os.kill(os.getpid(), number)
-        if event["event"] == "ready":
+        if event == Custom(name="ready"):
             os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted):
@@ -124,17 +124,17 @@ def test_a_worker_that_stops_after_a_signal_is_interrupted(run):
 def test_a_full_disk_is_an_error_of_the_user(run):
     with pytest.raises(
         UserError,
-        match=r"No space left on device.*make room on the disk, then resume from the last checkpoint: sftrun resume",
+        match=r"No space left on device.*free some space on the disk, then resume from the last checkpoint: sftrun resume",
     ):
         run_in_worker("workers:full_disk", run, print)
 
 
 def test_a_full_disk_is_recognised_in_the_error_of_a_library(run):
     """safetensors raises its own exceptions."""
-    with pytest.raises(UserError, match=r"os error 27\).*make room on the disk"):
+    with pytest.raises(UserError, match=r"os error 27\).*free some space on the disk"):
         run_in_worker("workers:full_for_safetensors", run, print)
 
 
 def test_a_read_only_folder_is_an_error_of_the_user(run):
-    with pytest.raises(UserError, match=r"Read-only file system.*see who may write there"):
+    with pytest.raises(UserError, match=r"Read-only file system.*check who may write there"):
         run_in_worker("workers:read_only", run, print)

@@ -123,7 +123,7 @@ def test_a_single_trainer_is_refused_if_the_recipe_asks_for_several(folder, two)
     from sftrun import load
     from sftrun.stages.train import train_in_worker
 
-    with pytest.raises(UserError, match="the recipe asks for 2 processes, and there is 1"):
+    with pytest.raises(UserError, match="the recipe asks for 2 processes, and the launcher has started 1"):
         train_in_worker(load(folder / "recipe.yaml", [PROCESSES]), two, print)
 
 
@@ -222,7 +222,7 @@ def test_every_process_restarts_if_one_dies_and_nothing_is_lost(folder, referenc
     os.kill(children(launcher)[0], signal.SIGKILL)
     code, error = said(process)
     assert code == 0, error
-    assert "warning: process 0 ended with SIGKILL; all start again (1 of 1 restarts)" in error
+    assert "warning: process 0 ended with SIGKILL; restarting all processes (restart 1 of 1)" in error
     (event,) = [event for event in run.events() if event["event"] == "restarted"]
     assert event["restart"] == 1
     assert weights(run) == weights(reference)

@@ -31,6 +31,7 @@ TRAIN = {
 FRAIL = '''
 """Backend `frail`: the built-in one, but from some step on, more rows than a limit take too much memory."""
 
+import dataclasses
 import os
 import signal
 from typing import Annotated, Literal
@@ -163,12 +164,12 @@ def test_grad_accum_of_a_base_recipe_is_no_mistake_if_the_batch_is_chosen(recipe
     above.write_text("extends: recipe.yaml\ntrain: {batch_size: auto, effective_batch_size: 16}\n")
     assert load(above).train.grad_accum == 1
     (message,) = said(above, "train.grad_accum=4")
-    assert message == "train.grad_accum has no effect with train.batch_size auto, which chooses it"
+    assert message == "train.grad_accum has no effect with train.batch_size auto, which sets it"
 
 
 def test_a_backend_without_an_estimate_needs_a_fixed_batch(recipe):
     (problem,) = validate(recipe({"batch_size": "auto", "effective_batch_size": 8}, backend="mute"))
-    assert "the backend mute cannot say what a batch takes" in problem.message
+    assert "a backend that estimates memory, and the backend mute does not" in problem.message
     assert "plan --probe" in problem.hint
 
 
@@ -367,7 +368,7 @@ def test_fewer_rows_fit_a_real_memory_limit(write, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "out of memory; again with train.batch_size" in done.stderr
+    assert "out of memory; trying again with train.batch_size" in done.stderr
     settled = load(tmp_path / "run" / "resolved.yaml").train
     assert settled.batch_size < 64
     assert settled.batch_size * settled.grad_accum == 64

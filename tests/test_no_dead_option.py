@@ -96,6 +96,7 @@ PREPARED = {
     "formatter chat: fields.assistant": "a",
 }
 ELSEWHERE = {
+    "data.crosscheck": "test_crosscheck.py: a difference is a warning, or stops the run",
     "description": "test_report.py: it heads the report",
     "extends": "test_recipe_load.py: another file is merged in",
     "source": "test_plugin_example.py and PREPARED: rows come from what it names",

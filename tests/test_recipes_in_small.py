@@ -225,7 +225,7 @@ def on_a_gpu(recipe):
             evaluation=batches.largest_evaluation_batch(recipe, None),
         )
     )
-    only_cpu = ("libraries", "gaps of malloc")
+    only_cpu = ("libraries", "fragmentation")
     peaks = [sum(part for name, part in each.items() if name not in only_cpu) for each in found.memory.values()]
     return (max(peaks) + 600 * 2**20) / 1e9
 

@@ -126,10 +126,10 @@ def test_a_secret_is_never_written_down_nor_shown(plugins):
     for args in ([], ["--set", "transforms.0.with.key=hunter2"]):
         done = plugins.run("validate", "recipe.yaml", *args)
         assert done.returncode == 1
-        assert "transforms.0.with.key is a secret and may not be written down; write ${env:NAME}" in done.stderr
+        assert "transforms.0.with.key is a secret and must not be written out; write ${env:NAME}" in done.stderr
         assert "hunter2" not in done.stderr + done.stdout
     plugins.write(RECIPE + "transforms: [{use: shout, with: {volume: 1, key: '${env:A}${env:B}'}}]\n")
-    assert "is a secret and may not be written down" in plugins.run("validate", "recipe.yaml").stderr
+    assert "is a secret and must not be written out" in plugins.run("validate", "recipe.yaml").stderr
     plugins.write(RECIPE + "transforms: [{use: shout, with: {volume: 1, key: '${env:NOT_SET_HERE}'}}]\n")
     assert plugins.run("validate", "recipe.yaml").returncode == 0
 
@@ -142,7 +142,7 @@ def test_a_component_has_its_say_about_the_recipe(plugins):
     plugins.write(RECIPE + "transforms: [{use: shout, with: {volume: 13}}]\n")
     said = plugins.run("validate", "recipe.yaml", SHOUT_KEY="x").stderr
     assert "the transform 'shout' failed while checking the recipe: RuntimeError: unlucky" in said
-    assert "this is a bug of plugin-good 1.2, not of the recipe" in said
+    assert "this is a bug in plugin-good 1.2, not in the recipe" in said
 
 
 @pytest.mark.parametrize("name", BROKEN)

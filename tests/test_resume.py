@@ -202,7 +202,7 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_last_good_checkpoint_
         folder, "diverged", [*sets, "train.logging_steps=20", "train.eval_strategy=no", "train.eval_steps=null"]
     )
     with pytest.raises(
-        UserError, match=r"not finite at step \d+; the last whole checkpoint is .*lower train\.learning_rate"
+        UserError, match=r"not finite at step \d+; the last complete checkpoint is .*lower train\.learning_rate"
     ) as error:
         attempt(run)
     saved = sorted(run.checkpoints.iterdir(), key=lambda path: int(path.name.split("-")[1]))
@@ -267,8 +267,8 @@ def killed(folder):
 def test_killed_in_the_middle_of_a_save_and_again_by_its_parent_it_ends_the_same(folder, killed, reference):
     said_at_last = said(command(folder, "recipe.yaml", "--resume", "--out", "killed"))
     assert said_at_last[0] == 0, said_at_last[1]
-    assert "prepare\n  done before" in said_at_last[1]
-    assert "goes on from step" in said_at_last[1]
+    assert "prepare\n  already done" in said_at_last[1]
+    assert "resuming from step" in said_at_last[1]
     assert weights(killed) == weights(reference)
     assert curves(killed) == curves(reference)
     assert {name: each["status"] for name, each in killed.read_json("state.json").items()} == {
@@ -282,7 +282,7 @@ def test_a_stage_that_is_done_does_not_run_again(folder, killed, sftrun):
     before = weights(killed)
     result = sftrun(folder / "recipe.yaml", "--resume", "--out", killed.path)
     assert result.code == 0, result.err
-    assert result.err.count("done before") == 3
+    assert result.err.count("already done") == 3
     assert weights(killed) == before
 
 
@@ -316,7 +316,7 @@ def test_an_adapter_resumes_only_on_the_base_that_it_began_with(folder):
     run = prepared(folder, "on-a-base", [*LORA, f"model.name={base}", "train.max_steps=8"])
     assert not attempt(run, at("step", 6))
     tiny.save(base, seed=2)
-    with pytest.raises(UserError, match="are not those that the run has trained on so far"):
+    with pytest.raises(UserError, match="have changed since the run began"):
         attempt(run)
     (base / "model.safetensors").write_bytes(kept)
     assert attempt(run)
@@ -382,7 +382,7 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint_and_names_it(folder, refer
     code, error = said(command(folder, "resume", "full-disk", preexec_fn=little))
     assert code == 1, error
     assert "the checkpoint of step 12 could not be written" in error
-    assert f"the last whole checkpoint is {run.checkpoints}/checkpoint-8; make room, then resume the run" in error
+    assert f"the last complete checkpoint is {run.checkpoints}/checkpoint-8; make room, then resume the run" in error
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["checkpoint-4", "checkpoint-8"]
     assert run.read_json("state.json")["train"]["status"] == "failed"
     assert attempt(run)
@@ -454,10 +454,10 @@ def test_a_folder_without_a_run_cannot_be_resumed(sftrun, tmp_path):
 @pytest.mark.parametrize(
     ("train", "words"),
     [
-        ({"early_stopping": {}, "eval_strategy": "no"}, "train.early_stopping goes by the validation loss"),
-        ({"keep_best": True, "eval_strategy": "no"}, "train.keep_best goes by the validation loss"),
-        ({"early_stopping": {}, "save_strategy": "no"}, "train.early_stopping keeps the best checkpoint"),
-        ({"keep_best": True, "save_strategy": "no"}, "train.keep_best keeps the best checkpoint"),
+        ({"early_stopping": {}, "eval_strategy": "no"}, "train.early_stopping needs the validation loss"),
+        ({"keep_best": True, "eval_strategy": "no"}, "train.keep_best needs the validation loss"),
+        ({"early_stopping": {}, "save_strategy": "no"}, "train.early_stopping needs checkpoints"),
+        ({"keep_best": True, "save_strategy": "no"}, "train.keep_best needs checkpoints"),
         ({"early_stopping": {}, "keep_best": False, "save_strategy": "no"}, None),
         ({"early_stopping": None, "keep_best": None, "save_strategy": "no", "eval_strategy": "no"}, None),
     ],

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import sftrun
+from sftrun.events import Custom
 
 
 def wait_for_end():
@@ -16,7 +17,7 @@ def wait_for_end():
 
 
 def report(recipe, run, emit):
-    emit({"event": "step", "seed": recipe.seed})
+    emit(Custom(name="seed", data={"seed": recipe.seed}))
 
 
 def user_error(recipe, run, emit):
@@ -66,7 +67,7 @@ def tidy(recipe, run, emit):
         raise sftrun.errors.Interrupted
 
     signal.signal(signal.SIGTERM, end)
-    emit({"event": "ready"})
+    emit(Custom(name="ready"))
     wait_for_end()
 
 
@@ -75,7 +76,7 @@ def stopped(recipe, run, emit):
 
 
 def waiting(recipe, run, emit):
-    emit({"event": "ready"})
+    emit(Custom(name="ready"))
     wait_for_end()
 
 
@@ -110,11 +111,16 @@ def attempt():
 
 def ranked(recipe, run, emit):
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "OMP_NUM_THREADS")
-    emit({"event": "step", **{name: int(os.environ[name]) for name in names}})
+    emit(Custom(name="rank", data={name: int(os.environ[name]) for name in names}))
 
 
 def alone(recipe, run, emit):
-    emit({"event": "step", "variables": sorted(name for name in os.environ if name.endswith(("RANK", "WORLD_SIZE")))})
+    emit(
+        Custom(
+            name="rank",
+            data={"variables": sorted(name for name in os.environ if name.endswith(("RANK", "WORLD_SIZE")))},
+        )
+    )
 
 
 def second_fails(recipe, run, emit):
@@ -126,7 +132,7 @@ def second_fails(recipe, run, emit):
 
 def fails_once(recipe, run, emit):
     """Rank 1 fails in the first attempt, once every rank has begun; other ranks wait."""
-    emit({"event": "began", "attempt": attempt()})
+    emit(Custom(name="began", data={"attempt": attempt()}))
     if attempt() == 0:
         (run.path / f"began-{os.environ['RANK']}").touch()
         while len(list(run.path.glob("began-*"))) < int(os.environ["WORLD_SIZE"]):
@@ -161,7 +167,7 @@ def present(run, emit):
     (run.path / f"pid-{os.environ['RANK']}").write_text(f"{os.getpid()} {os.getppid()}")
     while len(list(run.path.glob("pid-*"))) < int(os.environ["WORLD_SIZE"]):
         time.sleep(0.01)
-    emit({"event": "ready"})
+    emit(Custom(name="ready"))
     wait_for_end()
 
 
@@ -177,11 +183,11 @@ def unwrapped(recipe, run, emit):
 
     from sftrun.training import ranks
 
-    ranks.join(recipe)
+    ranks.init(recipe)
     arguments = SimpleNamespace(world_size=2, device=torch.device("cpu"))
     accelerator = SimpleNamespace(num_processes=int(recipe.description))
     model = torch.nn.Linear(1, 1)
-    ranks.check(SimpleNamespace(args=arguments, accelerator=accelerator, model_wrapped=model), recipe)
+    ranks.check_processes(SimpleNamespace(args=arguments, accelerator=accelerator, model_wrapped=model), recipe)
 
 
 def shared_model(recipe, run, emit):
@@ -194,15 +200,15 @@ def shared_model(recipe, run, emit):
     from sftrun.training.sharding import fsdp
     from sftrun.training.sharding.empty import loads_weights
 
-    ranks.join(recipe)
+    ranks.init(recipe)
     empty = not loads_weights("fsdp", recipe, None)
-    model = load.load_base(recipe, where=torch.device("cpu"), empty=empty)
+    model = load.load_base(recipe, device=torch.device("cpu"), empty=empty)
     wanted = AutoModelForCausalLM.from_pretrained(base_model.location(recipe)).state_dict()
-    before = ranks.gathered(all(torch.equal(each, wanted[name]) for name, each in model.named_parameters()))
+    before = ranks.all_gather(all(torch.equal(each, wanted[name]) for name, each in model.named_parameters()))
     fsdp.shard(model, torch.device("cpu"), half=None)
-    whole = fsdp.whole(model)
-    buffers = ranks.gathered([each.tolist() for each in model.buffers()])
-    if ranks.first():
+    whole = fsdp.gather_weights(model)
+    buffers = ranks.all_gather([each.tolist() for each in model.buffers()])
+    if ranks.is_first():
         same = all(torch.equal(each, wanted[name]) for name, each in whole.items())
-        emit({"event": "shared", "loaded": before, "same": same, "buffers": buffers[0] == buffers[1]})
-    ranks.leave()
+        emit(Custom(name="shared", data={"loaded": before, "same": same, "buffers": buffers[0] == buffers[1]}))
+    ranks.finish()

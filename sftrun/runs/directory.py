@@ -43,6 +43,8 @@ class RunDir:
     def write(self, name: str, text: str) -> None:
         """Writes a text file atomically: a temporary file, fsync, rename."""
         write_atomically(self.path / name, text)
+        if name == RESOLVED:
+            self._recipe = None
 
     def write_json(self, name: str, data: Any) -> None:
         """Writes a JSON file atomically."""

@@ -1,4 +1,4 @@
-"""Formats numbers and durations for people."""
+"""Formats numbers, bytes and durations for people."""
 
 import math
 from typing import Any
@@ -27,6 +27,11 @@ def _format_float(value: float) -> str:
     else:
         text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return text.replace("-", "−", 1) if value < 0 else text
+
+
+def byte_count(count: float) -> str:
+    """Returns a number of bytes as `1.5 GB` or `12 MB`, in powers of 1000."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
 
 
 def format_share(part: Any, whole: Any) -> str:

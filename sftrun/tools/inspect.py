@@ -2,52 +2,52 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftrun.errors import UserError
-from sftrun.recipe.validate import read
+from sftrun.recipe.model import Recipe
+from sftrun.recipe.validate import PathLike, load_with_places
 from sftrun.registry import current
 from sftrun.runs.preflight import DATA_KINDS, check_machine
 from sftrun.runs.session import with_places
 from sftrun.types import Conversation
 
 if TYPE_CHECKING:
-    from sftrun.data.pipeline import Item
+    from sftrun.data.pipeline import InspectedSample
 
 
 def inspect(
-    path: str | Path, overrides: Sequence[str] = (), split: str = "train", origin: str = ""
-) -> "Iterator[Item]":
+    recipe: PathLike | Recipe, overrides: Sequence[str] = (), split: str = "train", origin: str = ""
+) -> "Iterator[InspectedSample]":
     """Yields the samples of a split, or only those from `origin`; raises UserError at the end for malformed rows."""
-    loaded = read(path, overrides)
+    loaded = load_with_places(recipe, overrides)
     with with_places(loaded.document):
         check_machine(loaded.recipe, DATA_KINDS)
-        from sftrun.data.pipeline import Line
+        from sftrun.data.pipeline import Pipeline
 
-        line = Line(loaded.recipe, current())
-        if split not in line.source.splits():
-            raise UserError(f"the data has no split {split}; it has {', '.join(line.source.splits())}")
+        pipeline = Pipeline(loaded.recipe, current())
+        if split not in pipeline.source.splits():
+            raise UserError(f"the data has no split {split}; it has {', '.join(pipeline.source.splits())}")
         any_found = False
-        for item in line.items(split):
+        for item in pipeline.inspect(split):
             if not origin or item.sample.origin == origin:
                 any_found = True
                 yield item
-        if line.problems:
-            raise UserError(line.problems)
+        if pipeline.problems:
+            raise UserError(pipeline.problems)
         if origin and not any_found:
             raise UserError(f"no row of {split} that is trained on comes from {origin}")
 
 
-def add_titles(items: "Iterable[Item]") -> "Iterator[tuple[str, Item]]":
+def add_titles(items: "Iterable[InspectedSample]") -> "Iterator[tuple[str, InspectedSample]]":
     """Yields samples, each with a title: its origin and its token counts."""
     for item in items:
         yield _title(item), item
 
 
-def group_by_shape(items: "Iterable[Item]") -> "list[tuple[str, Item]]":
+def group_by_shape(items: "Iterable[InspectedSample]") -> "list[tuple[str, InspectedSample]]":
     """Returns the first sample of each shape of conversation, the most frequent shape first."""
-    first: dict[str, Item] = {}
+    first: dict[str, InspectedSample] = {}
     rows: Counter[str] = Counter()
     for item in items:
         name = describe_shape(item.conversation)
@@ -66,6 +66,6 @@ def describe_shape(conversation: Conversation) -> str:
     return " ".join(names)
 
 
-def _title(item: "Item") -> str:
+def _title(item: "InspectedSample") -> str:
     sample = item.sample
     return f"{sample.origin}: {len(sample.ids)} tokens, {sum(sample.trained)} trained"

@@ -21,9 +21,9 @@ transformers.logging.disable_progress_bar()
 
 
 def load_base(recipe: sftrun.Recipe) -> Any:
-    """The base model: fp32 weights where they are trained in full, else 4 bits or the precision of the computation.
+    """Returns the base model: fp32 weights if trained in full, else 4 bits or the precision of the computation.
 
-    Raises UserError where it cannot be loaded, or where unsloth would load something else.
+    Raises UserError if it cannot be loaded, or if unsloth has loaded something else.
     """
     location = base_model.location(recipe)
     if Path(location).is_dir():
@@ -32,7 +32,7 @@ def load_base(recipe: sftrun.Recipe) -> Any:
 
 
 def load(location: str, recipe: sftrun.Recipe, merged: bool = False, **also: Any) -> Any:
-    """The model in a folder or on the Hub, an adapter on its base too, with unsloth's patches."""
+    """Returns the model in a folder or on the Hub, an adapter on its base too, with unsloth's patches."""
     full, four_bit = recipe.tuning.mode == "full", recipe.tuning.mode == "qlora" and not merged
     try:
         model, tokens = FastLanguageModel.from_pretrained(
@@ -42,7 +42,7 @@ def load(location: str, recipe: sftrun.Recipe, merged: bool = False, **also: Any
             load_in_4bit=four_bit,
             full_finetuning=full,
             use_gradient_checkpointing=checkpointing(recipe),
-            use_exact_model_name=True,  # else it may take another repository's weights than those named
+            use_exact_model_name=True,  # else unsloth may load weights of another repository
             random_state=recipe.seed,
             **also,
         )
@@ -54,19 +54,19 @@ def load(location: str, recipe: sftrun.Recipe, merged: bool = False, **also: Any
 
 
 def quantisation(recipe: sftrun.Recipe) -> dict[str, Any] | None:
-    """How unsloth holds a 4-bit base, in the words of the backend bnb: so that the exporter merged finds it again."""
+    """Returns how unsloth quantises a 4-bit base, as options of the backend bnb: the exporter merged reads them."""
     if recipe.tuning.mode != "qlora":
         return None
     return {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "auto", "storage_dtype": "uint8"}
 
 
 def checkpointing(recipe: sftrun.Recipe) -> "Literal['unsloth', False]":
-    """What unsloth calls gradient checkpointing: its own kind, which keeps activations in main memory."""
+    """Returns unsloth's own kind of gradient checkpointing, which keeps activations in main memory, or False."""
     return "unsloth" if recipe.train.gradient_checkpointing else False
 
 
 def _check_loaded(model: Any, tokens: Any, recipe: sftrun.Recipe, four_bit: bool) -> None:
-    """Raises UserError where unsloth has silently loaded something else than it was asked for."""
+    """Raises UserError if unsloth has silently loaded something else than it was asked for."""
     if four_bit != any(type(module).__name__ == "Linear4bit" for module in model.modules()):
         have = ("in 4 bits", "in 16 or 32 bits")[four_bit]
         message = f"unsloth has loaded {recipe.model.name} {have}, not as asked; bitsandbytes' 4 bits may not work here"
@@ -84,36 +84,35 @@ def _check_loaded(model: Any, tokens: Any, recipe: sftrun.Recipe, four_bit: bool
 
 
 def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
-    """The tuned model: whole weights, or the adapter on the base that it was trained on."""
+    """Returns the tuned model: whole weights, or the adapter on the base that it was trained on."""
     saved.check(run)
     if not saved.has_adapter(run.model):
         return load(str(run.model), recipe)
-    base_model.check(recipe, run)
+    base_model.check_adapter_base(recipe, run)
     with tempfile.TemporaryDirectory() as folder:
         here = shutil.copytree(run.model, Path(folder) / "adapter")
         config = json.loads((here / "adapter_config.json").read_text("utf-8"))
-        # unsloth loads the base that is named there, which may have moved
+        # unsloth loads the base named in this file, which may have moved
         config |= {"base_model_name_or_path": base_model.location(recipe)}
         (here / "adapter_config.json").write_text(json.dumps(config), "utf-8")
         return load(str(here), recipe)
 
 
-def loaded(recipe: sftrun.Recipe, path: Path, which: Literal["base", "tuned"]) -> LoadedModel:
-    """The model before or after training, in unsloth's mode for inference."""
-    run = sftrun.RunDir(path)
-    model = load_base(recipe) if which == "base" else load_tuned(recipe, run)
-    return LoadedModel(FastLanguageModel.for_inference(model), recipe, run, score)
+def loaded(work: sftrun.kinds.Loading) -> LoadedModel:
+    """Returns the model before or after training, in unsloth's mode for inference."""
+    model = load_base(work.recipe) if work.which == "base" else load_tuned(work.recipe, work.run)
+    return LoadedModel(FastLanguageModel.for_inference(model), work.recipe, work.run, score)
 
 
 def score(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, int]:
-    """The summed negative log-likelihood of a batch's labels, and how many were argmax."""
+    """Returns the summed negative log-likelihood of a batch's labels, and how many were argmax."""
     picked, wanted = scored(model, batch)
     loss = torch.nn.functional.cross_entropy(picked, wanted, reduction="sum")
     return loss.item(), int((picked.argmax(-1) == wanted).sum())
 
 
 def scored(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits ([trained tokens, vocabulary]) and ids of the trained tokens; `t - 1` has the logits of token `t`."""
+    """Returns logits ([trained tokens, vocabulary]) and ids of the trained tokens; `t - 1` has the logits of `t`."""
     wanted = batch["labels"][:, 1:]
     trained = wanted != sftrun.data.IGNORED
     made = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)

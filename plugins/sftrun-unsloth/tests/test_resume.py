@@ -44,11 +44,7 @@ def whole(recipe, tmp_path_factory):
 
 
 def prepared(recipe, out, mode):
-    from sftrun.flow import prepare
-
-    run = prepare(recipe, MODES[mode], out)
-    run.stage("prepare", "done")
-    return run
+    return sftrun.prepare(recipe, MODES[mode], out)
 
 
 def ended(run):
@@ -155,14 +151,14 @@ def test_the_last_and_the_best_checkpoints_are_kept(whole):
 
     run = whole("full")
     losses = {event["step"]: event["loss"] for event in run.events() if event["event"] == "eval"}
-    kept = {each.step for each in checkpoints.whole(run.checkpoints)}
+    kept = {each.step for each in checkpoints.complete_checkpoints(run.checkpoints)}
     scored = {step: loss for step, loss in losses.items() if step in steps(run, "checkpoint")}
     assert kept == {20, 24} | {min(scored, key=scored.get)}
 
 
 def test_a_run_that_another_backend_has_begun_is_refused(recipe, whole, tmp_path):
     run = prepared(recipe, tmp_path / "run", "full")
-    run.merge_json("lock.json", {"backend": {"asked": "unsloth", "used": "hf", "reasons": ["two GPUs"]}})
-    run.event({"event": "step", "step": 1})
-    with pytest.raises(sftrun.UserError, match="was trained with hf so far, and here it would go on with unsloth"):
+    run.add_facts("train", backend={"asked": "unsloth", "used": "hf", "reasons": ["two GPUs"]})
+    run.event(sftrun.events.Step(step=1))
+    with pytest.raises(sftrun.UserError, match="was trained with hf so far, and here unsloth would continue it"):
         ended(run)

@@ -26,6 +26,8 @@ def register_trackers(register: sftrun.Register) -> None:
 class TensorBoard:
     """Curves for TensorBoard, written to tensorboard/ in the run directory."""
 
+    writer: Any = None
+
     def check_machine(self, recipe: sftrun.Recipe) -> Any:
         return sftrun.missing_packages("tensorboard", extra="train", path=("trackers",), why="the tracker tensorboard")
 
@@ -34,7 +36,7 @@ class TensorBoard:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         work.run.tensorboard.mkdir(exist_ok=True)
-        self.writer: Any = EventFileWriter(str(work.run.tensorboard))
+        self.writer = EventFileWriter(str(work.run.tensorboard))
 
     def track(self, event: sftrun.events.Event) -> None:
         if isinstance(event, events.Step):
@@ -46,7 +48,8 @@ class TensorBoard:
             self._hide_after(event.step)
 
     def finish(self, status: str) -> None:
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
