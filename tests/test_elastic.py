@@ -198,7 +198,7 @@ def test_wrong_node_options_are_refused_before_anything_runs(write, sftrun, word
 def test_a_node_rank_needs_a_rendezvous(write, sftrun):
     result = sftrun(write([talk("hi", "ho")]), "--nodes", "2", "--node-rank", "1")
     assert result.code == 2
-    assert "--node-rank and --rendezvous go together" in result.err
+    assert "--node-rank and --rendezvous need each other" in result.err
 
 
 @pytest.fixture
