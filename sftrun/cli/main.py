@@ -28,6 +28,7 @@ COMMANDS = {
     "generate": ("sftrun.cli.generate", "Answer a file of prompts."),
     "cache": ("sftrun.cli.cache", "Show what the cache holds, or empty it."),
     "plugins": ("sftrun.cli.plugins", "List what is installed, and what is broken."),
+    "new-plugin": ("sftrun.cli.new_plugin", "Write the project of a new component, with tests."),
     "schema": ("sftrun.cli.schema", "Print the JSON Schema of a recipe, for editors."),
 }
 RUN = "run"  # what a recipe without a subcommand means
