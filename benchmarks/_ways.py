@@ -23,7 +23,7 @@ END = "<|im_end|>"
 
 def write(folder: Path, rows: list[dict[str, str]], keys: dict[str, Any]) -> None:
     """Puts rows and a recipe next to the model in `folder`/model, and prepares them."""
-    from sftrun.flow import prepare_only
+    from sftrun.flow import prepare
 
     lines = [
         {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}
@@ -36,7 +36,7 @@ def write(folder: Path, rows: list[dict[str, str]], keys: dict[str, Any]) -> Non
     source = {"use": "jsonl", "with": {"path": str(folder / "train.jsonl"), "val_share": 0}}
     recipe = {"model": model, "source": source, "seed": SEED, **keys, "train": train}
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
-    prepare_only(folder / "recipe.yaml", (), folder / "prepared-run")
+    prepare(folder / "recipe.yaml", (), folder / "prepared-run")
 
 
 def loaded(folder: Path) -> Any:

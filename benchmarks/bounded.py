@@ -47,7 +47,7 @@ def anonymous() -> float:
 
 def prepare(folder: Path) -> dict[str, float]:
     """Prepares what is in a folder, with a watch on memory."""
-    from sftrun.flow import prepare_only
+    from sftrun.flow import prepare
 
     most, done = [0.0], threading.Event()
 
@@ -58,7 +58,7 @@ def prepare(folder: Path) -> dict[str, float]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     started, spent = time.perf_counter(), sum(os.times()[:2])
-    stats = prepare_only(folder / "recipe.yaml", (), folder / "run").read_json("prepared/stats.json")["train"]
+    stats = prepare(folder / "recipe.yaml", (), folder / "run").read_json("prepared/stats.json")["train"]
     wall, cpu = time.perf_counter() - started, sum(os.times()[:2]) - spent
     done.set()
     watcher.join()

@@ -64,13 +64,13 @@ def sftrun(folder: Path) -> dict[str, float]:
     import tokenizers  # noqa: F401
 
     import sftrun.stages.prepare  # noqa: F401
-    from sftrun.flow import prepare_only
+    from sftrun.flow import prepare
 
     os.environ["SFTRUN_CACHE"] = tempfile.mkdtemp(dir=folder)
     out = Path(tempfile.mkdtemp(dir=folder)) / "run"
 
     def work() -> dict[str, float]:
-        stats = prepare_only(folder / "recipe.yaml", (), out).read_json("prepared/stats.json")["train"]
+        stats = prepare(folder / "recipe.yaml", (), out).read_json("prepared/stats.json")["train"]
         return {"rows": stats["rows"], "tokens": stats["tokens"], "fill": stats["packing"]["fill"]}
 
     result = timed(work)

@@ -9,8 +9,8 @@ from conftest import talk
 
 import sftrun as api
 from sftrun import tiny
-from sftrun.flow import prepare_only
-from sftrun.recipe.resolved import from_resolved
+from sftrun.flow import prepare
+from sftrun.kinds import Exporting, Loading, Training
 
 ROWS = [talk(f"What comes after {number}?", str(number + 1)) for number in range(40)]
 IDS = torch.randint(0, 700, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -31,7 +31,7 @@ def prepared(tmp_path_factory):
         (folder / "recipe.yaml").write_text(json.dumps(keys))
         overrides = [f"{key}={json.dumps(value)}" for key, value in sets.items()]
         out = folder / f"run-{len(list(folder.iterdir()))}"
-        return prepare_only(folder / "recipe.yaml", overrides, out)
+        return prepare(folder / "recipe.yaml", overrides, out)
 
     return make
 
@@ -51,13 +51,13 @@ def bases(tmp_path_factory):
 
 
 def recipe_of(run):
-    return from_resolved((run.path / "resolved.yaml").read_text("utf-8"))
+    return run.recipe()
 
 
 def train(run):
     """Trains in this process and returns the events."""
     events, recipe = [], recipe_of(run)
-    api.create("backend", recipe.backend).train(recipe, run.path, events.append)
+    api.create("backend", recipe.backend).train(Training(recipe=recipe, run=run, emit=events.append))
     return events
 
 
@@ -66,7 +66,7 @@ def losses(events):
 
 
 def load(run, which="tuned"):
-    return api.create("backend", recipe_of(run).backend).load(recipe_of(run), run.path, which)
+    return api.create("backend", recipe_of(run).backend).load(Loading(recipe=recipe_of(run), run=run, which=which))
 
 
 def logits(model, ids=IDS):
@@ -115,7 +115,7 @@ def test_what_is_saved_says_after_loading_what_training_said_last_and_so_does_it
     last = [event["loss"] for event in events if event["event"] == "eval"][-1]
     sums = load(run).losses("val")
     assert sums.loss / sums.tokens == pytest.approx(last, abs=1e-5)
-    facts = api.create("exporter", "merged").export(recipe_of(run), run.path, events.append)
+    facts = api.create("exporter", "merged").export(Exporting(recipe=recipe_of(run), run=run, emit=events.append))
     assert facts["max_difference"] < 1e-4
     assert merged_logits(run) == pytest.approx(logits(load(run).model).numpy(), abs=1e-4)
     config = json.loads((run.export / "merged/config.json").read_text())
@@ -248,7 +248,12 @@ def test_tokens_that_the_model_does_not_know_are_trained_and_saved(form, prepare
     sums = load(run).losses("val")
     assert sums.loss / sums.tokens == pytest.approx(last, abs=1e-5)
     if form != "full":
-        assert api.create("exporter", "merged").export(recipe_of(run), run.path, print)["max_difference"] < 1e-4
+        assert (
+            api.create("exporter", "merged").export(Exporting(recipe=recipe_of(run), run=run, emit=print))[
+                "max_difference"
+            ]
+            < 1e-4
+        )
 
 
 def test_a_special_token_whose_embedding_is_empty_is_trained(prepared, bases, tmp_path):

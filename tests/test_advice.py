@@ -1,13 +1,13 @@
 """What is said while training, and what a resumed run shows: each step once."""
 
-from sftrun.options import parse
-from sftrun.recipe.model import Recipe
+from sftrun.events import decode, encode
+from sftrun.recipe.model import typed_recipe
 from sftrun.runs import history
 from sftrun.runs.advice import Watch
 
 
 def recipe(**train):
-    return parse({"model": {"name": "sftrun/tiny"}, "source": "jsonl", "train": train}, Recipe)
+    return typed_recipe({"model": {"name": "sftrun/tiny"}, "source": "jsonl", "train": train})
 
 
 def step(number, loss, of=200, **more):
@@ -17,9 +17,9 @@ def step(number, loss, of=200, **more):
 def said(events, before=(), **train):
     """The warnings of a training, and after which event each came."""
     seen = []
-    watch = Watch(recipe(**train), list(before), seen.append)
+    watch = Watch(recipe(**train), list(before), lambda event: seen.append(encode(event)))
     for event in events:
-        watch(event)
+        watch(decode(event)[0])
     assert [event for event in seen if event["event"] != "warning"] == list(events)
     return [(seen[at - 1], event["message"]) for at, event in enumerate(seen) if event["event"] == "warning"]
 

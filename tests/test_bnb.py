@@ -8,8 +8,8 @@ import torch
 from conftest import talk
 
 import sftrun as api
-from sftrun.flow import prepare_only
-from sftrun.recipe.resolved import from_resolved
+from sftrun.flow import prepare
+from sftrun.kinds import Exporting, Loading, Training
 
 pytest.importorskip("bitsandbytes")
 
@@ -33,7 +33,7 @@ def prepared(tmp_path_factory):
 
     def make(**sets):
         overrides = [f"{key}={json.dumps(value)}" for key, value in {**QLORA, **sets}.items()]
-        return prepare_only(folder / "recipe.yaml", overrides, folder / f"run-{len(list(folder.iterdir()))}")
+        return prepare(folder / "recipe.yaml", overrides, folder / f"run-{len(list(folder.iterdir()))}")
 
     return make
 
@@ -43,13 +43,13 @@ def options(**with_):
 
 
 def recipe_of(run):
-    return from_resolved((run.path / "resolved.yaml").read_text("utf-8"))
+    return run.recipe()
 
 
 def train(run):
     """Trains in this process and returns the events."""
     events, recipe = [], recipe_of(run)
-    api.create("backend", recipe.backend).train(recipe, run.path, events.append)
+    api.create("backend", recipe.backend).train(Training(recipe=recipe, run=run, emit=events.append))
     return events
 
 
@@ -58,7 +58,7 @@ def losses(events, name="step"):
 
 
 def load(run, which="tuned"):
-    return api.create("backend", recipe_of(run).backend).load(recipe_of(run), run.path, which)
+    return api.create("backend", recipe_of(run).backend).load(Loading(recipe=recipe_of(run), run=run, which=which))
 
 
 def held(run):
@@ -103,7 +103,7 @@ def test_only_the_adapter_is_trained_and_it_is_kept_in_full_precision(trained):
     run, _ = trained
     saved = load_file(run.model / "adapter_model.safetensors")
     assert {name.split(".")[-2] for name in saved} == {"lora_A", "lora_B"}
-    assert sum(weight.numel() for weight in saved.values()) == run.read_json("lock.json")["parameters"]["trained"]
+    assert sum(weight.numel() for weight in saved.values()) == run.facts("train")["parameters"]["trained"]
     assert any((weight != weight.bfloat16().float()).any() for weight in saved.values())
     assert run.read_json("model/base.json")["quantisation"]["bits"] == 4
 
@@ -136,7 +136,7 @@ def test_a_merge_is_into_the_dequantised_base_and_one_in_place_would_lose_most(t
     from transformers import AutoModelForCausalLM
 
     run, _ = trained
-    facts = api.create("exporter", "merged").export(recipe_of(run), run.path, print)
+    facts = api.create("exporter", "merged").export(Exporting(recipe=recipe_of(run), run=run, emit=print))
     assert facts["base"] == "dequantised from 4 bits"
     assert facts["max_difference"] < 1e-4
     assert facts["same_argmax"] == 1
@@ -154,7 +154,7 @@ def test_a_base_in_eight_bits_trains_and_merges_too(prepared):
     assert {type(layer).__name__ for layer in held(run).values()} == {"Linear8bitLt"}
     sums = load(run).losses("val")
     assert sums.loss / sums.tokens == pytest.approx(losses(events, "eval")[-1], abs=1e-4)
-    facts = api.create("exporter", "merged").export(recipe_of(run), run.path, print)
+    facts = api.create("exporter", "merged").export(Exporting(recipe=recipe_of(run), run=run, emit=print))
     assert facts["base"] == "dequantised from 8 bits"
 
 
@@ -177,7 +177,7 @@ def test_every_option_changes_how_the_base_is_held_and_it_trains(option, prepare
     usual, other = (seen(next(iter(held(each).values()))) for each in (prepared(), run))
     assert usual != other
     assert len(losses(train(run))) == 2
-    facts = api.create("exporter", "merged").export(recipe_of(run), run.path, print)
+    facts = api.create("exporter", "merged").export(Exporting(recipe=recipe_of(run), run=run, emit=print))
     assert facts["max_difference"] < (0.1 if option == "compute_dtype" else 1e-4)
 
 

@@ -79,9 +79,10 @@ def test_a_pipe_that_nobody_reads_does_not_end_what_is_shown(tmp_path):
     """As `sftrun recipe.yaml 2>&1 | head -1`."""
     showing = """
 from sftrun.cli import progress
+from sftrun.events import Eval
 with progress.watcher() as watch:
     for step in range(3):
-        watch({"event": "eval", "step": step, "loss": 1.0})
+        watch(Eval(step=step, loss=1.0))
         input()
 print("done")
 """

@@ -13,6 +13,7 @@ import pytest
 from conftest import talk
 
 from sftrun.errors import Interrupted, UserError
+from sftrun.events import Custom, Restarted
 from sftrun.launch import heartbeat
 from sftrun.launch.failures import WorkerError
 from sftrun.launch.topology import Node
@@ -50,10 +51,9 @@ def test_each_process_knows_which_it_is_and_the_first_one_reports(run, monkeypat
     seen = []
     work("workers:ranked", run, seen.append, TWO)
     (event,) = seen
-    cores = len(os.sched_getaffinity(0))
-    assert event.pop("OMP_NUM_THREADS") == max(cores // 2, 1)
+    threads = max(len(os.sched_getaffinity(0)) // 2, 1)
     ranks = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
-    assert event == {"event": "step", **ranks}
+    assert event == Custom(name="rank", data={**ranks, "OMP_NUM_THREADS": threads})
 
 
 def test_a_worker_that_works_alone_knows_of_no_others(run, monkeypatch):
@@ -61,7 +61,7 @@ def test_a_worker_that_works_alone_knows_of_no_others(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     seen = []
     work("workers:alone", run, seen.append)
-    assert seen == [{"event": "step", "variables": []}]
+    assert seen == [Custom(name="rank", data={"variables": []})]
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_who_lost_a_connection_is_not_the_cause(run):
 def test_all_start_again_where_one_was_killed_as_often_as_the_recipe_allows(run):
     seen = []
     work("workers:fails_once", described(run, "killed"), seen.append, Ranks(processes=2, restarts=1))
-    assert [event.get("attempt") for event in seen] == [0, None, 1]
-    assert seen[1] == {"event": "restarted", "restart": 1, "of": 1, "reason": "process 1 ended with SIGKILL"}
+    assert [event.get("data", {}).get("attempt") for event in seen] == [0, None, 1]
+    assert seen[1] == Restarted(restart=1, of=1, reason="process 1 ended with SIGKILL")
 
 
 @pytest.mark.slow
@@ -97,13 +97,13 @@ def test_what_the_user_has_to_fix_is_not_tried_again(run):
     seen = []
     with pytest.raises(UserError, match="too hot"):
         work("workers:fails_once", described(run, "user_error"), seen.append, Ranks(processes=2, restarts=3))
-    assert {event["event"] for event in seen} <= {"began"}  # which the first one may not have come to say
+    assert {event["name"] for event in seen} <= {"began"}  # which the first one may not have come to say
     assert not any(event["attempt"] for event in seen)
 
 
 def test_a_signal_asks_all_processes_and_a_second_one_ends_them(run):
     def watch(event):
-        if event["event"] == "ready":
+        if event == Custom(name="ready"):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
@@ -121,8 +121,8 @@ def alive(pid):
 
 @pytest.mark.parametrize("whom", ["parent", pytest.param("launcher", marks=pytest.mark.slow)])
 def test_no_process_outlives_the_one_that_started_it(run, whom):
-    code = "import sys, pathlib; from sftrun import launch, rundir\n"
-    code += "launch.work('workers:stays', rundir.RunDir(pathlib.Path(sys.argv[1])), print, launch.Ranks(processes=2))"
+    code = "import sys, pathlib; from sftrun.launch import workers; from sftrun.runs.directory import RunDir\n"
+    code += "workers.work('workers:stays', RunDir(pathlib.Path(sys.argv[1])), print, workers.Ranks(processes=2))"
     parent = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stderr=subprocess.DEVNULL)
     files = [run.path / f"pid-{number}" for number in range(2)]
     wait_for(lambda: all(file.is_file() and " " in file.read_text() for file in files))
@@ -166,8 +166,9 @@ def on_two_nodes(target, run, first=None, second=None, **more):
 def test_nodes_keep_their_numbers_and_start_again_together(run):
     seen, ended = on_two_nodes("workers:fails_once", described(run, "killed"), restarts=1)
     assert ended == [None, None]
-    restarted = {"event": "restarted", "restart": 1, "of": 1, "reason": "process 1 ended with SIGKILL"}
-    assert seen == ([{"event": "began", "attempt": 0}, restarted, {"event": "began", "attempt": 1}], [restarted])
+    restarted = Restarted(restart=1, of=1, reason="process 1 ended with SIGKILL")
+    first, second = (Custom(name="began", data={"attempt": attempt}) for attempt in (0, 1))
+    assert seen == ([first, restarted, second], [restarted])
 
 
 @pytest.mark.slow
@@ -274,4 +275,4 @@ def test_a_trainer_that_is_not_set_up_for_all_is_refused(run, known, words):
 def test_a_model_that_is_shared_is_loaded_by_the_first_process_alone(run):
     seen = []
     work("workers:shared_model", described(run, "", processes=2, strategy="fsdp"), seen.append, TWO)
-    assert seen == [{"event": "shared", "loaded": [True, False], "same": True, "buffers": True}]
+    assert seen == [Custom(name="shared", data={"loaded": [True, False], "same": True, "buffers": True})]

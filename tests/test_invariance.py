@@ -8,6 +8,8 @@ import torch
 from conftest import talk
 from safetensors.torch import load_file
 
+from sftrun.kinds import Training
+
 pytestmark = pytest.mark.older
 
 ROWS = [talk(f"Count to {number}!", " ".join(map(str, range(number + 1)))) for number in range(8)]
@@ -43,7 +45,7 @@ SPLITS = {
 @pytest.fixture(scope="module", params=["answers", "everything"])
 def step(request, tmp_path_factory):
     """Trains one step on all rows; returns the loss and the weights. `everything`: the very first token too."""
-    from sftrun.flow import prepare_only
+    from sftrun.flow import prepare
     from sftrun.training import train
 
     folder = tmp_path_factory.mktemp(request.param)
@@ -56,11 +58,11 @@ def step(request, tmp_path_factory):
         import sftrun
 
         sets = [f"{key}={json.dumps(value)}" for key, value in {**ONE_STEP, **changes}.items()]
-        made = prepare_only(folder / "recipe.yaml", sets, folder / name)
+        made = prepare(folder / "recipe.yaml", sets, folder / name)
         if request.param == "everything":
             train_on_everything(made.prepared / "train.arrow")
         events = []
-        train.train(sftrun.load(folder / "recipe.yaml", sets), made.path, events.append)
+        train.train(Training(recipe=sftrun.load(folder / "recipe.yaml", sets), run=made, emit=events.append))
         (said,) = (event for event in events if event["event"] == "step")
         return said, load_file(made.model / "model.safetensors")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from sftrun.errors import Interrupted, OutOfMemory, UserError
+from sftrun.events import Custom
 from sftrun.launch.failures import WorkerError
 from sftrun.launch.workers import work
-from sftrun.options import parse
-from sftrun.recipe.model import Recipe
+from sftrun.recipe.model import typed_recipe
 from sftrun.recipe.resolved import resolved_yaml
 from sftrun.runs.directory import RunDir
 
@@ -21,7 +21,7 @@ from sftrun.runs.directory import RunDir
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    recipe = parse({"model": {"name": "sftrun/tiny"}, "source": "jsonl", "seed": 7}, Recipe)
+    recipe = typed_recipe({"model": {"name": "sftrun/tiny"}, "source": "jsonl", "seed": 7})
     folder = RunDir(tmp_path)
     folder.write("resolved.yaml", resolved_yaml(recipe))
     return folder
@@ -30,7 +30,7 @@ def run(tmp_path, monkeypatch):
 def test_events_reach_the_parent(run):
     seen = []
     work("workers:report", run, seen.append)
-    assert seen == [{"event": "step", "seed": 7}]
+    assert seen == [Custom(name="seed", data={"seed": 7})]
 
 
 def test_what_the_user_can_fix_keeps_its_place_and_its_hint(run):
@@ -74,7 +74,7 @@ def test_a_signal_that_is_told_twice_at_once_is_one(run, number):
 
     def watch(event):
         os.kill(os.getpid(), number)
-        if event["event"] == "ready":
+        if event == Custom(name="ready"):
             os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted):

@@ -13,6 +13,7 @@ import pytest
 from conftest import talk
 
 from sftrun import UserError
+from sftrun.data import Samples
 from sftrun.runs import history
 from sftrun.runs.directory import RunDir
 
@@ -58,10 +59,10 @@ def trained(folder, name, *sets):
 def alone(folder, name, *sets):
     """The same in this process."""
     import sftrun
-    from sftrun.flow import prepare_only
+    from sftrun.flow import prepare
     from sftrun.stages.train import train_here
 
-    run = prepare_only(folder / "recipe.yaml", sets, folder / name)
+    run = prepare(folder / "recipe.yaml", sets, folder / name)
     train_here(sftrun.load(folder / "recipe.yaml", sets), run, run.event)
     return run
 
@@ -96,15 +97,14 @@ def two(folder):
 def test_two_processes_train_as_one_does_with_batches_twice_as_large(folder, two):
     """21 rows: the last step of an epoch has one row, and the second process an empty batch; of 3 batches of the
     validation rows it has one."""
-    from sftrun.data import store
 
     close(two, alone(folder, "one", "train.batch_size=4"))
-    rows = list(store.read_samples(two.prepared / "train.arrow"))
+    rows = list(Samples(two.prepared / "train.arrow"))
     assert totals(two) == (2 * sum(len(row.ids) for row in rows), 2 * sum(sum(row.trained[1:]) for row in rows))
 
 
 def test_how_many_trained_is_recorded_and_said(two):
-    assert two.read_json("lock.json")["launch"] == {"processes": 2, "nodes": 1, "strategy": "ddp"}
+    assert two.facts("train")["launch"] == {"processes": 2, "nodes": 1, "strategy": "ddp"}
     (launched,) = [event for event in two.events() if event["event"] == "launched"]
     told = {name: launched[name] for name in ("processes", "nodes", "strategy", "backend")}
     assert told == {"processes": 2, "nodes": 1, "strategy": "ddp", "backend": "gloo"}
@@ -255,7 +255,7 @@ def test_two_nodes_train_as_two_processes_do(folder, reference):
     assert ended[1][1] == "node 1 of 2 waits for node 0 to prepare\nnode 1 of 2 trains\n"
     run = RunDir(folder / "nodes")
     assert weights(run) == weights(reference)
-    assert run.read_json("lock.json")["launch"] == {"processes": 1, "nodes": 2, "strategy": "ddp"}
+    assert run.facts("train")["launch"] == {"processes": 1, "nodes": 2, "strategy": "ddp"}
 
 
 def begun(run):

@@ -11,7 +11,7 @@ from conftest import talk
 
 from sftrun import UserError, load, validate
 from sftrun.errors import OutOfMemory
-from sftrun.flow import go_on, prepare_only, run
+from sftrun.flow import prepare, resume, run
 from sftrun.memory.search import Trial, search
 from sftrun.registry import current
 
@@ -31,6 +31,7 @@ TRAIN = {
 FRAIL = '''
 """Backend `frail`: the built-in one, where more rows than some take too much memory, from a step on."""
 
+import dataclasses
 import os
 import signal
 from typing import Annotated, Literal
@@ -60,11 +61,15 @@ class Mute:
     def __init__(self):
         self.inner = sftrun.create("backend", "hf")
 
-    def train(self, recipe, run, emit):
-        self.inner.train(recipe, run, emit)
+    @property
+    def honours(self):
+        return self.inner.honours
 
-    def load(self, recipe, run, which):
-        return self.inner.load(recipe, run, which)
+    def train(self, work):
+        self.inner.train(work)
+
+    def load(self, work):
+        return self.inner.load(work)
 
 
 class Frail(Mute):
@@ -76,18 +81,20 @@ class Frail(Mute):
         super().__init__()
         self.options = options
 
-    def estimate(self, recipe, training, evaluation):
-        return self.inner.estimate(recipe, training, evaluation)
+    def estimate(self, work):
+        return self.inner.estimate(work)
 
-    def train(self, recipe, run, emit):
+    def train(self, work):
+        train = work.recipe.train
+
         def watch(event):
-            emit(event)
+            work.emit(event)
             stepped = event["event"] == "step" and event["step"] >= self.options.step
-            validates = event["event"] == "validating" and recipe.train.eval_batch_size > self.options.rows
-            if validates or (stepped and recipe.train.micro_batch > self.options.rows):
+            validates = event["event"] == "validating" and train.eval_batch_size > self.options.rows
+            if validates or (stepped and train.micro_batch > self.options.rows):
                 self.fail()
 
-        self.inner.train(recipe, run, watch)
+        self.inner.train(dataclasses.replace(work, emit=watch))
 
     def fail(self):
         if self.options.how == "killed":
@@ -199,13 +206,13 @@ def test_smaller_batches_give_the_same_curve(recipe, tmp_path):
     """Out of memory in step 3 with 8 rows: from the checkpoint of step 2 with 4 and 4."""
     whole = run(recipe(), out=tmp_path / "whole")
     shrunk = run(recipe({"on_oom": "shrink"}, backend=frail(rows=4)), out=tmp_path / "shrunk")
-    (event,) = events(shrunk, "shrunk")
-    assert (event["batch_size"], event["grad_accum"], event["while"]) == (4, 2, "training")
+    (event,) = events(shrunk, "batch_shrunk")
+    assert (event["batch_size"], event["grad_accum"], event["during"]) == (4, 2, "training")
     assert [each["step"] for each in events(shrunk, "resumed")] == [2]
     assert [step for step, _ in losses(shrunk)] == [1, 2, 3, 4, 5, 6]
     for (_, one), (_, other) in zip(losses(whole), losses(shrunk), strict=True):
         assert one == pytest.approx(other, abs=1e-5)
-    batch = shrunk.read_json("lock.json")["batch"]
+    batch = shrunk.facts("train")["batch"]
     assert batch["asked"]["batch_size"] == 8
     assert (batch["batch_size"], batch["grad_accum"]) == (4, 2)
     assert load(shrunk.path / "resolved.yaml").train.batch_size == 4
@@ -227,7 +234,7 @@ def test_out_of_memory_says_the_exact_change(recipe, tmp_path):
 def test_with_one_row_at_a_time_the_next_changes_are_said_in_order(recipe, tmp_path):
     from sftrun.memory import recover
 
-    folder = prepare_only(recipe(), out=tmp_path / "run")
+    folder = prepare(recipe(), out=tmp_path / "run")
     one = load(tmp_path / "recipe.yaml", ["train.batch_size=1", "train.grad_accum=8"])
     first, shorter, lora, *qlora = recover.otherwise(one, folder, folder).split("; or ")
     assert first.startswith("set train.gradient_checkpointing: true (the same training, slower): sftrun resume")
@@ -286,7 +293,7 @@ def test_a_worker_that_was_killed_goes_on_with_fewer_rows_until_one(recipe, tmp_
 def test_two_processes_shrink_together_and_go_on_from_their_checkpoint(recipe, tmp_path):
     keys = {"backend": frail(rows=2), "launch": {"processes": 2}}
     folder = run(recipe({"on_oom": "shrink", "batch_size": 4}, **keys), out=tmp_path / "run")
-    (event,) = events(folder, "shrunk")
+    (event,) = events(folder, "batch_shrunk")
     assert (event["batch_size"], event["grad_accum"]) == (2, 2)
     assert [each["step"] for each in events(folder, "resumed")] == [2]
     assert [step for step, _ in losses(folder)] == [1, 2, 3, 4, 5, 6]
@@ -297,8 +304,8 @@ def test_where_an_evaluation_takes_too_much_it_is_the_one_that_shrinks(recipe, t
     train = {"on_oom": "shrink", "batch_size": 2, "eval_strategy": "steps", "eval_steps": 3, "eval_batch_size": 8}
     keys = {"backend": frail(rows=4), "source_options": {"val_share": 0.2}}
     folder = run(recipe(train, **keys), out=tmp_path / "run")
-    (event,) = events(folder, "shrunk")
-    assert (event["while"], event["eval_batch_size"], event["batch_size"]) == ("evaluation", 4, 2)
+    (event,) = events(folder, "batch_shrunk")
+    assert (event["during"], event["eval_batch_size"], event["batch_size"]) == ("evaluation", 4, 2)
 
 
 @pytest.mark.slow
@@ -307,10 +314,10 @@ def test_a_batch_is_chosen_by_all_processes_of_a_machine_together(recipe, tmp_pa
     launch = {"processes": 2, "strategy": strategy}
     file = recipe({"batch_size": "auto", "effective_batch_size": 8, "max_steps": 2}, launch=launch)
     folder = run(file, out=tmp_path / "run")
-    assert [(each["batch_size"], each["processes"], each["fits"]) for each in events(folder, "sizing")] == [
+    assert [(each["batch_size"], each["processes"], each["fits"]) for each in events(folder, "batch_tried")] == [
         (4, 2, True)
     ]
-    batch = folder.read_json("lock.json")["batch"]
+    batch = folder.facts("train")["batch"]
     assert (batch["batch_size"], batch["grad_accum"]) == (4, 1)
 
 
@@ -318,20 +325,20 @@ def test_a_batch_is_chosen_by_all_processes_of_a_machine_together(recipe, tmp_pa
 def test_a_batch_is_chosen_once(recipe, tmp_path):
     file = recipe({"batch_size": "auto", "effective_batch_size": 8}, backend=frail(rows=2, step=1))
     folder = run(file, out=tmp_path / "run")
-    assert [(each["batch_size"], each["fits"]) for each in events(folder, "sizing")] == [
+    assert [(each["batch_size"], each["fits"]) for each in events(folder, "batch_tried")] == [
         (8, False),
         (4, False),
         (2, True),
     ]
-    (sized,) = events(folder, "sized")
+    (sized,) = events(folder, "batch_chosen")
     assert (sized["batch_size"], sized["grad_accum"], sized["margin"]) == (2, 4, 0.1)
     assert sized["peak"] < sized["room"]
-    assert folder.read_json("lock.json")["batch"]["asked"]["batch_size"] == "auto"
+    assert folder.facts("train")["batch"]["asked"]["batch_size"] == "auto"
     assert not (folder.path / ".size").exists()
     folder.forget("train", "report")
     run(file, out=folder.path, resume=True)
-    go_on(folder.path)
-    assert len(events(folder, "sized")) == 1
+    resume(folder.path)
+    assert len(events(folder, "batch_chosen")) == 1
     assert load(folder.path / "resolved.yaml").train.batch_size == 2
 
 

@@ -14,6 +14,7 @@ from sftrun.options import Use, parse, schema
 from sftrun.recipe.model import Recipe, typed_recipe
 from sftrun.registry import current
 from sftrun.runs.directory import RunDir
+from sftrun.testing import examples
 
 pytestmark = pytest.mark.older
 
@@ -270,7 +271,7 @@ MARKED = (
 def prepared(tmp_path: Path, name: str, sets: dict[str, Any], rows: list[Any]) -> Any:
     """What comes of preparing: the ids and labels, or the message of the error."""
     from sftrun.errors import UserError
-    from sftrun.flow import prepare_only
+    from sftrun.flow import prepare
 
     for folder, items in (("data", rows), ("other", rows[:1])):
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -281,7 +282,7 @@ def prepared(tmp_path: Path, name: str, sets: dict[str, Any], rows: list[Any]) -
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     overrides = [f"{key}={json.dumps(value)}" for key, value in {"data.max_lost": 1, **sets}.items()]
     try:
-        run = prepare_only(tmp_path / "recipe.yaml", overrides, tmp_path / name)
+        run = prepare(tmp_path / "recipe.yaml", overrides, tmp_path / name)
     except UserError as error:
         return str(error)
     return run.read_json("prepared/proof.json")["hash"], run.read_json("prepared/stats.json")
@@ -390,15 +391,15 @@ class Parrot:
     def __init__(self) -> None:
         self.asked: list[Any] = []
 
-    def generate(self, prompts, max_new_tokens, batch_size):
-        self.asked.append((prompts, max_new_tokens, batch_size))
-        return [list(prompt[:max_new_tokens]) for prompt in prompts]
+    def generate(self, prompts, decoding):
+        self.asked.append((prompts, decoding))
+        return [list(prompt[: decoding.max_new_tokens]) for prompt in prompts]
 
     def decode(self, ids):
         return " ".join(map(str, ids))
 
     def losses(self, split):
-        from sftrun import LossSums
+        from sftrun.types import LossSums
 
         return LossSums(tokens=10, loss=len(split), correct=5)
 
@@ -416,7 +417,7 @@ def test_an_option_of_an_evaluator_changes_what_is_asked_or_scored(leaf):
     for with_ in ({}, {option: ANSWERED[leaf]}):
         model = Parrot()
         evaluator = current().create("evaluator", Use(use=component.split()[1], with_=with_))
-        seen.append((evaluator.score(model, prompts), model.asked))
+        seen.append((evaluator.score(examples.scoring(model, prompts)), model.asked))
     assert seen[0] != seen[1]
 
 
@@ -425,7 +426,7 @@ def test_the_judge_of_an_evaluator_grades():
     from sftrun.registry import Registered
 
     class Strict:
-        def grade(self, prompt, answer):
+        def grade(self, work):
             return Grade(0.25, "strict")
 
     item = Registered("judge", "strict", Strict, None, "", __name__, "tests", "0")
@@ -435,6 +436,7 @@ def test_the_judge_of_an_evaluator_grades():
         evaluators = [
             current().create("evaluator", Use(use="judge", with_={"judge": judge})) for judge in ("reference", "strict")
         ]
-        assert [each.score(Parrot(), prompts).metrics["score"] for each in evaluators] == [1.0, 0.25]
+        scores = [each.score(examples.scoring(Parrot(), prompts)) for each in evaluators]
+        assert [each.metrics["score"].value for each in scores] == [1.0, 0.25]
     finally:
         del current().components["judge"]["strict"]

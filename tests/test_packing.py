@@ -11,8 +11,9 @@ from conftest import talk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sftrun import read_packs
+from sftrun.data import read_packs
 from sftrun.data.pack import best_fit, write
+from sftrun.kinds import Training
 
 ROWS = [talk("Count!", " ".join(map(str, range(1 + number % 9)))) for number in range(40)]
 
@@ -102,9 +103,9 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(recipe):
-    from sftrun.flow import prepare_only
+    from sftrun.flow import prepare
 
-    return prepare_only(recipe, [], recipe.parent / "prepared")
+    return prepare(recipe, [], recipe.parent / "prepared")
 
 
 def test_packs_hold_the_prepared_rows_end_to_end(prepared):
@@ -121,14 +122,14 @@ def test_packs_hold_the_prepared_rows_end_to_end(prepared):
 
 
 def test_rows_are_those_that_were_prepared_in_every_process_that_loads_them(prepared):
-    from sftrun.data import read_samples
+    from sftrun.data import Samples
     from sftrun.training.rows import Rows
 
     file = prepared.prepared / "train.arrow"
     rows = pickle.loads(pickle.dumps(Rows(file)))
     read = [(row["input_ids"].tolist(), (row["labels"] != -100).tolist()) for row in rows]
-    assert read == [(sample.ids, sample.trained) for sample in read_samples(file)]
-    assert rows.lengths.tolist() == [len(sample.ids) for sample in read_samples(file)]
+    assert read == [(sample.ids, sample.trained) for sample in Samples(file)]
+    assert rows.lengths.tolist() == [len(sample.ids) for sample in Samples(file)]
 
 
 def test_packs_of_other_rows_are_an_error(prepared):
@@ -194,15 +195,15 @@ def test_rows_of_a_batch_are_of_similar_lengths_and_the_seed_decides_which():
 def trained(recipe, name, **changes):
     """Events of a training in this process."""
     import sftrun
-    from sftrun.flow import prepare_only
+    from sftrun.flow import prepare
     from sftrun.training import train
 
     sets = [
         "train.eval_strategy=no",
         *(f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()),
     ]
-    events, run = [], prepare_only(recipe, sets, recipe.parent / name)
-    train.train(sftrun.load(recipe, sets), run.path, events.append)
+    events, run = [], prepare(recipe, sets, recipe.parent / name)
+    train.train(Training(recipe=sftrun.load(recipe, sets), run=run, emit=events.append))
     return [event for event in events if event["event"] in ("step", "warning")]
 
 

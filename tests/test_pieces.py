@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import talk
 
-from sftrun.recipe.resolved import from_resolved
+from sftrun.kinds import Loading, Training
+from sftrun.types import Decoding
 
 TEXT = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text("utf-8")
 ROWS = [talk(f"What comes after {number}?", str(number + 1) * (1 + number % 7)) for number in range(40)]
@@ -51,13 +52,13 @@ def folder(tmp_path_factory):
 
 
 def prepared(folder, name):
-    from sftrun.flow import prepare_only
+    from sftrun.flow import prepare
 
-    return prepare_only(folder / "recipe.yaml", (), folder / name)
+    return prepare(folder / "recipe.yaml", (), folder / name)
 
 
 def recipe(run):
-    return from_resolved((run.path / "resolved.yaml").read_text())
+    return run.recipe()
 
 
 def attempt(plain, run, last=None):
@@ -69,7 +70,7 @@ def attempt(plain, run, last=None):
             raise Killed
 
     try:
-        plain.train(recipe(run), run.path, emit)
+        plain.train(Training(recipe=recipe(run), run=run, emit=emit))
     except Killed:
         return False
     return True
@@ -85,7 +86,9 @@ def test_a_backend_of_a_page_goes_on_to_the_same_weights_and_says_what_it_has_le
     weights = [(run.model / "model.safetensors").read_bytes() for run in (whole, stopped)]
     assert weights[0] == weights[1]
     assert [event["step"] for event in stopped.events() if event["event"] == "resumed"] == [4, 8]
-    base, tuned = (plain.load(recipe(whole), whole.path, which).losses("val") for which in ("base", "tuned"))
+    base, tuned = (
+        plain.load(Loading(recipe=recipe(whole), run=whole, which=which)).losses("val") for which in ("base", "tuned")
+    )
     assert tuned.tokens == base.tokens
     assert tuned.loss < base.loss
 
@@ -93,9 +96,9 @@ def test_a_backend_of_a_page_goes_on_to_the_same_weights_and_says_what_it_has_le
 @pytest.mark.older
 def test_its_model_answers_without_the_end_of_turn(plain, folder):
     run = prepared(folder, "answers")
-    model = plain.load(recipe(run), run.path, "base")
-    answers = model.generate([[1, 2, 3], [4]], 5, 2)
-    assert model.generate([[1, 2, 3], [4]], 5, 1) == answers
+    model = plain.load(Loading(recipe=recipe(run), run=run, which="base"))
+    answers = model.generate([[1, 2, 3], [4]], Decoding(max_new_tokens=5, batch_size=2))
+    assert model.generate([[1, 2, 3], [4]], Decoding(max_new_tokens=5, batch_size=1)) == answers
     assert all(len(answer) <= 5 and not set(answer) & set(model.stop) for answer in answers)
 
 

@@ -8,6 +8,7 @@ import pytest
 from conftest import talk
 
 from sftrun import tiny
+from sftrun.kinds import Estimating
 from sftrun.memory import batches, changes
 from sftrun.memory.machine import machine
 from sftrun.recipe.validate import load
@@ -29,7 +30,11 @@ def recipe(write):
 
 
 def estimate(recipe, shape=SHAPE, evaluation=None):
-    return current().create("backend", recipe.backend).estimate(recipe, shape, evaluation)
+    return (
+        current()
+        .create("backend", recipe.backend)
+        .estimate(Estimating(recipe=recipe, training=shape, evaluation=evaluation))
+    )
 
 
 def step(footprint):

@@ -7,6 +7,7 @@ import os
 import pytest
 from conftest import talk
 
+from sftrun.kinds import Estimating
 from sftrun.memory import batches, changes
 from sftrun.recipe.validate import load
 from sftrun.registry import current
@@ -49,7 +50,11 @@ def shared(recipe):
 
 
 def estimate(recipe, shape=SHAPE, evaluation=None):
-    return current().create("backend", recipe.backend).estimate(recipe, shape, evaluation)
+    return (
+        current()
+        .create("backend", recipe.backend)
+        .estimate(Estimating(recipe=recipe, training=shape, evaluation=evaluation))
+    )
 
 
 def test_fsdp_divides_all_but_what_is_gathered():

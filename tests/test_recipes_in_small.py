@@ -16,6 +16,7 @@ import small
 
 import sftrun as library
 from sftrun import tiny
+from sftrun.kinds import Estimating
 from sftrun.memory import batches
 
 ROOT = Path(__file__).parents[1]
@@ -217,7 +218,9 @@ def planned(size, overrides, folder):
 def on_a_gpu(recipe):
     """The same of a recipe."""
     backend = library.create("backend", recipe.backend)
-    found = backend.estimate(recipe, batches.training(recipe, None), batches.evaluation(recipe, None))
+    found = backend.estimate(
+        Estimating(recipe=recipe, training=batches.training(recipe, None), evaluation=batches.evaluation(recipe, None))
+    )
     only_cpu = ("libraries", "gaps of malloc")
     peaks = [sum(part for name, part in each.items() if name not in only_cpu) for each in found.memory.values()]
     return (max(peaks) + 600 * 2**20) / 1e9

@@ -62,7 +62,6 @@ def folder(tmp_path_factory):
 
 def attempt(run, die=lambda event: False):
     """Trains in this process, until the end or until an event for which `die` is true."""
-    from sftrun.recipe.resolved import from_resolved
     from sftrun.stages.train import train_here
 
     def emit(event):
@@ -71,16 +70,16 @@ def attempt(run, die=lambda event: False):
             raise Killed
 
     try:
-        train_here(from_resolved((run.path / "resolved.yaml").read_text()), run, emit)
+        train_here(run.recipe(), run, emit)
     except Killed:
         return False
     return True
 
 
 def prepared(folder, name, sets=()):
-    from sftrun.flow import prepare_only
+    from sftrun.flow import prepare
 
-    return prepare_only(folder / "recipe.yaml", sets, folder / name)
+    return prepare(folder / "recipe.yaml", sets, folder / name)
 
 
 def weights(run):

@@ -10,7 +10,6 @@ from conftest import talk
 from safetensors.torch import load_file
 
 import sftrun as api
-from sftrun.recipe.resolved import from_resolved
 
 has_deepspeed = importlib.util.find_spec("deepspeed") is not None
 needs_deepspeed = pytest.mark.skipif(not has_deepspeed, reason="needs deepspeed")
@@ -88,7 +87,7 @@ def logits(run):
 
     ids = torch.arange(5, 45).reshape(2, 20)
     with torch.inference_mode():
-        return load_tuned(from_resolved((run.path / "resolved.yaml").read_text()), run).eval()(input_ids=ids).logits
+        return load_tuned(run.recipe(), run).eval()(input_ids=ids).logits
 
 
 def same(run, other):
@@ -98,7 +97,7 @@ def same(run, other):
     torch.testing.assert_close(logits(run), logits(other), rtol=0, atol=2e-5)
     files = [next(each.model.glob("*.safetensors")) for each in (run, other)]
     assert load_file(files[0]).keys() == load_file(files[1]).keys()
-    assert run.read_json("lock.json")["parameters"] == other.read_json("lock.json")["parameters"]
+    assert run.facts("train")["parameters"] == other.facts("train")["parameters"]
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -120,9 +119,9 @@ def test_a_shared_model_goes_on_from_its_checkpoint_to_the_very_same_weights(nam
     shutil.rmtree(stopped.checkpoints / "checkpoint-4")
     shutil.rmtree(stopped.model)
     stopped.stage("train", "interrupted")
-    from sftrun.flow import go_on
+    from sftrun.flow import resume
 
-    go_on(stopped.path)
+    resume(stopped.path)
     assert [event["step"] for event in stopped.events() if event["event"] == "resumed"] == [2]
     assert (stopped.model / "model.safetensors").read_bytes() == (whole.model / "model.safetensors").read_bytes()
 
@@ -157,11 +156,10 @@ def process(tmp_path):
 def model():
     from transformers import AutoModelForCausalLM
 
-    from sftrun.options import parse
-    from sftrun.recipe.model import Recipe
+    from sftrun.recipe.model import typed_recipe
     from sftrun.training.base_model import location
 
-    recipe = parse({"model": {"name": "sftrun/tiny"}, "source": "jsonl"}, Recipe)
+    recipe = typed_recipe({"model": {"name": "sftrun/tiny"}, "source": "jsonl"})
     return AutoModelForCausalLM.from_pretrained(location(recipe))
 
 
@@ -220,20 +218,19 @@ def test_what_a_strategy_cannot_do_is_said_by_validate(message, write, sftrun):
 
 
 def test_one_process_cannot_share_a_model():
-    from sftrun.options import parse
-    from sftrun.recipe.model import Recipe
+    from sftrun.recipe.model import typed_recipe
     from sftrun.training.sharding import strategy
 
     keys = {"model": {"name": "sftrun/tiny"}, "source": "jsonl", "launch": {"strategy": "fsdp"}}
     with pytest.raises(api.UserError, match="fsdp shares a model among processes, and there is only one"):
-        strategy.strategy(parse(keys, Recipe))
+        strategy.strategy(typed_recipe(keys))
 
 
 def test_deepspeed_is_asked_for_before_a_run_starts(write, sftrun, tmp_path, monkeypatch):
-    from sftrun import need
+    from sftrun import errors
 
-    there = need.find_spec
-    monkeypatch.setattr(need, "find_spec", lambda name: None if name == "deepspeed" else there(name))
+    there = errors.find_spec
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == "deepspeed" else there(name))
     sets = ["--set", "launch.strategy=deepspeed", "--set", "launch.processes=2"]
     said = sftrun(write(ROWS[:4]), *sets, "--out", tmp_path / "out")
     assert said.code == 1

@@ -9,7 +9,9 @@ from conftest import talk
 from safetensors.torch import load_file
 
 from sftrun import UserError
+from sftrun.kinds import Training
 from sftrun.recipe.validate import load
+from sftrun.runs.directory import RunDir
 from sftrun.training.model import switches
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
@@ -33,12 +35,12 @@ def train(recipe, tmp_path):
     """Trains; returns the events and the weights."""
 
     def run(name, *sets):
-        from sftrun.flow import prepare_only
+        from sftrun.flow import prepare
         from sftrun.training import train
 
         wanted, events = recipe(*sets), []
-        made = prepare_only(tmp_path / "recipe.yaml", sets, tmp_path / name)
-        train.train(wanted, made.path, events.append)
+        made = prepare(tmp_path / "recipe.yaml", sets, tmp_path / name)
+        train.train(Training(recipe=wanted, run=made, emit=events.append))
         return events, load_file(made.model / "model.safetensors"), made
 
     return run
@@ -69,7 +71,7 @@ def test_what_needs_a_gpu_is_refused_before_a_model_is_loaded(recipe, setting, s
     from sftrun.training import train
 
     with pytest.raises(UserError, match=said) as caught:
-        train.train(recipe(f"train.{setting}"), tmp_path, print)
+        train.train(Training(recipe=recipe(f"train.{setting}"), run=RunDir(tmp_path), emit=print))
     (problem,) = caught.value.problems
     assert problem.path == ("train", setting.split("=")[0])
     assert problem.hint
@@ -133,7 +135,7 @@ def test_what_was_used_is_said_and_stands_in_the_lock(train):
     events, weights, run = train("eager", "train.attention=eager")
     (used,) = (event for event in events if event["event"] == "using")
     assert (used["attention"], used["optimizer"], used["compiled"]) == ("eager", "adamw (fused)", "nothing")
-    assert run.read_json("lock.json")["used"] == {key: value for key, value in used.items() if key != "event"}
+    assert run.facts("train")["used"] == {key: value for key, value in used.items() if key != "event"}
     other, same, _ = train("sdpa", "train.attention=sdpa")
     assert losses(events) == pytest.approx(losses(other), abs=1e-4)
     for name, each in weights.items():
@@ -158,7 +160,7 @@ def test_compiled_layers_train_the_same_to_rounding(train, packing, checkpointin
     before, plain, _ = graphs("plain")
     after, compiled, run = graphs("compiled", "train.compile=true")
     assert after - before >= 2  # not only what transformers compiles itself, if anything
-    assert run.read_json("lock.json")["used"]["compiled"] == "2 layers"
+    assert run.facts("train")["used"]["compiled"] == "2 layers"
     assert losses(compiled) == pytest.approx(losses(plain), abs=1e-4)
 
 
@@ -169,11 +171,11 @@ def test_a_model_without_layers_to_compile_is_refused(recipe):
 
 @pytest.mark.parametrize("key", ["attention", "compile"])
 def test_a_run_may_go_on_with_another_switch_and_it_is_said(recipe, tmp_path, key):
-    from sftrun.flow import prepare_only
+    from sftrun.flow import prepare
     from sftrun.runs import resume
 
     recipe()
-    run = prepare_only(tmp_path / "recipe.yaml", (), tmp_path / "run")
+    run = prepare(tmp_path / "recipe.yaml", (), tmp_path / "run")
     value = {"attention": "eager", "compile": "true"}[key]
     changed = load(tmp_path / "recipe.yaml", [f"train.{key}={value}"])
     assert f"train.{key} changed" in resume.reconcile(changed, run, 1)[0]

@@ -8,6 +8,8 @@ import sys
 import pytest
 from conftest import talk
 
+from sftrun.kinds import Exporting, Loading
+
 pytestmark = pytest.mark.older
 
 ROWS = [talk(f"What comes after {number}?", str(number + 1)) for number in range(60)]
@@ -145,7 +147,7 @@ def test_every_stage_leaves_its_record_and_tensorboard_its_curves(full):
 
 
 def test_an_adapter_trains_alone_and_its_merge_says_the_same(lora):
-    parameters = lora.read_json("lock.json")["parameters"]
+    parameters = lora.facts("train")["parameters"]
     assert parameters["trained"] < parameters["all"] / 3
     facts = lora.read_json("export/facts.json")["merged"]
     assert facts["max_difference"] < 1e-4
@@ -155,11 +157,10 @@ def test_an_adapter_trains_alone_and_its_merge_says_the_same(lora):
 
 def test_a_merge_that_says_something_else_is_refused(lora):
     from sftrun import Use, UserError, create
-    from sftrun.recipe.resolved import from_resolved
 
     exporter = create("exporter", Use(use="merged", with_={"max_difference": 1e-12}))
     with pytest.raises(UserError, match="differs from the adapter by"):
-        exporter.export(from_resolved((lora.path / "resolved.yaml").read_text()), lora.path, print)
+        exporter.export(Exporting(recipe=lora.recipe(), run=lora, emit=print))
 
 
 def test_evaluation_and_checkpoints_come_when_the_recipe_says(lora):
@@ -305,6 +306,6 @@ def test_a_model_is_evaluated_in_the_precision_of_the_computation(recipe, full, 
     import sftrun
 
     described = sftrun.load(recipe, ["train.precision=bf16"])
-    model = sftrun.create("backend", "hf").load(described, full.path, which)
+    model = sftrun.create("backend", "hf").load(Loading(recipe=described, run=full, which=which))
     assert model.model.dtype == torch.bfloat16
     assert model.losses("val").tokens > 0

@@ -6,10 +6,11 @@ import signal
 import time
 
 import sftrun
+from sftrun.events import Custom
 
 
 def report(recipe, run, emit):
-    emit({"event": "step", "seed": recipe.seed})
+    emit(Custom(name="seed", data={"seed": recipe.seed}))
 
 
 def user_error(recipe, run, emit):
@@ -59,7 +60,7 @@ def tidy(recipe, run, emit):
         raise sftrun.errors.Interrupted
 
     signal.signal(signal.SIGTERM, end)
-    emit({"event": "ready"})
+    emit(Custom(name="ready"))
     time.sleep(60)
 
 
@@ -68,7 +69,7 @@ def stopped(recipe, run, emit):
 
 
 def waiting(recipe, run, emit):
-    emit({"event": "ready"})
+    emit(Custom(name="ready"))
     time.sleep(60)
 
 
@@ -95,11 +96,16 @@ def attempt():
 
 def ranked(recipe, run, emit):
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "OMP_NUM_THREADS")
-    emit({"event": "step", **{name: int(os.environ[name]) for name in names}})
+    emit(Custom(name="rank", data={name: int(os.environ[name]) for name in names}))
 
 
 def alone(recipe, run, emit):
-    emit({"event": "step", "variables": sorted(name for name in os.environ if name.endswith(("RANK", "WORLD_SIZE")))})
+    emit(
+        Custom(
+            name="rank",
+            data={"variables": sorted(name for name in os.environ if name.endswith(("RANK", "WORLD_SIZE")))},
+        )
+    )
 
 
 def second_fails(recipe, run, emit):
@@ -111,7 +117,7 @@ def second_fails(recipe, run, emit):
 
 def fails_once(recipe, run, emit):
     """The second process fails in the first attempt, when all have begun; the others would go on for long."""
-    emit({"event": "began", "attempt": attempt()})
+    emit(Custom(name="began", data={"attempt": attempt()}))
     if attempt() == 0:
         (run.path / f"began-{os.environ['RANK']}").touch()
         while len(list(run.path.glob("began-*"))) < int(os.environ["WORLD_SIZE"]):
@@ -142,7 +148,7 @@ def present(run, emit):
     (run.path / f"pid-{os.environ['RANK']}").write_text(f"{os.getpid()} {os.getppid()}")
     while len(list(run.path.glob("pid-*"))) < int(os.environ["WORLD_SIZE"]):
         time.sleep(0.01)
-    emit({"event": "ready"})
+    emit(Custom(name="ready"))
     time.sleep(60)
 
 
@@ -185,5 +191,5 @@ def shared_model(recipe, run, emit):
     buffers = ranks.gathered([each.tolist() for each in model.buffers()])
     if ranks.first():
         same = all(torch.equal(each, wanted[name]) for name, each in whole.items())
-        emit({"event": "shared", "loaded": before, "same": same, "buffers": buffers[0] == buffers[1]})
+        emit(Custom(name="shared", data={"loaded": before, "same": same, "buffers": buffers[0] == buffers[1]}))
     ranks.leave()

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sftrun.data.asking import prompt_encoder
     from sftrun.data.pack import read_packs
-    from sftrun.data.store import IGNORED, read_samples, to_sample
+    from sftrun.data.samples import Samples
+    from sftrun.data.store import IGNORED
     from sftrun.data.tokens.tokenizer import load_tokenizer
 
 _LATE = {
     "IGNORED": "sftrun.data.store",
+    "Samples": "sftrun.data.samples",
     "load_tokenizer": "sftrun.data.tokens.tokenizer",
     "prompt_encoder": "sftrun.data.asking",
     "read_packs": "sftrun.data.pack",
-    "read_samples": "sftrun.data.store",
-    "to_sample": "sftrun.data.store",
 }
 
 
@@ -27,4 +27,4 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_LATE[name]), name)
 
 
-__all__ = ["IGNORED", "load_tokenizer", "prompt_encoder", "read_packs", "read_samples", "to_sample"]
+__all__ = ["IGNORED", "Samples", "load_tokenizer", "prompt_encoder", "read_packs"]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from sftrun.files import cache_folder
-from sftrun.types import Sample
 
 IGNORED = -100  # the label that torch's cross-entropy leaves out
 DONE = "done.json"
@@ -74,20 +73,6 @@ def _texts(values: Sequence[str]) -> Any:
     encoded = [value.encode() for value in values]
     starts = np.concatenate([[0], np.cumsum([len(value) for value in encoded])]).astype(np.int32)
     return pa.StringArray.from_buffers(len(values), pa.py_buffer(starts), pa.py_buffer(b"".join(encoded)))
-
-
-def read_samples(file: Path) -> Iterator[Sample]:
-    """The samples of a stored split, in order."""
-    import pyarrow as pa
-
-    with pa.memory_map(str(file)) as mapped:
-        for batch in pa.ipc.open_stream(mapped):
-            yield from map(to_sample, batch.to_pylist())
-
-
-def to_sample(row: dict[str, Any]) -> Sample:
-    """A stored row as a sample."""
-    return Sample(row["input_ids"], [int(label != IGNORED) for label in row["labels"]], row.get("origin", ""))
 
 
 def find(key: str) -> Path | None:

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from sftrun.data import pack, store
+from sftrun.data import pack
+from sftrun.data.samples import Samples
 from sftrun.launch import topology
 from sftrun.recipe.model import Recipe
 from sftrun.types import BatchShape
@@ -24,22 +25,13 @@ class Rows(msgspec.Struct, frozen=True):
 
 
 def read(prepared: Path, split: str, packed: bool = False) -> Rows | None:
-    """The rows of a prepared split, a batch of the mapped file at a time; None where there are none."""
-    import pyarrow as pa
-
+    """The rows of a prepared split; None where there are none."""
     file = prepared / f"{split}.arrow"
     if not file.is_file():
         return None
-    lengths, trained = [], []
-    with pa.memory_map(str(file)) as mapped:
-        for batch in pa.ipc.open_stream(mapped):
-            labels = batch.column("labels")
-            marked = np.concatenate([[0], np.cumsum(labels.values.to_numpy() != store.IGNORED)])
-            offsets = labels.offsets.to_numpy()
-            lengths.append(np.diff(offsets))
-            trained.append(np.diff(marked[offsets]))
+    samples = Samples(file)
     packs = pack.read_packs(prepared / f"{split}.packs.arrow") if packed else None
-    return Rows(np.concatenate(lengths), np.concatenate(trained), packs)
+    return Rows(samples.lengths, samples.trained_tokens(), packs)
 
 
 def steps(recipe: Recipe, rows: int) -> int:

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from sftrun.data import pack, store
+from sftrun.data.samples import Samples
 from sftrun.errors import UserError
 from sftrun.events import Event, Step
 from sftrun.launch import topology, workers
@@ -120,10 +121,8 @@ def _largest_evaluation(recipe: Recipe, run: RunDir) -> list[int]:
 
 def _copy(run: RunDir, trial: RunDir, split: str, rows: list[int]) -> None:
     """Writes some rows of a split, in this order, as a split of their own."""
-    wanted = set(rows)
-    file = run.prepared / f"{split}.arrow"
-    kept = {at: sample for at, sample in enumerate(store.read_samples(file)) if at in wanted}
-    samples = [kept[row] for row in rows]
+    prepared = Samples(run.prepared / f"{split}.arrow")
+    samples = [prepared[row] for row in rows]
     writer = store.Writer(trial.prepared / f"{split}.arrow")
     ids, trained = (np.concatenate([getattr(each, name) for each in samples]) for name in ("ids", "trained"))
     lengths = np.array([len(each.ids) for each in samples])

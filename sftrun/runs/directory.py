@@ -43,6 +43,8 @@ class RunDir:
     def write(self, name: str, text: str) -> None:
         """Writes a text file: to a temporary file, fsync, rename."""
         write_whole(self.path / name, text)
+        if name == RESOLVED:
+            self._recipe = None
 
     def write_json(self, name: str, data: Any) -> None:
         self.write(name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")

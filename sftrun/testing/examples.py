@@ -1,11 +1,13 @@
-"""What components are tried on: conversations, their real renderings, prompts, and a model that says one thing."""
+"""Examples for checks: conversations, their real renderings, prompts, and a model that always gives one answer."""
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from sftrun import kinds, tiny, types
+from sftrun.events import Event, decode, encode, to_json
 from sftrun.options import Use
 from sftrun.recipe.model import ModelOptions, Recipe
 from sftrun.runs.directory import RunDir
@@ -29,15 +31,22 @@ TALKS = {
     "ends with a question": "user: Name a river. | assistant: The Danube. | user: And a lake?",
     "no answer": "user: Is anybody there?",
 }
+ODD_ANSWERS = ("", " \n", "Дунай 🌊 \0 <|im_end|>", "e\u0301\u200b\ud7ff", "!?", "so " * 5000)
+"""Answers that a model may give: nothing, other scripts, control tokens, and one that does not end."""
+
+
+def is_text(value: Any) -> bool:
+    """Returns True for a text that has more than white space."""
+    return isinstance(value, str) and bool(value.strip())
 
 
 def talks() -> list[Conversation]:
-    """Conversations of many shapes: one turn and twelve, with and without system and tool, odd texts, no answer."""
+    """Returns conversations of many shapes: of one to twelve turns, with system and tool, odd texts, no answer."""
     return [Conversation([_message(turn) for turn in text.split(" | ")], origin) for origin, text in TALKS.items()]
 
 
 def flagged() -> list[Conversation]:
-    """Conversations whose messages say whether they are trained: the first answer is, the others are not."""
+    """Returns conversations with flags: the first answer is to be trained, the others are not."""
     found = []
     for talk in talks():
         answers = [index for index, message in enumerate(talk.messages) if message["role"] == "assistant"]
@@ -52,7 +61,7 @@ def _message(turn: str) -> types.Message:
 
 
 def shown(masker: kinds.Masker, talk: Conversation) -> str:
-    """A conversation as `sftrun inspect` shows it: the text that a model reads, what is trained between ⟦ and ⟧."""
+    """Returns a conversation as `sftrun inspect` shows it: the text, with what is trained between ⟦ and ⟧."""
     from sftrun.data.tokens import offsets
 
     text = rendered(talk)
@@ -64,7 +73,7 @@ def shown(masker: kinds.Masker, talk: Conversation) -> str:
 
 
 def context(others: Sequence[Conversation] = (), note: kinds.Note = lambda *noted: None) -> kinds.Context:
-    """What a transform works in, for the split train; every other split has the conversations `others`."""
+    """Returns the context of a transform, for the split train; every other split has the conversations `others`."""
     return kinds.Context("train", ("train", "val", "test"), 0, note, lambda split: iter(others), _count)
 
 
@@ -73,12 +82,12 @@ def _count(text: str) -> int:
 
 
 def rendered(talk: Conversation) -> Rendered:
-    """What the embedded chat template makes of a conversation."""
+    """Returns a conversation rendered by the embedded chat template."""
     return _renderer().render(talk)
 
 
 def prompts(split: str) -> list[Prompt]:
-    """The conversations that end with an answer, as held-out prompts."""
+    """Returns the conversations that end with an answer, as held-out prompts."""
     found = []
     for talk in talks():
         before, last = talk.messages[:-1], talk.messages[-1]
@@ -88,10 +97,20 @@ def prompts(split: str) -> list[Prompt]:
     return found
 
 
-def scoring(model: kinds.Model, prompts: Mapping[str, Sequence[Prompt]]) -> kinds.Scoring:
-    """What an evaluator is given: a model, prompts, and a recipe and a run of no importance."""
+def scoring(
+    model: kinds.Model, prompts: Mapping[str, Sequence[Prompt]], which: Literal["base", "tuned"] = "tuned"
+) -> kinds.Scoring:
+    """Returns the context of an evaluator: a model, prompts, and a recipe and a run of no importance."""
     recipe = Recipe(model=ModelOptions(name=tiny.NAME), source=Use(use="jsonl"))
-    return kinds.Scoring(model=model, prompts=prompts, recipe=recipe, run=RunDir(Path()), emit=lambda event: None)
+    run = RunDir(Path())
+    return kinds.Scoring(model=model, prompts=prompts, recipe=recipe, run=run, emit=check_event, which=which)
+
+
+def check_event(event: Any) -> None:
+    """Raises AssertionError unless an event is typed, and can be read back from events.jsonl."""
+    assert isinstance(event, Event), f"an event must be one of sftrun.events, not {event!r}"
+    _, bad = decode(json.loads(to_json(event)))
+    assert bad is None, f"the event {encode(event)} cannot be read back: {bad.reason if bad else ''}"
 
 
 class Parrot:
@@ -101,12 +120,12 @@ class Parrot:
         self.answer: list[int] = _tokenizer().encode([answer])[0].ids
 
     def encode(self, source: str | Sequence[types.Message]) -> list[int]:
-        """The ids of a text, or of messages with the generation prompt."""
+        """Returns the ids of a text, or of messages with the generation prompt."""
         text = source if isinstance(source, str) else _renderer().prompt(list(source))
         return list(_tokenizer().encode([text])[0].ids)
 
     def generate(self, prompts: Sequence[Sequence[int]], decoding: types.Decoding) -> list[list[int]]:
-        """The answer, cut where it is too long."""
+        """Returns the answer once per prompt, cut to `max_new_tokens`."""
         assert all(prompts), "a prompt has no tokens"
         assert min(decoding.max_new_tokens, decoding.batch_size) > 0, "max_new_tokens and batch_size must be at least 1"
         return [self.answer[: decoding.max_new_tokens] for _ in prompts]
@@ -114,7 +133,7 @@ class Parrot:
     def loglikelihood(
         self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int = 16
     ) -> list[types.Likelihood]:
-        """One nat a token; greedy is the beginning of the answer."""
+        """Returns one nat per token; greedy decoding gives the beginning of the answer."""
         assert all(context for context, _ in pairs), "a context has no tokens"
         return [
             types.Likelihood(-float(len(ids)), [-1.0] * len(ids), self.answer[: len(ids)] == list(ids))
@@ -122,11 +141,11 @@ class Parrot:
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids."""
+        """Returns the text of ids."""
         return _tokenizer().decode(ids)
 
     def losses(self, split: str) -> LossSums | None:
-        """Made up, for val and test."""
+        """Returns the same sums for val and test."""
         return LossSums(tokens=8, loss=4.0, correct=6) if split in ("val", "test") else None
 
 

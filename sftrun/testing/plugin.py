@@ -1,5 +1,6 @@
-"""What a plugin module promises: its API version, light imports, complete components, described options."""
+"""Promises of a plugin module: its API version, light imports, complete components, described options."""
 
+import functools
 import os
 import re
 import subprocess
@@ -8,16 +9,19 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from sftrun import kinds, registry
+from sftrun import registry
 from sftrun.options import Options, schema
 from sftrun.registry import Origin, Registered
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pandas", "pyarrow", "tokenizers"}
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+METRIC_NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")  # a metric's name is also the key of its score
 
 
 def check_plugin(module: ModuleType) -> None:
-    """The module declares its API version, imports nothing heavy, and registers components that are complete."""
+    """Raises AssertionError unless a module declares its API version, imports nothing heavy, and registers whole
+    components.
+    """
     name = module.__name__
     try:
         found = registry._collect(module, Origin(name, "the distribution under test", "0"))
@@ -31,19 +35,20 @@ def check_plugin(module: ModuleType) -> None:
 
 def _check_component(item: Registered) -> None:
     who = f"the {item.kind} {item.name!r} of {item.module}"
-    assert NAME.fullmatch(item.name), f"{who}: a name is lower-case words with hyphens between them"
+    pattern, mark = (METRIC_NAME, "underscores") if item.kind == "metric" else (NAME, "hyphens")
+    assert pattern.fullmatch(item.name), f"{who}: a name is lower-case words with {mark} between them"
     assert item.description, f"{who} has no description; give its factory a docstring"
     factory = registry._resolve(item.factory)
     assert callable(factory), f"{who}: its factory cannot be called"
+    if isinstance(factory, functools.partial):
+        factory = factory.func
     if isinstance(factory, type):
-        missing = [method for method in _methods(item.kind) if not callable(getattr(factory, method, None))]
-        assert not missing, f"{who} lacks the method {', '.join(missing)}"
+        try:
+            registry._check_methods(factory, item.kind, item.name)  # of a factory given as text, only now
+        except ValueError as error:
+            raise AssertionError(f"{who}: {error}") from error
     if item.options is not None:
         check_options(item.options)
-
-
-def _methods(kind: str) -> list[str]:
-    return [name for name in vars(kinds.PROTOCOLS[kind]) if not name.startswith("_")]
 
 
 def _heavy_imports(name: str) -> list[str]:
@@ -56,7 +61,7 @@ def _heavy_imports(name: str) -> list[str]:
 
 
 def check_options(options: type) -> None:
-    """An options class whose schema is closed, with a description of every option, nested ones too."""
+    """Raises AssertionError unless the schema of an options class is closed, and every option described."""
     assert issubclass(options, Options), f"{options.__name__} must be a subclass of sftrun.Options"
     _check_schema(schema(options), options.__name__)
 

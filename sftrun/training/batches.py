@@ -106,12 +106,13 @@ class Padded:
         rows = [{**row, "attention_mask": np.ones(len(row["input_ids"]), np.int64)} for row in _without_empty(examples)]
         width = max(len(row["input_ids"]) for row in rows)
         return {
-            name: torch.from_numpy(np.stack([_padded(row[name], width, fill) for row in rows]))
+            name: torch.from_numpy(np.stack([pad(row[name], width, fill) for row in rows]))
             for name, fill in self.fill.items()
         }
 
 
-def _padded(values: Any, width: int, fill: int) -> Any:
+def pad(values: Any, width: int, fill: int) -> Any:
+    """Returns values ([tokens]) with `fill` on the right, up to a width."""
     return np.pad(np.asarray(values), (0, width - len(values)), constant_values=fill)
 
 

@@ -4,12 +4,14 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
 import sftrun
 import sftrun.data
 from sftrun.training import saved
+from sftrun.training.batches import pad
 
 Score = Callable[[Any, dict[str, torch.Tensor]], tuple[float, int]]
 """From a model and a batch (`input_ids`, `attention_mask`, `labels`: [rows, tokens], padded on the right) to the sum of
@@ -113,7 +115,9 @@ class LoadedModel:
         file = self.run.prepared / f"{split}.arrow"
         if not file.is_file():
             return None
-        return loss_sums(self.model, sftrun.data.read_samples(file), self.batch_size, self.score)
+        samples = sftrun.data.Samples(file)
+        rows = (samples.arrays(row) for row in range(len(samples)))
+        return loss_sums(self.model, rows, self.batch_size, self.score)
 
 
 class StopTexts(transformers.StoppingCriteria):  # type: ignore[misc]
@@ -140,17 +144,20 @@ def _gpus(model: Any) -> list[Any]:
 
 
 @torch.inference_mode()
-def loss_sums(model: Any, samples: Iterable[Any], batch_size: int, score: Score) -> sftrun.types.LossSums:
-    """Sums over all trained tokens, independent of how they are batched."""
+def loss_sums(model: Any, rows: Iterable[tuple[Any, Any]], batch_size: int, score: Score) -> sftrun.types.LossSums:
+    """Returns sums over all trained tokens of rows (ids and labels, [tokens]); how they are batched does not matter."""
     tokens, loss, correct = 0, 0.0, 0
-    for batch in in_batches(samples, batch_size):
-        width = max(len(sample.ids) for sample in batch)
-        ids = torch.tensor([sample.ids + [0] * (width - len(sample.ids)) for sample in batch])
-        mask = torch.tensor([[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in batch])
-        trained = torch.tensor([s.trained + [0] * (width - len(s.ids)) for s in batch]).bool()
-        given = {"input_ids": ids, "attention_mask": mask, "labels": ids.where(trained, sftrun.data.IGNORED)}
+    for batch in in_batches(rows, batch_size):
+        width = max(len(ids) for ids, _ in batch)
+        columns = {
+            "input_ids": [pad(ids, width, 0) for ids, _ in batch],
+            "attention_mask": [pad(np.ones(len(ids), np.int64), width, 0) for ids, _ in batch],
+            "labels": [pad(labels, width, sftrun.data.IGNORED) for _, labels in batch],
+        }
+        given = {name: torch.from_numpy(np.stack(each)).long() for name, each in columns.items()}
         sums = score(model, {name: each.to(model.device) for name, each in given.items()})
-        tokens, loss, correct = tokens + int(trained[:, 1:].sum()), loss + sums[0], correct + sums[1]
+        tokens += int((given["labels"][:, 1:] != sftrun.data.IGNORED).sum())
+        loss, correct = loss + sums[0], correct + sums[1]
     return sftrun.types.LossSums(tokens, loss, correct)
 
 

@@ -12,7 +12,7 @@ def transformers_tokenizer(recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftr
     """The tokenizer; warns where it reads the prepared rows as other ids than the tokenizer.json that made them."""
     tokens = transformers.AutoTokenizer.from_pretrained(sftrun.data.load_tokenizer(recipe.model).folder)
     examples = run.read_json("prepared/proof.json")["splits"]["train"]["examples"]
-    for example, sample in zip(examples, sftrun.data.read_samples(run.prepared / "train.arrow"), strict=False):
+    for example, sample in zip(examples, sftrun.data.Samples(run.prepared / "train.arrow"), strict=False):
         text = "".join(piece for piece, _ in example["pieces"])
         if tokens(text, add_special_tokens=False)["input_ids"] != sample.ids:
             message = f"transformers' tokenizer reads {example['origin']} as other ids than tokenizer.json does"

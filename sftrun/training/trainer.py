@@ -11,7 +11,7 @@ from sftrun import events
 from sftrun.training import batches, ranks
 from sftrun.training.keeper import Keeper
 from sftrun.training.loaded import Score, loss_sums
-from sftrun.training.rows import PackedRows, dataset
+from sftrun.training.rows import PackedRows, Rows, one_row, validation_rows
 from sftrun.training.settings import without_effect
 from sftrun.training.tokenizer import pad_id, transformers_tokenizer
 
@@ -36,15 +36,17 @@ class RunTrainer:
         tokenizer = transformers_tokenizer(recipe, run, keeper.emit)
         for message in without_effect(recipe, run, len(rows)):
             keeper.emit(sftrun.events.Warned(message=message))
+        validation = validation_rows(run)
         super().__init__(  # type: ignore[call-arg]
             data_collator=batches.collator(rows, pad_id(tokenizer)),
-            train_dataset=dataset(run, "train"),
-            eval_dataset=dataset(run, "val"),
+            train_dataset=one_row(rows if isinstance(rows, Rows) else Rows(run.prepared / "train.arrow")),
+            eval_dataset=one_row(validation),
             processing_class=tokenizer,
             callbacks=[keeper],
             **settings,
         )
         self.keeper, self.emit, self.score = keeper, keeper.emit, score
+        self.validation: Any = validation
         # trl looks at a row of a dataset of its own kind, and trains on these
         self.rows, self.train_dataset = rows, batches.Even(rows, self.args.train_batch_size, ranks.size())
         self.tokens = self.trained = self.seen = self.seen_trained = 0  # of all processes, when last counted
@@ -123,7 +125,7 @@ class RunTrainer:
         All of them compute as many, as a model that is sharded needs them all for each; what one has not, it repeats.
         """
         size, parts = self.args.per_device_eval_batch_size, ranks.size()
-        starts = list(range(0, len(self.eval_dataset), size))
+        starts = list(range(0, len(self.validation), size))
         own = starts[ranks.number() :: parts]
         sums = loss_sums(self.model, self._samples(own, size), size, self.score)
         if len(own) < -(-len(starts) // parts):
@@ -132,8 +134,8 @@ class RunTrainer:
 
     def _samples(self, starts: list[int], size: int) -> Iterator[Any]:
         for start in starts:
-            for row in range(start, min(start + size, len(self.eval_dataset))):
-                yield sftrun.data.to_sample(self.eval_dataset[row])
+            for row in range(start, min(start + size, len(self.validation))):
+                yield self.validation.samples.arrays(row)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         started = time.monotonic()

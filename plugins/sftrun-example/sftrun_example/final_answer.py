@@ -1,4 +1,4 @@
-"""Masker `final-answer`: train on the answers that end a conversation, not on those that lead there."""
+"""Masker `final-answer`: train on the last answers of a conversation, not on the earlier ones."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -9,9 +9,9 @@ SFTRUN_API = 1
 
 
 class FinalAnswerOptions(sftrun.Options):
-    """Which answers are trained."""
+    """The answers that are trained."""
 
-    answers: Annotated[int, sftrun.Meta(ge=1, description="How many answers, counted from the end.")] = 1
+    answers: Annotated[int, sftrun.Meta(ge=1, description="Number of answers, counted from the end.")] = 1
     skip_turns: Annotated[
         int,
         sftrun.Meta(ge=0, description="Answers at the start that are never trained, such as canned replies."),
@@ -24,7 +24,7 @@ def register_maskers(register: sftrun.Register) -> None:
 
 
 class FinalAnswer:
-    """Keep the loss on the last answers, end-of-turn tokens included; answers at the start can be left out."""
+    """The loss is kept on the last answers, end-of-turn tokens included; answers at the start can be left out."""
 
     def __init__(self, options: FinalAnswerOptions) -> None:
         self.answers = options.answers

@@ -1,4 +1,4 @@
-"""Judge `keyword`: the words that an answer must have, and those that it must not."""
+"""Judge `keyword`: words that an answer must have, and words that it must not have."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,15 +11,17 @@ Keyword = Annotated[str, sftrun.Meta(min_length=1)]
 
 
 class KeywordOptions(sftrun.Options):
-    """Which words count, and how much."""
+    """The keywords, and the penalty."""
 
     required: Annotated[
-        tuple[Keyword, ...], sftrun.Meta(description="Words or phrases; the score is the share that is there.")
+        tuple[Keyword, ...], sftrun.Meta(description="Words or phrases; the score is the share that the answer has.")
     ] = ()
     forbidden: Annotated[
-        tuple[Keyword, ...], sftrun.Meta(description="Words or phrases that cost the penalty, each of them.")
+        tuple[Keyword, ...], sftrun.Meta(description="Words or phrases that each cost the penalty.")
     ] = ()
-    penalty: Annotated[float, sftrun.Meta(gt=0, le=1, description="What one forbidden keyword takes off.")] = 0.5
+    penalty: Annotated[
+        float, sftrun.Meta(gt=0, le=1, description="What each forbidden keyword takes off the score.")
+    ] = 0.5
 
 
 @sftrun.hookimpl
@@ -42,18 +44,18 @@ class KeywordJudge:
         for word in sorted(required & forbidden):
             yield sftrun.Problem(f"the keyword {word!r} is both required and forbidden", hint="take one of them out")
 
-    def grade(self, prompt: sftrun.Prompt, answer: str) -> sftrun.Grade:
-        missing = [word for word in self.options.required if not _holds(answer, word)]
-        found = [word for word in self.options.forbidden if _holds(answer, word)]
+    def grade(self, work: sftrun.kinds.Grading) -> sftrun.Grade:
+        missing = [word for word in self.options.required if not _has(work.answer, word)]
+        found = [word for word in self.options.forbidden if _has(work.answer, word)]
         share = 1 - len(missing) / len(self.options.required) if self.options.required else 1.0
         return sftrun.Grade(max(0.0, share - self.options.penalty * len(found)), _reason(missing, found))
 
 
-def _holds(answer: str, keyword: str) -> bool:
+def _has(answer: str, keyword: str) -> bool:
     # whole words: "fund" is not in "refund"
     return re.search(rf"(?<!\w){re.escape(keyword)}(?!\w)", answer, re.IGNORECASE) is not None
 
 
 def _reason(missing: Sequence[str], found: Sequence[str]) -> str:
-    said = [f"{what}: {', '.join(words)}" for what, words in (("missing", missing), ("forbidden", found)) if words]
-    return "; ".join(said) or "all that is required, nothing that is forbidden"
+    reasons = [f"{what}: {', '.join(words)}" for what, words in (("missing", missing), ("forbidden", found)) if words]
+    return "; ".join(reasons) or "all that is required, nothing that is forbidden"

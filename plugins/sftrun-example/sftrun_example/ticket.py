@@ -1,4 +1,4 @@
-"""Formatter `ticket`: a support ticket with its replies, told as a conversation."""
+"""Formatter `ticket`: a support ticket with its replies becomes a conversation."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -11,13 +11,13 @@ ROLES = {"customer": "user", "agent": "assistant"}
 
 
 class TicketOptions(sftrun.Options):
-    """How a ticket is told."""
+    """The system prompt, and tickets that end with the customer's words."""
 
     system: Annotated[str | None, sftrun.Meta(description="The system prompt; null for none.")] = (
         "You answer support tickets."
     )
     product_in_system: Annotated[
-        bool, sftrun.Meta(description="Name the product in the system prompt, where the ticket has one.")
+        bool, sftrun.Meta(description="Name the product in the system prompt, if the ticket has one.")
     ] = True
     after_answer: Annotated[
         Literal["refuse", "leave_out"],
@@ -31,7 +31,7 @@ def register_formatters(register: sftrun.Register) -> None:
 
 
 class Ticket:
-    """Support tickets: rows with subject, body, replies (by customer or agent, text) and perhaps a product."""
+    """Support tickets: rows with subject, body, replies (by customer or agent, text) and optionally a product."""
 
     def __init__(self, options: TicketOptions) -> None:
         self.options = options

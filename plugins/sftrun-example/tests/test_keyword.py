@@ -3,13 +3,14 @@
 import pytest
 from sftrun_example.keyword import KeywordJudge, KeywordOptions
 
-from sftrun import Grade, Prompt, testing
+from sftrun import Grade, Prompt, kinds, testing
 
 FINE = "all that is required, nothing that is forbidden"
 
 
 def grade(answer, **options):
-    return KeywordJudge(KeywordOptions(**options)).grade(Prompt("tickets.jsonl:1", [], [1], "Turn it."), answer)
+    prompt = Prompt("tickets.jsonl:1", [], [1], "Turn it.")
+    return KeywordJudge(KeywordOptions(**options)).grade(kinds.Grading(prompt=prompt, answer=answer))
 
 
 def problems(**options):

@@ -1,8 +1,8 @@
-"""What unsloth cannot do, with reasons; seen without importing it, so that a fallback is not run under its patches."""
+"""Recipe keys that unsloth acts on, and its limits; it is not imported, so that a fallback runs without its patches."""
 
 import ast
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,35 +10,41 @@ from typing import Any
 
 import sftrun
 import sftrun.data
+from sftrun.options import changed_leaves
 from sftrun.training import limits
 
 HINT = "use the backend hf, or set backend.with.fallback: hf"
-SWITCHES = ("attention", "cross_entropy", "compile", "activation_offload", "tf32")
+# Recipe keys that unsloth itself acts on. Kernels, compilation and offloading are its own; rows are padded, not packed.
+HONOURS = limits.TRAINER_KEYS | {
+    *("tuning.lora.r", "tuning.lora.alpha", "tuning.lora.dropout", "tuning.lora.target_modules"),
+    *("tuning.lora.rslora", "tuning.lora.dora", "tuning.lora.init"),
+}
 
 
 def mistakes(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-    """What no backend could do."""
+    """Yields what no backend could do."""
     yield from limits.of_recipe(recipe)
     if recipe.tuning.mode != "full" and recipe.tuning.lora.target_modules == []:
         path = ("tuning", "lora", "target_modules")
         yield sftrun.Problem("target_modules must name at least one module", path=path)
 
 
-def of_recipe(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-    """Limits seen from the recipe alone."""
+def beyond(recipe: sftrun.Recipe, honours: Collection[str]) -> Iterator[sftrun.Problem]:
+    """Yields the keys out of `honours` that a recipe sets, and unsloth does not act on: its fallback has to train."""
+    for part in ("train", "tuning", "launch", "packing"):
+        for key, _ in changed_leaves(getattr(recipe, part)):
+            path = f"{part}.{key}"
+            if path in honours and path not in HONOURS:
+                yield sftrun.Problem(f"unsloth does not act on {path}", path=tuple(path.split(".")))
+
+
+def of_values(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    """Yields values that unsloth cannot train with, of keys that it acts on."""
     for name in ("processes", "nodes"):
         count = getattr(recipe.launch, name)
         if count not in (1, "auto"):
             message = f"the backend unsloth trains on one GPU, in one process; launch.{name} is {count}"
             yield sftrun.Problem(message, path=("launch", name), hint=f"leave it out, or {HINT}")
-    if recipe.packing.strategy != "none":
-        message = "the backend unsloth pads rows: it would not keep the rows of a pack apart"
-        yield sftrun.Problem(message, path=("packing", "strategy"), hint=f"use packing.strategy none, or {HINT}")
-    usual = type(recipe.train)()
-    for key in SWITCHES:
-        if getattr(recipe.train, key) != getattr(usual, key):
-            message = f"unsloth has kernels of its own, and chooses itself what train.{key} would"
-            yield sftrun.Problem(message, path=("train", key), hint=f"leave it out, or {HINT}")
     if recipe.tuning.mode != "full":
         for key, message in _of_adapter(recipe.tuning.lora):
             yield sftrun.Problem(message, path=("tuning", "lora", key), hint=f"change it, or {HINT}")
@@ -50,14 +56,12 @@ def _of_adapter(lora: Any) -> Iterator[tuple[str, str]]:
         yield "target_modules", "unsloth does not leave the choice of modules to peft"
     for name in sorted({"lm_head", "embed_tokens"} & set(modules)) if isinstance(modules, list) else ():
         yield "target_modules", f"unsloth trains {name} in full, not with an adapter"
-    if lora.modules_to_save:
-        yield "modules_to_save", "the backend unsloth trains adapters alone, and no module in full beside them"
     if lora.init not in ("default", "gaussian"):
         yield "init", f"the backend unsloth does not save what init {lora.init} takes out of the base"
 
 
 def of_machine(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-    """Limits of this machine."""
+    """Yields limits of this machine."""
     count = sftrun.gpu_count()
     if count > 1:
         message = f"the backend unsloth trains on one GPU, in one process; {count} are visible here"
@@ -69,7 +73,7 @@ def of_machine(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
 
 
 def of_model(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-    """Limits seen from the model's config.json."""
+    """Yields limits that the model's config.json shows."""
     file = sftrun.data.load_tokenizer(recipe.model).folder / "config.json"
     if not file.is_file():
         return
@@ -82,13 +86,8 @@ def of_model(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield sftrun.Problem(message, path=("model", "name"), hint=HINT)
 
 
-def all_of(recipe: sftrun.Recipe) -> list[sftrun.Problem]:
-    """All limits that can be seen before unsloth is imported."""
-    return [*of_recipe(recipe), *of_machine(recipe), *of_model(recipe)]
-
-
-def not_installed(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-    """Says how unsloth is installed, where it is not."""
+def missing_unsloth(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    """Yields a problem with how to install unsloth, if it is not installed."""
     wanted = ("unsloth", "unsloth_zoo", *(["bitsandbytes"] if recipe.tuning.mode == "qlora" else []))
     absent = [name for name in wanted if find_spec(name) is None]
     if absent:
@@ -97,29 +96,24 @@ def not_installed(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield sftrun.Problem(message, path=("backend",), hint=hint)
 
 
-def used(run: Path) -> str:
-    """The backend that has trained a run."""
-    return str(sftrun.RunDir(run).read_json("lock.json").get("backend", {}).get("used", "unsloth"))
+def trained_with(run: sftrun.RunDir, default: str = "unsloth") -> str:
+    """Returns the name of the backend that has trained a run."""
+    return str(run.facts("train").get("backend", {}).get("used", default))
 
 
-def check_same(run: sftrun.RunDir, now: str | None) -> None:
-    """Raises UserError where another backend has trained a run so far: its checkpoints are of other sums."""
-    before = run.read_json("lock.json").get("backend", {}).get("used", now)
+def check_same(run: sftrun.RunDir, now: str) -> None:
+    """Raises UserError if another backend has trained a run so far: its checkpoints do not fit this one."""
+    before = trained_with(run, default=now)
     if before != now and any(event["event"] == "step" for event in run.events()):
-        message = f"{run.path} was trained with {before} so far, and here it would go on with {now}"
+        message = f"{run.path} was trained with {before} so far, and here {now} would continue it"
         raise sftrun.UserError(message, hint=f"resume it where {before} trained it, or start a new run")
-
-
-def name_of(use: "str | sftrun.Use") -> str:
-    """The name of a component that a recipe names."""
-    return use if isinstance(use, str) else use.use
 
 
 @cache
 def _architectures() -> frozenset[str]:
-    """Model types that the installed transformers has a causal language model for; empty where that is not known.
+    """Returns the model types that the installed transformers has a causal language model for; empty if unknown.
 
-    Its table is read as text: unsloth has to be imported before transformers is.
+    The table is read as text: unsloth has to be imported before transformers is.
     """
     package = find_spec("transformers")
     if package is None or package.origin is None:

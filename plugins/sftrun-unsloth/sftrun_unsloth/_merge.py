@@ -1,40 +1,34 @@
-"""Merges an adapter with unsloth and compares what both models say on prepared rows."""
+"""Merges an adapter with unsloth, and compares the outputs of both models on prepared rows."""
 
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sftrun_unsloth import _model  # isort: skip # imports unsloth before anything else does
 
-import torch
-
 import sftrun
 import sftrun.data
 from sftrun.training import saved
+from sftrun.training.model import merge as merging
 
-ROWS = 8
+FOLDER = "unsloth-merged"
 
 
-def merge(recipe: sftrun.Recipe, path: Path, max_difference: float) -> dict[str, Any]:
-    """Writes `export/unsloth-merged`; raises UserError where merged and unmerged differ by more than is allowed."""
-    run = sftrun.RunDir(path)
+def merge(work: sftrun.kinds.Exporting, max_difference: float) -> dict[str, Any]:
+    """Writes `export/unsloth-merged` and returns facts.
+
+    Raises UserError if a log-probability of the merged model differs by more than `max_difference`.
+    """
+    recipe, run = work.recipe, work.run
+    rows = merging.sample_rows(run)
     model = _model.load_tuned(recipe, run).eval()
-    rows = [sample.ids for sample in islice(sftrun.data.read_samples(run.prepared / "train.arrow"), ROWS)]
-    before = [_log_probabilities(model, ids) for ids in rows]
-    with sftrun.files.whole_folder(run.export / "unsloth-merged") as making:
+    before = list(merging.outputs(model, rows))
+    with sftrun.files.whole_folder(run.export / FOLDER) as making:
         _write(model, recipe, run, making)
         merged = _model.load(str(making), recipe, merged=True).eval()
-        after = [_log_probabilities(merged, ids) for ids in rows]
-        difference = max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
-        if difference > max_difference:
-            raise sftrun.UserError(
-                f"the merged model differs from the adapter by {difference:.3g} in a log-probability, "
-                f"more than {max_difference:g}; it was not written",
-                hint="serve the adapter as it is, or raise max_difference after looking at the answers",
-            )
-    same = [bool(torch.equal(a.argmax(-1), b.argmax(-1))) for a, b in zip(before, after, strict=True)]
-    facts = {"path": "export/unsloth-merged", "rows": len(rows), "max_difference": difference}
-    return {**facts, "same_argmax_rows": sum(same)}
+        facts = merging.compare_log_probabilities(before, merging.outputs(merged, rows))
+        hint = "serve the adapter as it is, or raise max_difference after looking at the answers"
+        merging.check_difference(facts, max_difference, hint)
+    return {"path": f"export/{FOLDER}", **facts}
 
 
 def _write(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, folder: Path) -> None:
@@ -44,9 +38,3 @@ def _write(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, folder: Path) 
     except NotImplementedError as error:
         raise sftrun.UserError(f"unsloth cannot merge: {error}", hint="serve the adapter as it is") from error
     sftrun.data.load_tokenizer(recipe.model).save(folder)
-
-
-@torch.inference_mode()
-def _log_probabilities(model: Any, ids: list[int]) -> torch.Tensor:
-    logits = model(input_ids=torch.tensor([ids]).to(model.device), use_cache=False).logits[0]
-    return torch.log_softmax(logits.float(), -1)

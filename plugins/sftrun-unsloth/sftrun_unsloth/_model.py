@@ -21,9 +21,9 @@ transformers.logging.disable_progress_bar()
 
 
 def load_base(recipe: sftrun.Recipe) -> Any:
-    """The base model: fp32 weights where they are trained in full, else 4 bits or the precision of the computation.
+    """Returns the base model: fp32 weights if trained in full, else 4 bits or the precision of the computation.
 
-    Raises UserError where it cannot be loaded, or where unsloth would load something else.
+    Raises UserError if it cannot be loaded, or if unsloth has loaded something else.
     """
     location = base_model.location(recipe)
     if Path(location).is_dir():
@@ -32,7 +32,7 @@ def load_base(recipe: sftrun.Recipe) -> Any:
 
 
 def load(location: str, recipe: sftrun.Recipe, merged: bool = False, **also: Any) -> Any:
-    """The model in a folder or on the Hub, an adapter on its base too, with unsloth's patches."""
+    """Returns the model in a folder or on the Hub, an adapter on its base too, with unsloth's patches."""
     full, four_bit = recipe.tuning.mode == "full", recipe.tuning.mode == "qlora" and not merged
     try:
         model, tokens = FastLanguageModel.from_pretrained(
@@ -54,19 +54,19 @@ def load(location: str, recipe: sftrun.Recipe, merged: bool = False, **also: Any
 
 
 def quantisation(recipe: sftrun.Recipe) -> dict[str, Any] | None:
-    """How unsloth holds a 4-bit base, in the words of the backend bnb: so that the exporter merged finds it again."""
+    """Returns how unsloth quantises a 4-bit base, as options of the backend bnb: the exporter merged reads them."""
     if recipe.tuning.mode != "qlora":
         return None
     return {"bits": 4, "type": "nf4", "double_quant": True, "compute_dtype": "auto", "storage_dtype": "uint8"}
 
 
 def checkpointing(recipe: sftrun.Recipe) -> "Literal['unsloth', False]":
-    """What unsloth calls gradient checkpointing: its own kind, which keeps activations in main memory."""
+    """Returns unsloth's own kind of gradient checkpointing, which keeps activations in main memory, or False."""
     return "unsloth" if recipe.train.gradient_checkpointing else False
 
 
 def _check_loaded(model: Any, tokens: Any, recipe: sftrun.Recipe, four_bit: bool) -> None:
-    """Raises UserError where unsloth has silently loaded something else than it was asked for."""
+    """Raises UserError if unsloth has silently loaded something else than it was asked for."""
     if four_bit != any(type(module).__name__ == "Linear4bit" for module in model.modules()):
         have = ("in 4 bits", "in 16 or 32 bits")[four_bit]
         message = f"unsloth has loaded {recipe.model.name} {have}, not as asked; bitsandbytes' 4 bits may not work here"
@@ -84,7 +84,7 @@ def _check_loaded(model: Any, tokens: Any, recipe: sftrun.Recipe, four_bit: bool
 
 
 def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
-    """The tuned model: whole weights, or the adapter on the base that it was trained on."""
+    """Returns the tuned model: whole weights, or the adapter on the base that it was trained on."""
     saved.check(run)
     if not saved.has_adapter(run.model):
         return load(str(run.model), recipe)
@@ -98,22 +98,21 @@ def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
         return load(str(here), recipe)
 
 
-def loaded(recipe: sftrun.Recipe, path: Path, which: Literal["base", "tuned"]) -> LoadedModel:
-    """The model before or after training, in unsloth's mode for inference."""
-    run = sftrun.RunDir(path)
-    model = load_base(recipe) if which == "base" else load_tuned(recipe, run)
-    return LoadedModel(FastLanguageModel.for_inference(model), recipe, run, score)
+def loaded(work: sftrun.kinds.Loading) -> LoadedModel:
+    """Returns the model before or after training, in unsloth's mode for inference."""
+    model = load_base(work.recipe) if work.which == "base" else load_tuned(work.recipe, work.run)
+    return LoadedModel(FastLanguageModel.for_inference(model), work.recipe, work.run, score)
 
 
 def score(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, int]:
-    """The summed negative log-likelihood of a batch's labels, and how many were argmax."""
+    """Returns the summed negative log-likelihood of a batch's labels, and how many were argmax."""
     picked, wanted = scored(model, batch)
     loss = torch.nn.functional.cross_entropy(picked, wanted, reduction="sum")
     return loss.item(), int((picked.argmax(-1) == wanted).sum())
 
 
 def scored(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits ([trained tokens, vocabulary]) and ids of the trained tokens; `t - 1` has the logits of token `t`."""
+    """Returns logits ([trained tokens, vocabulary]) and ids of the trained tokens; `t - 1` has the logits of `t`."""
     wanted = batch["labels"][:, 1:]
     trained = wanted != sftrun.data.IGNORED
     made = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)

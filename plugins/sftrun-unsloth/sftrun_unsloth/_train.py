@@ -1,7 +1,6 @@
 """Trains with unsloth's model and trainer on prepared samples, whose ids and labels neither may touch."""
 
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from sftrun_unsloth._first import FastLanguageModel  # isort: skip
@@ -21,22 +20,22 @@ transformers.logging.set_verbosity_warning()
 datasets.disable_progress_bars()
 
 
-def train(recipe: sftrun.Recipe, path: Path, emit: sftrun.kinds.Emit) -> None:
-    """Trains, on from the last whole checkpoint if there is one, and leaves `model/`.
+def train(work: sftrun.kinds.Training) -> None:
+    """Trains, from the last whole checkpoint if there is one, and leaves `model/`.
 
-    Raises UserError for a loss that is not finite, or not that of our labels, and Interrupted where a signal has asked
-    for a checkpoint.
+    Raises UserError for a loss that is not finite, or not the loss of the prepared labels, and Interrupted if a signal
+    has asked for a checkpoint.
     """
-    run = sftrun.RunDir(path)
+    recipe, run = work.recipe, work.run
     model = adapted(_model.load_base(recipe), recipe)
-    trainer = make_trainer(model, recipe, run, emit)
-    write, held = trainer.model.save_pretrained, _model.quantisation(recipe)
-    trainer.keeper.train(trainer, lambda: saved.save(trainer.model, write, recipe, run, held))
-    run.merge_json("lock.json", {"parameters": saved.count(trainer.model), "unsloth": _versions()})
+    trainer = make_trainer(model, work)
+    write, quantisation = trainer.model.save_pretrained, _model.quantisation(recipe)
+    trainer.keeper.train(trainer, lambda: saved.save(trainer.model, write, recipe, run, quantisation))
+    run.add_facts("train", parameters=saved.count(trainer.model), unsloth=_versions())
 
 
 def adapted(model: Any, recipe: sftrun.Recipe) -> Any:
-    """The base with a new adapter, or as it is in full tuning."""
+    """Returns the base with a new adapter, or as it is in full tuning."""
     transformers.set_seed(recipe.seed)
     if recipe.tuning.mode == "full":
         return model
@@ -60,20 +59,21 @@ def adapted(model: Any, recipe: sftrun.Recipe) -> Any:
         raise sftrun.UserError(sftrun.Problem(message, path=("tuning", "lora"))) from error
 
 
-def make_trainer(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.kinds.Emit) -> Trainer:
-    """The trainer of a run, for its keeper to start."""
+def make_trainer(model: Any, work: sftrun.kinds.Training) -> Trainer:
+    """Returns the trainer of a run, for its keeper to start."""
+    recipe, run = work.recipe, work.run
     rows = rows_of(recipe, run)
     adapter = {} if recipe.tuning.mode == "full" else weights.copied(model)
-    wanted = arguments(recipe, run, len(rows))
-    trainer = Trainer(Keeper(recipe, run, emit), rows, _model.score, model=model, args=wanted)
+    keeper = Keeper(recipe, run, work.emit)
+    trainer = Trainer(keeper, rows, _model.score, model=model, args=arguments(recipe, run, len(rows)))
     weights.restore(trainer.model, adapter)
     return trainer
 
 
 def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig:
-    """Every setting of the trainer that a recipe decides, none left to its defaults.
+    """Returns every setting of the trainer that a recipe decides, none left to its defaults.
 
-    Raises UserError where unsloth has replaced one; on a CPU it does so silently.
+    Raises UserError if unsloth has replaced one; on a CPU it does so silently.
     """
     precision = compute.precision(recipe)
     made = SFTConfig(**settings.of_recipe(recipe, run, rows), padding_free=False)

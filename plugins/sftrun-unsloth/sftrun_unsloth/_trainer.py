@@ -1,4 +1,4 @@
-"""The trainer that unsloth has patched, with proof that it trains on our ids and labels."""
+"""The trainer that unsloth has patched, with proof that it trains on the prepared ids and labels."""
 
 import math
 import time
@@ -28,7 +28,7 @@ class Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         return super().training_step(model, inputs, *args, **kwargs)
 
     def prove(self, model: Any, inputs: dict[str, Any]) -> None:
-        """Raises UserError where the loss that is trained on is not the mean over our trained tokens.
+        """Raises UserError if the loss that is trained on is not the mean over the prepared trained tokens.
 
         The loss comes from patched code, which differs from model to model and from machine to machine.
         """
@@ -48,4 +48,5 @@ class Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
                 "it would not train on this mask",
                 hint="use the backend hf for this model",
             )
-        self.emit({"event": "proved", "loss": found, "expected": expected, "tokens": int(count)})
+        data = {"loss": found, "expected": expected, "tokens": int(count)}
+        self.emit(sftrun.events.Custom(name="proved", data=data))

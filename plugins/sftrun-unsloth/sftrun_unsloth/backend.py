@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,13 +14,11 @@ SFTRUN_API = 1
 
 
 class UnslothOptions(sftrun.Options):
-    """What happens where unsloth cannot train."""
+    """The backend that trains if unsloth cannot."""
 
     fallback: Annotated[
         Literal["hf", "bnb"] | None,
-        sftrun.Meta(
-            description="The backend that trains instead, where unsloth cannot; null to stop with the reasons."
-        ),
+        sftrun.Meta(description="The backend that trains instead if unsloth cannot; null to stop with the reasons."),
     ] = None
 
 
@@ -31,94 +28,107 @@ def register_backends(register: sftrun.Register) -> None:
 
 
 class Unsloth:
-    """Full, LoRA or 4-bit LoRA tuning with unsloth; an explicit fallback where it cannot."""
+    """Full, LoRA or 4-bit LoRA tuning with unsloth; an explicit fallback if it cannot."""
 
-    distributed = True  # for a fallback that can; unsloth itself refuses many processes
     # No `estimate`: unsloth's own kernels keep other activations than those that the backend hf would count.
 
     def __init__(self, options: UnslothOptions) -> None:
-        self.options = options
+        self.fallback = options.fallback
+        self.other: Any = _created(options.fallback) if options.fallback else None
+        self.honours = _limits.HONOURS | getattr(self.other, "honours", frozenset())
+        self.distributed = bool(getattr(self.other, "distributed", False))  # unsloth itself trains in one process
 
     def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield from _limits.mistakes(recipe)
-        try:
-            self._other()
-        except sftrun.UserError as error:
-            path = ("backend", "with", "fallback")
-            yield from (msgspec.structs.replace(problem, path=path) for problem in error.problems)
-            return
-        found = list(_limits.of_recipe(recipe))
-        yield from self._said(found)
+        found = self._of_recipe(recipe)
+        yield from self._softened(found)
         if found:
-            yield from self._asked("check", recipe)
+            yield from self._asked("check_recipe", recipe)
 
     def check_machine(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-        earlier, new = list(_limits.of_recipe(recipe)), list(_limits.of_machine(recipe))
-        yield from self._said(new)
-        if not (self.options.fallback and earlier + new):
+        earlier = self._of_recipe(recipe)
+        new = list(_limits.of_machine(recipe))
+        yield from self._softened(new)
+        if not (self.other and earlier + new):
             yield from sftrun.missing_packages(
                 *limits.MODULES, extra="train", path=("backend",), why="the backend unsloth"
             )
-            yield from _limits.not_installed(recipe)
+            yield from _limits.missing_unsloth(recipe)
             return
         if not earlier:
-            yield from self._asked("check", recipe)
-        yield from self._asked("ready", recipe)
+            yield from self._asked("check_recipe", recipe)
+        yield from self._asked("check_machine", recipe)
 
     def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[sftrun.Problem]:
-        earlier = [*_limits.of_recipe(recipe), *_limits.of_machine(recipe)]
+        earlier = [*self._of_recipe(recipe), *_limits.of_machine(recipe)]
         new = list(_limits.of_model(recipe))
         yield from limits.of_data(recipe, run)
-        if not self.options.fallback:
+        if not self.other:
             yield from new
         elif earlier or new:
-            questions = [self._asked("prepared", recipe, run)]
+            questions = [self._asked("check_prepared", recipe, run)]
             if not earlier:
-                questions += [self._asked("check", recipe), self._asked("ready", recipe)]
-            # what is only a warning is said when training starts
+                questions += [self._asked("check_recipe", recipe), self._asked("check_machine", recipe)]
+            # warnings are emitted when training starts
             yield from (found for each in questions for found in each if found.severity == "error")
 
-    def train(self, recipe: sftrun.Recipe, run: Path, emit: sftrun.kinds.Emit) -> None:
-        found = _limits.all_of(recipe)
-        if found and not self.options.fallback:
+    def train(self, work: sftrun.kinds.Training) -> None:
+        found = self._all_limits(work.recipe)
+        if found and not self.other:
             raise sftrun.UserError(found)
-        used = self.options.fallback if found else "unsloth"
-        _limits.check_same(sftrun.RunDir(run), used)
+        used = self.fallback if found and self.fallback else "unsloth"
+        _limits.check_same(work.run, used)
         reasons = [problem.message for problem in found]
-        about = {"asked": "unsloth", "used": used, "reasons": reasons}
-        if os.environ.get("RANK", "0") == "0":  # of many processes, only the first one writes
-            sftrun.RunDir(run).merge_json("lock.json", {"backend": about})
+        if os.environ.get("RANK", "0") == "0":  # of several ranks, only the first one writes
+            work.run.add_facts("train", backend={"asked": "unsloth", "used": used, "reasons": reasons})
         if found:
-            emit({"event": "warning", "message": f"trained with {used} instead of unsloth: {'; '.join(reasons)}"})
-            self._other().train(recipe, run, emit)
+            message = f"trained with {used} instead of unsloth: {'; '.join(reasons)}"
+            work.emit(sftrun.events.Warned(message=message))
+            self.other.train(work)
             return
         from sftrun_unsloth import _train
 
-        _train.train(recipe, run, emit)
+        _train.train(work)
 
-    def load(self, recipe: sftrun.Recipe, run: Path, which: Literal["base", "tuned"]) -> Any:
-        """With what has trained: a run that fell back is evaluated with its fallback too."""
-        if _limits.used(run) != "unsloth":
-            return self._other().load(recipe, run, which)
-        found = _limits.all_of(recipe)
+    def load(self, work: sftrun.kinds.Loading) -> sftrun.kinds.Model:
+        """Loads with the backend that has trained: a run that fell back is evaluated with its fallback too."""
+        used = _limits.trained_with(work.run)
+        if used != "unsloth":
+            other = self.other if used == self.fallback else _created(used)
+            model: sftrun.kinds.Model = other.load(work)
+            return model
+        found = self._all_limits(work.recipe)
         if found:
             raise sftrun.UserError(found)
         from sftrun_unsloth import _model
 
-        return _model.loaded(recipe, run, which)
+        return _model.loaded(work)
 
-    def _other(self) -> Any:
-        return sftrun.create("backend", self.options.fallback or "hf")
+    def _of_recipe(self, recipe: sftrun.Recipe) -> list[sftrun.Problem]:
+        """Returns what the recipe alone shows: keys for the fallback, and values that unsloth cannot train with."""
+        return [*_limits.beyond(recipe, self.honours), *_limits.of_values(recipe)]
 
-    def _said(self, found: list[sftrun.Problem]) -> Iterator[sftrun.Problem]:
-        """The limits as errors; with a fallback as warnings."""
-        fallback = self.options.fallback
+    def _all_limits(self, recipe: sftrun.Recipe) -> list[sftrun.Problem]:
+        """Returns all limits that can be seen before unsloth is imported."""
+        return [*self._of_recipe(recipe), *_limits.of_machine(recipe), *_limits.of_model(recipe)]
+
+    def _softened(self, found: list[sftrun.Problem]) -> Iterator[sftrun.Problem]:
+        """Yields limits as errors; with a fallback as warnings."""
         for problem in found:
-            hint = f"{fallback} trains instead (fallback)"
-            yield msgspec.structs.replace(problem, severity="warning", hint=hint) if fallback else problem
+            hint = f"{self.fallback} trains instead (fallback)"
+            yield msgspec.structs.replace(problem, severity="warning", hint=hint) if self.other else problem
 
     def _asked(self, question: str, *given: Any) -> Iterator[sftrun.Problem]:
-        """What the fallback itself has to say."""
-        ask = getattr(self._other(), question, None) if self.options.fallback else None
+        """Yields the problems that the fallback itself finds."""
+        ask = getattr(self.other, question, None)
         if ask is not None:
             yield from ask(*given)
+
+
+def _created(name: str) -> Any:
+    """Returns a fallback backend; raises UserError, with the place of the option, if it is not available."""
+    try:
+        return sftrun.create("backend", name)
+    except sftrun.UserError as error:
+        path = ("backend", "with", "fallback")
+        raise sftrun.UserError(msgspec.structs.replace(problem, path=path) for problem in error.problems) from error

@@ -16,7 +16,7 @@ from sftrun import testing
 
 PACKED = "packing.strategy=best-fit"
 FALLBACK = "backend={use: unsloth, with: {fallback: hf}}"
-REFUSED = "the backend unsloth pads rows: it would not keep the rows of a pack apart"
+BEYOND = "unsloth does not act on packing.strategy"
 
 
 @pytest.mark.parametrize("module", [backend, merged])
@@ -45,7 +45,18 @@ def test_without_unsloth_it_says_how_to_install_it(recipe):
 
 
 def test_packed_rows_are_refused(problems):
-    assert problems(PACKED) == [f"error: {REFUSED}"]
+    message = 'the backend unsloth does not act on packing.strategy: "best-fit" would have no effect'
+    assert problems(PACKED) == [f"error: {message}"]
+
+
+@pytest.mark.parametrize("fallback", ["hf", "bnb"])
+def test_it_honours_recipe_keys_alone_and_those_of_its_fallback(fallback):
+    alone = Unsloth(UnslothOptions())
+    assert "packing.strategy" not in alone.honours
+    assert not alone.distributed
+    both = Unsloth(UnslothOptions(fallback=fallback))
+    assert both.honours == alone.honours | sftrun.create("backend", fallback).honours
+    assert both.distributed
 
 
 @pytest.mark.parametrize("setting", ["launch.processes=2", "launch.nodes=2"])
@@ -58,17 +69,11 @@ def test_several_processes_are_refused_or_left_to_a_fallback(problems, setting):
 @pytest.mark.parametrize(
     "setting", ["attention=eager", "cross_entropy=liger", "compile=true", "activation_offload=true", "tf32=true"]
 )
-def test_switches_that_unsloth_decides_itself_are_refused(problems, setting):
-    (said,) = problems(f"train.{setting}")
+def test_switches_that_unsloth_decides_itself_are_refused_or_left_to_a_fallback(problems, setting):
+    (refused,) = problems(f"train.{setting}")
     key = setting.partition("=")[0]
-    assert said == f"error: unsloth has kernels of its own, and chooses itself what train.{key} would"
-
-
-def test_a_fallback_is_said_and_asked_in_turn(problems):
-    assert problems(PACKED, FALLBACK) == [f"warning: {REFUSED}"]
-    said = problems(PACKED, FALLBACK, "tuning.mode=qlora")
-    assert f"warning: {REFUSED}" in said
-    assert "the backend hf keeps it as it is" in str(said)
+    assert refused.startswith(f"error: the backend unsloth does not act on train.{key}: ")
+    assert f"warning: unsloth does not act on train.{key}" in problems(f"train.{setting}", FALLBACK)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +85,7 @@ def test_a_fallback_is_said_and_asked_in_turn(problems):
         ("target_modules=[]", "target_modules must name at least one module"),
         (
             "modules_to_save=[embed_tokens]",
-            "the backend unsloth trains adapters alone, and no module in full beside them",
+            'the backend unsloth does not act on tuning.lora.modules_to_save: ["embed_tokens"] would have no effect',
         ),
         ("init=pissa", "the backend unsloth does not save what init pissa takes out of the base"),
     ],
@@ -143,7 +148,7 @@ def test_optimizers_that_need_a_gpu_are_refused_without_one(recipe):
 
 def test_the_best_checkpoint_needs_validation_rows(recipe, tmp_path):
     described = sftrun.load(recipe, ["train.early_stopping={patience: 1}", "train.save_strategy=epoch"])
-    (said,) = Unsloth(UnslothOptions()).check_prepared(described, tmp_path)
+    (said,) = Unsloth(UnslothOptions()).check_prepared(described, sftrun.RunDir(tmp_path))
     assert said.message == "train.early_stopping goes by the validation loss, and the data have no validation rows"
 
 
@@ -160,15 +165,15 @@ def stranger(tmp_path):
 
 def test_an_unknown_architecture_is_refused_before_training(recipe, stranger):
     described = sftrun.load(recipe, [f"model.name={stranger}"])
-    (said,) = Unsloth(UnslothOptions()).check_prepared(described, stranger)
+    (said,) = Unsloth(UnslothOptions()).check_prepared(described, sftrun.RunDir(stranger))
     assert "unsloth does not know the architecture 'hyperborea'" in said.message
-    assert list(Unsloth(UnslothOptions(fallback="hf")).check_prepared(described, stranger)) == []
+    assert list(Unsloth(UnslothOptions(fallback="hf")).check_prepared(described, sftrun.RunDir(stranger))) == []
 
 
-def test_a_fallback_that_trains_is_in_the_lock_and_evaluates_too(recipe, tmp_path):
+def test_a_fallback_that_trains_is_recorded_and_evaluates_too(recipe, tmp_path):
     run = sftrun.run(recipe, [PACKED, FALLBACK, "train.max_steps=2", "evaluators=[loss]"], out=tmp_path / "run")
-    assert run.read_json("lock.json")["backend"] == {"asked": "unsloth", "used": "hf", "reasons": [REFUSED]}
+    assert run.facts("train")["backend"] == {"asked": "unsloth", "used": "hf", "reasons": [BEYOND]}
     warnings = [event["message"] for event in run.events() if event["event"] == "warning"]
-    assert f"trained with hf instead of unsloth: {REFUSED}" in warnings
+    assert f"trained with hf instead of unsloth: {BEYOND}" in warnings
     assert "Unsloth" not in run.log.read_text()
     assert run.read_json("eval/scores.json")["tuned"]["loss"]["test_loss"] > 0

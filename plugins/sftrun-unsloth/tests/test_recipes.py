@@ -69,6 +69,6 @@ def test_the_recipe_for_llama_3_runs_from_its_rows_to_its_merge(llama: Path, row
     sets += ["evaluators.1.with.limit=2", "evaluators.1.with.max_new_tokens=4"]
     sets += ["exporters=[merged]"]  # unsloth's own merges into a 4-bit base on a GPU only
     run = sftrun.run(RECIPE, sets, tmp_path / "run")
-    assert run.read_json("lock.json")["backend"]["used"] == "unsloth"
+    assert run.facts("train")["backend"]["used"] == "unsloth"
     assert set(run.read_json("eval/scores.json")["tuned"]) == {"loss", "generation"}
     assert list(run.export.rglob("*.safetensors"))

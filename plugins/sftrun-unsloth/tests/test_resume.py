@@ -44,19 +44,14 @@ def whole(recipe, tmp_path_factory):
 
 
 def prepared(recipe, out, mode):
-    from sftrun.flow import prepare_only
-
-    run = prepare_only(recipe, MODES[mode], out)
-    run.stage("prepare", "done")
-    return run
+    return sftrun.prepare(recipe, MODES[mode], out)
 
 
 def ended(run):
     """Trains in this process, to the end."""
-    from sftrun.recipe.resolved import from_resolved
     from sftrun.stages.train import train_here
 
-    train_here(from_resolved((run.path / "resolved.yaml").read_text()), run, run.event)
+    train_here(run.recipe(), run, run.event)
     return run
 
 
@@ -163,7 +158,7 @@ def test_the_last_and_the_best_checkpoints_are_kept(whole):
 
 def test_a_run_that_another_backend_has_begun_is_refused(recipe, whole, tmp_path):
     run = prepared(recipe, tmp_path / "run", "full")
-    run.merge_json("lock.json", {"backend": {"asked": "unsloth", "used": "hf", "reasons": ["two GPUs"]}})
-    run.event({"event": "step", "step": 1})
-    with pytest.raises(sftrun.UserError, match="was trained with hf so far, and here it would go on with unsloth"):
+    run.add_facts("train", backend={"asked": "unsloth", "used": "hf", "reasons": ["two GPUs"]})
+    run.event(sftrun.events.Step(step=1))
+    with pytest.raises(sftrun.UserError, match="was trained with hf so far, and here unsloth would continue it"):
         ended(run)

@@ -19,23 +19,25 @@ QLORA = [*LORA, "tuning.mode=qlora"]
 
 
 def prepared(recipe: Path, out: Path, *settings: str) -> sftrun.RunDir:
-    from sftrun.flow import prepare_only
-
-    return prepare_only(recipe, settings, out)
+    return sftrun.prepare(recipe, settings, out)
 
 
-def trained(recipe: Path, out: Path, *settings: str) -> tuple[sftrun.RunDir, list[dict]]:
+def training(run, emit=lambda event: None, recipe=None):
+    return sftrun.kinds.Training(recipe=recipe or run.recipe(), run=run, emit=emit)
+
+
+def trained(recipe: Path, out: Path, *settings: str) -> tuple[sftrun.RunDir, list]:
     """A run trained in this process, and its events."""
     run = prepared(recipe, out, *settings)
-    described = sftrun.load(recipe, settings)
-    events: list[dict] = []
-    sftrun.create("backend", described.backend).train(described, run.path, events.append)
+    events: list = []
+    sftrun.create("backend", run.recipe().backend).train(training(run, events.append))
     return run, events
 
 
 def loaded(recipe: Path, run: sftrun.RunDir, *settings: str, which="tuned"):
     described = sftrun.load(recipe, settings)
-    return sftrun.create("backend", described.backend).load(described, run.path, which)
+    work = sftrun.kinds.Loading(recipe=described, run=run, which=which)
+    return sftrun.create("backend", described.backend).load(work)
 
 
 def losses(events):
@@ -44,6 +46,11 @@ def losses(events):
 
 def last(events, kind):
     return [event for event in events if event["event"] == kind][-1]
+
+
+def proved(events):
+    """Returns the data of the event with which the backend proves its loss."""
+    return next(event["data"] for event in events if event["event"] == "custom" and event["name"] == "proved")
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +90,16 @@ def test_the_loss_falls_and_every_token_is_counted(mode, request):
 def test_the_loss_that_is_trained_on_is_that_of_the_trained_tokens(mode, request):
     """unsloth's patched loss, against the cross-entropy of the trained positions' logits."""
     _, events = request.getfixturevalue(mode)
-    proved = last(events, "proved")
-    assert proved["loss"] == pytest.approx(proved["expected"], rel=1e-4)
-    assert losses(events)[0] == pytest.approx(proved["expected"], rel=1e-3)
+    proof = proved(events)
+    assert proof["loss"] == pytest.approx(proof["expected"], rel=1e-4)
+    assert losses(events)[0] == pytest.approx(proof["expected"], rel=1e-3)
 
 
 def test_a_loss_of_other_tokens_stops_the_run(recipe, full, tmp_path):
     from sftrun_unsloth import _model, _train
 
     described = sftrun.load(recipe)
-    trainer = _train.make_trainer(_model.load_base(described), described, full[0], print)
+    trainer = _train.make_trainer(_model.load_base(described), training(full[0], print, described))
     honest = trainer.compute_loss
     trainer.compute_loss = lambda model, inputs, **more: honest(model, inputs | {"labels": inputs["input_ids"]}, **more)
     with pytest.raises(sftrun.UserError, match="it would not train on this mask"):
@@ -106,7 +113,7 @@ def test_prepared_ids_and_labels_reach_the_model_untouched(recipe, full, tmp_pat
     run, _ = full
     described = sftrun.load(recipe, ["train.epochs=1", "train.eval_strategy=no"])
     model = _model.load_base(described)
-    trainer = _train.make_trainer(model, described, run, lambda event: None)
+    trainer = _train.make_trainer(model, training(run, recipe=described))
     trainer.proved = True
     seen = Counter()
 
@@ -120,7 +127,7 @@ def test_prepared_ids_and_labels_reach_the_model_untouched(recipe, full, tmp_pat
 
     model.register_forward_pre_hook(catch, with_kwargs=True)
     trainer.keeper.train(trainer)
-    file = sftrun.data.read_samples(run.prepared / "train.arrow")
+    file = sftrun.data.Samples(run.prepared / "train.arrow")
     assert seen == Counter((tuple(sample.ids), tuple(sample.trained)) for sample in file)
 
 
@@ -131,7 +138,7 @@ def test_a_masked_token_has_exactly_no_gradient(recipe, full):
     run, _ = full
     described = sftrun.load(recipe)
     model = _model.load_base(described).train()
-    trainer = _train.make_trainer(model, described, run, print)
+    trainer = _train.make_trainer(model, training(run, print, described))
     batch = next(iter(trainer.get_train_dataloader()))
     kept = []
     model.model.norm.register_forward_hook(lambda module, given, out: (out.retain_grad(), kept.append(out))[1])
@@ -178,10 +185,10 @@ def test_logits_are_the_same_after_saving_and_loading(recipe, base, tmp_path):
     run = prepared(recipe, tmp_path / "run", *settings)
     described = sftrun.load(recipe, settings)
     model = _train.adapted(_model.load_base(described), described)
-    trainer = _train.make_trainer(model, described, run, lambda event: None)
+    trainer = _train.make_trainer(model, training(run, recipe=described))
     trainer.keeper.train(trainer)
     saved.save(trainer.model, trainer.model.save_pretrained, described, run)
-    ids = torch.tensor([next(sftrun.data.read_samples(run.prepared / "train.arrow")).ids])
+    ids = torch.tensor([sftrun.data.Samples(run.prepared / "train.arrow")[0].ids])
     with torch.no_grad():
         said = [one(input_ids=ids).logits for one in (trainer.model.eval(), loaded(recipe, run, *settings).model)]
     assert torch.equal(*said)
@@ -194,19 +201,20 @@ def test_qloras_are_qloras(recipe, base, qlora, lora):
     assert losses(qlora[1]) != losses(lora[1])
 
 
-def test_the_lock_says_what_has_trained(lora):
-    lock = lora[0].read_json("lock.json")
-    assert lock["backend"] == {"asked": "unsloth", "used": "unsloth", "reasons": []}
-    assert lock["parameters"]["trained"] < lock["parameters"]["all"] / 3
-    assert set(lock["unsloth"]) == {"unsloth", "unsloth_zoo"}
+def test_the_run_records_what_has_trained(lora):
+    facts = lora[0].facts("train")
+    assert facts["backend"] == {"asked": "unsloth", "used": "unsloth", "reasons": []}
+    assert facts["parameters"]["trained"] < facts["parameters"]["all"] / 3
+    assert set(facts["unsloth"]) == {"unsloth", "unsloth_zoo"}
 
 
 def test_answers_do_not_depend_on_the_batch(recipe, base, lora):
     model = loaded(recipe, lora[0], base, *LORA)
     lines = (lora[0].prepared / "prompts-test.jsonl").read_text().splitlines()
     prompts = [json.loads(line)["ids"] for line in lines]
-    answers = model.generate(prompts, 8, 1)
-    assert model.generate(prompts, 8, 4) == answers
+    one, four = (sftrun.types.Decoding(max_new_tokens=8, batch_size=size) for size in (1, 4))
+    answers = model.generate(prompts, one)
+    assert model.generate(prompts, four) == answers
     assert all(len(answer) <= 8 for answer in answers)
     assert any(model.decode(answer).strip() for answer in answers)
 
@@ -282,16 +290,16 @@ def test_a_merge_that_says_something_else_is_refused(recipe, base, lora):
     described = sftrun.load(recipe, [base, *LORA, "exporters=[unsloth-merged]"])
     strict = sftrun.create("exporter", sftrun.Use(use="unsloth-merged", with_={"max_difference": 1e-12}))
     with pytest.raises(sftrun.UserError, match="differs from the adapter by"):
-        strict.export(described, lora[0].path, print)
+        strict.export(sftrun.kinds.Exporting(recipe=described, run=lora[0], emit=print))
     assert not list(lora[0].export.iterdir())
 
 
 def test_a_merge_into_4_bits_without_a_gpu_is_refused_before_training(recipe, base):
-    from sftrun.flow import ready
+    from sftrun.runs.preflight import check_machine
 
     described = sftrun.load(recipe, [base, *QLORA, "exporters=[unsloth-merged]"])
     with pytest.raises(sftrun.UserError, match="4-bit base on a GPU only"):
-        ready(described)
+        check_machine(described)
 
 
 def test_the_exporter_merged_finds_the_4_bits_again(recipe, base, qlora):
@@ -299,7 +307,7 @@ def test_the_exporter_merged_finds_the_4_bits_again(recipe, base, qlora):
     settings = [base, *QLORA, "exporters=[merged]"]
     described = sftrun.load(recipe, settings)
     run, events = qlora
-    facts = sftrun.create("exporter", "merged").export(described, run.path, print)
+    facts = sftrun.create("exporter", "merged").export(sftrun.kinds.Exporting(recipe=described, run=run, emit=print))
     assert facts["max_difference"] < 1e-3
     assert facts["base"] == "dequantised from 4 bits"
     merged = [f"model.name={run.export}/merged", "tuning.mode=lora"]
@@ -375,15 +383,11 @@ NEEDED = {
 
 
 def test_every_setting_of_the_recipe_has_a_case():
-    from sftrun_unsloth._limits import SWITCHES
+    from sftrun_unsloth._limits import HONOURS
 
-    from sftrun.recipe.train_options import TrainOptions
-
-    above = {"precision", "early_stopping", "keep_best", "group_by_length"}  # in tests of their own
-    refused = {*SWITCHES, "effective_batch_size"}  # in test_limits.py
-    of_the_core = {"on_oom"}
-    covered = {f"train.{name}" for name in above | refused | of_the_core}
-    assert {f"train.{name}" for name in TrainOptions.__struct_fields__} - set(SETTINGS) == covered
+    above = {f"train.{name}" for name in ("precision", "early_stopping", "keep_best", "group_by_length")}
+    of_the_core = {"train.batch_size", "seed"}
+    assert {key for key in HONOURS if key.startswith("train.")} == above | (SETTINGS.keys() - of_the_core)
 
 
 @pytest.mark.parametrize("leaf", SETTINGS)
@@ -403,7 +407,7 @@ def test_rows_of_similar_lengths_share_a_batch_where_the_recipe_says(recipe, ful
     orders = []
     for setting in ("true", "false"):
         described = sftrun.load(recipe, [f"train.group_by_length={setting}"])
-        trainer = _train.make_trainer(_model.load_base(described), described, full[0], print)
+        trainer = _train.make_trainer(_model.load_base(described), training(full[0], print, described))
         orders.append(list(trainer._get_train_sampler()))
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(40))
@@ -428,7 +432,7 @@ def test_on_a_gpu_it_trains_evaluates_and_merges(settings, recipe, tmp_path):
     run = sftrun.run(recipe, [*settings, "evaluators=[loss]", *exporters], out=tmp_path / "run")
     found = losses(run.events())
     assert sum(found[-3:]) < sum(found[:3])
-    proved = last(run.events(), "proved")
-    assert math.isclose(proved["loss"], proved["expected"], rel_tol=2e-2)
+    proof = proved(run.events())
+    assert math.isclose(proof["loss"], proof["expected"], rel_tol=2e-2)
     saved = run.read_json("eval/scores.json")["tuned"]["loss"]["val_loss"]
     assert saved == pytest.approx(last(run.events(), "eval")["loss"], rel=1e-2)

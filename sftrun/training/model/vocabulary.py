@@ -37,7 +37,7 @@ def size(tokenizer: Any) -> int:
 def untrained(model: Any, tokenizer: Any, rows: int, samples: Path) -> list[int]:
     """Ids without a meaning yet: those that `fit` has added to the `rows` of the base, and, among the special tokens
     of the first samples, those whose embedding is zero, as in base models that reserve tokens for a chat template."""
-    seen = {token for sample in islice(sftrun.data.read_samples(samples), EXAMPLES) for token in sample.ids}
+    seen = {token for sample in islice(sftrun.data.Samples(samples), EXAMPLES) for token in sample.ids}
     weight = model.get_input_embeddings().weight.detach()
     known = [token for token in sorted(seen & set(tokenizer.added)) if token < rows]
     return [*(token for token in known if not weight[token].any()), *range(rows, len(weight))]
