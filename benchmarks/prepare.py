@@ -142,10 +142,10 @@ def _joined(rows: list[dict[str, object]], turns: int) -> list[dict[str, object]
 
 def _texts(folder: Path) -> list[str]:
     from sftrun.data.pipeline import Line
-    from sftrun.recipe.validate import read
+    from sftrun.recipe.validate import load_with_places
     from sftrun.registry import current
 
-    line = Line(read(folder / "recipe.yaml").recipe, current())
+    line = Line(load_with_places(folder / "recipe.yaml").recipe, current())
     return [rendered.text for batch in line.batches("train") for _, rendered in batch.pairs]
 
 

@@ -9,7 +9,7 @@ class Change(msgspec.Struct, frozen=True):
     """One change of the plugin API, and what to use instead.
 
     `name` is `<kind>.<method or attribute>` for components (`masker.narrow`), with `*` for every kind; for anything
-    else it is the dotted public name (`sftrun.files.digest`, `sftrun.events.Step.loss`).
+    else it is the dotted public name (`sftrun.files.file_digest`, `sftrun.events.Step.loss`).
     """
 
     version: int

@@ -1,4 +1,4 @@
-"""What can go wrong, as data: checks yield problems, only the command line prints them."""
+"""Errors as data: checks yield problems, and only the command line prints them."""
 
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
@@ -10,10 +10,10 @@ RecipePath = tuple[str | int, ...]
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a problem is: a file, and when known its 1-based line and column.
+    """The place of a problem: a file and, if known, its 1-based line and column.
 
-    `text` is the source line and `length` the number of characters that the caret underlines. An override has no
-    line: its column counts in its own text.
+    `text` is the source line, and `length` the number of characters that the caret underlines. An override has no
+    line; its column counts in the text of the override.
     """
 
     file: str
@@ -29,10 +29,10 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """One thing that is wrong: what, where, and what to do about it.
+    """One mistake: what is wrong, where, and what to do about it.
 
-    A check that knows the recipe but not its file gives `path`, the keys that lead to the value;
-    whoever has the file turns it into a place.
+    A check that knows the recipe but not its file sets `path`, the keys that lead to the value. The caller that knows
+    the file turns the path into a place.
     """
 
     message: str
@@ -47,7 +47,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class UserError(Exception):
-    """Something that the user can fix, said in one message without a traceback (exit code 1)."""
+    """An error that the user can fix; it is printed as one message without a traceback (exit code 1)."""
 
     def __init__(self, what: str | Problem | Iterable[Problem], hint: str | None = None) -> None:
         if isinstance(what, str):
@@ -57,19 +57,19 @@ class UserError(Exception):
 
 
 class OutOfMemory(UserError):  # noqa: N818 (torch has an OutOfMemoryError)
-    """A worker process whose memory ran out, so that its parent can give the next one less to hold at once."""
+    """A worker process ran out of memory; its parent can start another one with a smaller micro-batch."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that a signal ended (exit code 130); the text says how to go on."""
+    """A run that a signal ended (exit code 130); the message says how to resume it."""
 
 
 class RowError(ValueError):
-    """A row or a conversation that cannot be used; whoever knows its origin adds it."""
+    """A row or a conversation that cannot be used; the caller that knows its origin adds it to the message."""
 
 
 def missing_packages(*modules: str, path: RecipePath, why: str, extra: str = "") -> Iterator[Problem]:
-    """Yields a problem if any of the modules is not installed; `extra` names the extra of sftrun that brings them."""
+    """Yields a problem if a module is not installed; `extra` is the extra of sftrun that installs the modules."""
     absent = [module for module in modules if find_spec(module) is None]
     if absent:
         hint = f"pip install 'sftrun[{extra}]'" if extra else f"pip install {' '.join(absent)}"

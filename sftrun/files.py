@@ -1,4 +1,4 @@
-"""Disks that take no more, and folders that are on them whole or not at all."""
+"""Detects full disks, writes folders atomically, hashes files."""
 
 import contextlib
 import errno
@@ -9,53 +9,63 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
-# what torch and safetensors say, in errors of their own kinds, where the disk takes no more
-SAID = ("os error 28", "os error 27", "os error 122", "PytorchStreamWriter failed", "basic_ios", "unexpected pos")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+# parts of the messages of torch and safetensors, which do not raise OSError for a full disk
+DISK_FULL_MESSAGES = (
+    "os error 28",
+    "os error 27",
+    "os error 122",
+    "PytorchStreamWriter failed",
+    "basic_ios",
+    "unexpected pos",
+)
 
 
-def full(error: BaseException) -> bool:
-    """Whether an error, or what it followed from, is a disk that is full, a quota, or a limit on the size of files."""
-    known = isinstance(error, OSError) and error.errno in FULL
-    earlier = error.__cause__ or error.__context__  # torch fails once more while it closes the file
-    return known or any(words in str(error) for words in SAID) or (earlier is not None and full(earlier))
+def is_disk_full(error: BaseException) -> bool:
+    """Returns True if an error, or its cause, is a full disk, an exceeded quota or a file that is too large."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return True
+    if any(text in str(error) for text in DISK_FULL_MESSAGES):
+        return True
+    earlier = error.__cause__ or error.__context__  # torch fails a second time while it closes the file
+    return earlier is not None and is_disk_full(earlier)
 
 
-def said(error: BaseException) -> str:
-    """The error in one line."""
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its type if it has no message."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def advice(error: BaseException) -> str | None:
-    """What to do about an error of the disk; None for any other."""
-    if full(error):
-        return "make room on the disk"
-    if isinstance(error, OSError) and error.errno in CLOSED:
-        return "see who may write there, or name another folder (--out, SFTRUN_CACHE)"
+def disk_advice(error: BaseException) -> str | None:
+    """Returns what to do about an error of the disk; None for any other error."""
+    if is_disk_full(error):
+        return "free some space on the disk"
+    if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
+        return "check who may write there, or use another folder (--out, SFTRUN_CACHE)"
     return None
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write into: it takes the place of `folder` when the disk has all of it; what fails is removed."""
-    making = folder.with_name(f".{folder.name}")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yields a new folder that replaces `folder` once everything in it is on the disk; it is removed on an error."""
+    new = folder.with_name(f".{folder.name}")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
     try:
-        yield making
-        for path in (*making.rglob("*"), making):
-            sync(path)
+        yield new
+        for path in (*new.rglob("*"), new):
+            sync_to_disk(path)
     except BaseException:
-        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
-    making.rename(folder)
-    sync(folder.parent)
+    new.rename(folder)
+    sync_to_disk(folder.parent)
 
 
-def sync(path: Path) -> None:
-    """Returns when the disk has a file, or the names in a folder."""
+def sync_to_disk(path: Path) -> None:
+    """Waits until the content of a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -63,13 +73,13 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def digest(file: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    found = hashlib.sha256()
+def file_digest(file: Path) -> str:
+    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
     with file.open("rb") as data:
         while block := data.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def shell_path(path: Path) -> str:

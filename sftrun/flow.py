@@ -15,7 +15,7 @@ from sftrun.launch import follower, heartbeat, topology
 from sftrun.launch.signals import SIGNALS
 from sftrun.launch.topology import Node
 from sftrun.recipe.model import Recipe
-from sftrun.recipe.validate import Loaded, PathLike, read
+from sftrun.recipe.validate import Loaded, PathLike, load_with_places
 from sftrun.registry import current
 from sftrun.runs import directory, lockfile, preflight, session
 from sftrun.runs import resume as resuming
@@ -59,7 +59,7 @@ def run(
     every node but the first only trains. `stop_when` ends the run after an event, as a signal would. Raises UserError
     for everything that the user can fix, with file and line, and Interrupted after a signal.
     """
-    loaded = read(recipe, overrides)
+    loaded = load_with_places(recipe, overrides)
     with session.with_places(loaded.document):
         _check_topology(loaded.recipe, node, named=out is not None)
     if node and node.rank and out:
@@ -79,7 +79,7 @@ def run(
 def resume(run: PathLike, overrides: Sequence[str] = (), watch: Emit = _silent, node: Node | None = None) -> RunDir:
     """Continues a run directory through the stages that are not done; raises as `run` does."""
     folder = directory.open_run(run)
-    loaded = read(folder.path / "resolved.yaml", overrides)
+    loaded = load_with_places(folder.path / "resolved.yaml", overrides)
     with session.with_places(loaded.document):
         _check_topology(loaded.recipe, node, named=True)
     if node and node.rank:
@@ -115,7 +115,7 @@ def prepare(
     recipe: PathLike | Recipe, overrides: Sequence[str] = (), out: PathLike | None = None, watch: Emit = _silent
 ) -> RunDir:
     """Runs the first stage alone: rows to tokens and masks; raises UserError as `run` does."""
-    with new_run(read(recipe, overrides), out, watch, preflight.DATA_KINDS) as work:
+    with new_run(load_with_places(recipe, overrides), out, watch, preflight.DATA_KINDS) as work:
         session.run_stage(dataclasses.replace(STAGES[0], after=None), work)
     return work.run
 

@@ -1,11 +1,11 @@
-"""Typed options: the one description of every setting, and its JSON Schema.
+"""Typed options: the only description of every setting, and the source of its JSON Schema.
 
-Marks in a field's type that the recipe engine acts on:
+The recipe engine acts on these types of a field:
 
-- `PathText`: a path, taken relative to the file that it is written in; may hold `${env:NAME}`.
-- `NameOrPath`: a name, or a path when it starts with `.`, `/` or `~` or ends in `.jinja`.
-- `SecretText`: must never be written down, so it may only be `${env:NAME}`.
-- `component("judge")`: names a component of that kind, with its options.
+- `PathText`: a path, relative to the file that it is written in; may hold `${env:NAME}`.
+- `NameOrPath`: a name, or a path if `is_path` says so.
+- `SecretText`: a secret, which must be `${env:NAME}`, so that it is never written out.
+- `component("judge")`: the name of a component of that kind, with its options.
 """
 
 import functools
@@ -40,6 +40,7 @@ __all__ = [
     "component",
     "dataclass_transform",
     "expand",
+    "is_path",
     "leaves",
     "parse",
     "schema",
@@ -55,24 +56,29 @@ SecretText = Annotated[str, Meta(extra_json_schema={"format": "secret"})]
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)  # tells type checkers that subclasses inherit both
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of every options class: frozen, keyword only, closed."""
+    """Base of every options class: frozen, keyword-only, without unknown fields."""
 
 
 class Use(Options, rename={"with_": "with"}):
-    """A component by name, with its options."""
+    """A reference to a component by its name, with its options."""
 
     use: Annotated[str, Meta(description="Name of the component.")]
     with_: Annotated[dict[str, Any], Meta(description="Options of the component.")] = {}
 
 
 def as_use(value: str | Use) -> Use:
-    """A component's long form; a bare name is short for one without options."""
+    """Returns the long form of a component; a bare name is short for a component without options."""
     return Use(use=value) if isinstance(value, str) else value
 
 
 def component(kind: str) -> Meta:
-    """Marks a field of type `str | Use` (or a list of them) as naming components of `kind`."""
+    """Marks a field of type `str | Use`, or a list of these, as naming components of `kind`."""
     return Meta(extra_json_schema={"x-component": kind})
+
+
+def is_path(text: str) -> bool:
+    """Returns True if a `NameOrPath` is a path: it starts with `.`, `/` or `~`, is absolute, or ends in `.jinja`."""
+    return text.startswith((".", "/", "~")) or os.path.isabs(text) or text.endswith(".jinja")
 
 
 T = TypeVar("T")
@@ -80,7 +86,7 @@ T = TypeVar("T")
 
 @functools.cache
 def schema(options: type) -> dict[str, Any]:
-    """The JSON Schema (Draft 2020-12) of an options class, its nested classes inlined; not to be changed."""
+    """Returns the JSON Schema (Draft 2020-12) of an options class, with nested classes inlined. Do not modify it."""
     (root,), definitions = msgspec.json.schema_components([options], ref_template="#/$defs/{name}")
     inlined: dict[str, Any] = _inline(root, definitions)
     return inlined
@@ -94,16 +100,16 @@ def _inline(node: Any, definitions: dict[str, Any], inside_any_of: bool = False)
     if "$ref" in node:
         name = node["$ref"].rsplit("/", 1)[1]
         target = _inline(definitions[name], definitions)
-        beside = _inline({key: value for key, value in node.items() if key != "$ref"}, definitions)
+        siblings = _inline({key: value for key, value in node.items() if key != "$ref"}, definitions)
         if name == Use.__name__ and not inside_any_of:  # a bare name is short for it
-            default = {"default": beside["default"]["use"]} if "default" in beside else {}
-            return {"anyOf": [{"type": "string"}, target], **beside, **default}
-        return {**target, **beside}
+            default = {"default": siblings["default"]["use"]} if "default" in siblings else {}
+            return {"anyOf": [{"type": "string"}, target], **siblings, **default}
+        return {**target, **siblings}
     return {key: _inline(value, definitions, key == "anyOf") for key, value in node.items()}
 
 
 def parse(data: Any, options: type[T]) -> T:
-    """Turns plain data into an instance of an options class; raises UserError when it does not fit."""
+    """Converts plain data to an instance of an options class; raises UserError if the data does not fit."""
     try:
         return msgspec.convert(data, options)
     except msgspec.ValidationError as error:

@@ -1,4 +1,4 @@
-"""`sftrun validate` and the ways in: exit codes, formats, folders, unknown words."""
+"""`sftrun validate` and the entry points: exit codes, formats, folders, unknown words."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_folder_is_searched_and_all_problems_are_said(folder, capsys):
+def test_a_folder_is_searched_and_all_problems_are_reported(folder, capsys):
     assert main.run(["validate", "recipes"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -46,14 +46,14 @@ def test_a_fine_recipe_exits_with_0(folder, capsys):
     assert capsys.readouterr().err == "1 recipe: 1 fine\n"
 
 
-def test_an_override_applies_to_every_recipe_and_is_said_once(folder, capsys):
+def test_an_override_applies_to_every_recipe_and_is_reported_once(folder, capsys):
     assert main.run(["validate", "recipes/good.yaml", "recipes/more/bad.yml", "--set", "seed=x"]) == 1
     err = capsys.readouterr().err
     assert err.count("seed must be a whole number") == 1
     assert err.endswith("2 recipes: 2 with 2 errors\n")
 
 
-def test_a_part_is_checked_when_it_is_named(folder, capsys):
+def test_a_part_is_checked_if_it_is_named(folder, capsys):
     assert main.run(["validate", "recipes/_part.yaml"]) == 1
     assert "missing key 'model'" in capsys.readouterr().err
 
@@ -96,7 +96,8 @@ def test_github_gets_workflow_commands(folder, capsys):
 
 def test_workflow_commands_are_escaped():
     problem = Problem("100%\nof a, b: c", Place("a,b:c%.yaml", 1, 2, 3))
-    assert show.github(problem, "x") == "::error file=a%2Cb%3Ac%25.yaml,line=1,col=2,endColumn=5::100%25%0Aof a, b: c"
+    expected = "::error file=a%2Cb%3Ac%25.yaml,line=1,col=2,endColumn=5::100%25%0Aof a, b: c"
+    assert show.as_annotation(problem, "x") == expected
 
 
 def test_a_folder_without_recipes_is_an_error(folder, capsys):
@@ -142,11 +143,11 @@ def test_a_recipe_without_a_subcommand_is_run(folder, monkeypatch):
     ("raised", "code", "said"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
-        (RuntimeError("broken"), 3, "This is a bug of sftrun. Please report it"),
+        (RuntimeError("broken"), 3, "This is a bug in sftrun. Please report it"),
         (BrokenPipeError(), 1, ""),
     ],
 )
-def test_what_happens_becomes_an_exit_code(monkeypatch, capfd, raised, code, said):
+def test_an_outcome_becomes_an_exit_code(monkeypatch, capfd, raised, code, said):
     def command(*_, **__):
         raise raised
 
@@ -158,7 +159,7 @@ def test_what_happens_becomes_an_exit_code(monkeypatch, capfd, raised, code, sai
     assert code != 3 or "command: sftrun validate 'a b.yaml'" in err
 
 
-def test_a_reader_that_leaves_is_no_bug():
+def test_a_closed_pipe_is_not_a_bug():
     process = subprocess.run(
         f"{sys.executable} -m sftrun schema | head -1", shell=True, capture_output=True, text=True, check=True
     )
@@ -166,7 +167,7 @@ def test_a_reader_that_leaves_is_no_bug():
     assert process.stderr == ""
 
 
-def test_a_terminal_that_knows_ascii_only_is_enough():
+def test_an_ascii_terminal_is_enough():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     out = subprocess.run([sys.executable, "-m", "sftrun", "schema"], capture_output=True, env=environment, check=True)
     assert json.loads(out.stdout)["title"] == "sftrun recipe"
@@ -184,7 +185,7 @@ def test_every_command_of_the_table_exists(name, capsys):
     assert capsys.readouterr().out.startswith(f"Usage: sftrun {name}")
 
 
-def test_text_is_plain_where_there_is_no_terminal(folder):
+def test_text_is_plain_without_a_terminal(folder):
     process = subprocess.run(
         [sys.executable, "-m", "sftrun", "validate", "recipes"], capture_output=True, text=True, check=False
     )
@@ -207,7 +208,7 @@ def test_text_is_coloured_on_a_terminal_unless_no_color_is_set(folder, no_color)
     assert "unknown key 'epohcs' in train" in said
 
 
-def test_control_characters_in_messages_cannot_steer_a_terminal():
+def test_control_characters_in_messages_cannot_control_a_terminal():
     assert "\x1b" not in show.text(Problem("a \x1b[31m b", Place("f\x1b", 1, 1, 1, "\x1b[2J")))
 
 

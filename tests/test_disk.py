@@ -12,7 +12,7 @@ from sftrun.runs.directory import RunDir
 
 
 def test_a_folder_is_there_when_all_of_it_is_written(tmp_path):
-    with files.whole_folder(tmp_path / "model") as making:
+    with files.atomic_folder(tmp_path / "model") as making:
         (making / "inner").mkdir()
         (making / "inner/weights").write_text("1")
         assert not (tmp_path / "model").exists()
@@ -26,7 +26,7 @@ def test_what_fails_leaves_the_folder_that_was_there_and_no_rest(tmp_path, error
     (tmp_path / "model/weights").write_text("old")
 
     def write():
-        with files.whole_folder(tmp_path / "model") as making:
+        with files.atomic_folder(tmp_path / "model") as making:
             (making / "weights").write_text("half")
             raise error
 
@@ -39,14 +39,14 @@ def test_what_fails_leaves_the_folder_that_was_there_and_no_rest(tmp_path, error
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "make room"),
-        (ValueError("I/O error: No space left on device (os error 28)"), "make room"),
-        (PermissionError(errno.EACCES, "Permission denied", "runs"), "see who may write there"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "free some space"),
+        (ValueError("I/O error: No space left on device (os error 28)"), "free some space"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs"), "check who may write there"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), None),
     ],
 )
 def test_an_error_of_the_disk_is_told_from_a_bug(error, words):
-    said = files.advice(error)
+    said = files.disk_advice(error)
     assert said is None if words is None else words in said
 
 
@@ -55,7 +55,7 @@ def test_a_place_where_nobody_may_write_is_no_bug(write, sftrun):
     said = sftrun(write([]), "--out", "/sys/run")
     assert said.code == 1
     assert "/sys/run" in said.err
-    assert "see who may write there" in said.err
+    assert "check who may write there" in said.err
 
 
 def test_an_event_that_the_disk_took_half_of_does_not_spoil_those_that_follow(tmp_path):

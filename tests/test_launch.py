@@ -88,7 +88,7 @@ def test_a_terminal_that_is_closed_asks_the_worker_to_end_and_takes_no_more_word
 import os, pty, signal
 from pathlib import Path
 from sftrun.errors import Interrupted
-from sftrun.launch import work
+from sftrun.launch.workers import work
 from sftrun.runs.directory import RunDir
 def watch(event):
     os.kill(os.getpid(), signal.SIGHUP)
@@ -125,16 +125,16 @@ def test_a_worker_that_stopped_in_order_was_interrupted(run):
 
 
 def test_a_full_disk_is_something_to_fix(run):
-    with pytest.raises(UserError, match=r"No space left on device.*make room on the disk, then sftrun resume"):
+    with pytest.raises(UserError, match=r"No space left on device.*free some space on the disk, then sftrun resume"):
         work("workers:full_disk", run, print)
 
 
 def test_a_disk_that_is_full_for_a_library_is_so_for_us(run):
     """safetensors has errors of its own."""
-    with pytest.raises(UserError, match=r"os error 27\).*make room on the disk"):
+    with pytest.raises(UserError, match=r"os error 27\).*free some space on the disk"):
         work("workers:full_for_safetensors", run, print)
 
 
 def test_a_folder_of_someone_else_is_something_to_fix(run):
-    with pytest.raises(UserError, match=r"Read-only file system.*see who may write there"):
+    with pytest.raises(UserError, match=r"Read-only file system.*check who may write there"):
         work("workers:read_only", run, print)

@@ -236,7 +236,7 @@ def test_a_process_that_dies_is_started_again_and_nothing_is_lost(folder, refere
     os.kill(children(launcher)[0], signal.SIGKILL)
     code, error = said(process)
     assert code == 0, error
-    assert "warning: process 0 ended with SIGKILL; all start again (1 of 1 restarts)" in error
+    assert "warning: process 0 ended with SIGKILL; restarting all processes (restart 1 of 1)" in error
     (event,) = [event for event in run.events() if event["event"] == "restarted"]
     assert event["restart"] == 1
     assert weights(run) == weights(reference)

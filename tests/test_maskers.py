@@ -6,7 +6,7 @@ import re
 import pytest
 from conversations import TOOL, assistant, call, result, system, user
 
-from sftrun import Conversation, Use, UserError, create, testing
+from sftrun import Conversation, RunDir, Use, UserError, create, testing
 from sftrun.data.masks.render import Renderer
 from sftrun.data.masks.template import Template
 
@@ -171,7 +171,7 @@ def test_roles_says_which_role_there_is_not(tmp_path):
     (tmp_path / "prepared").mkdir()
     roles = {"user": {"tokens": 1, "trained": 0}, "assistant": {"tokens": 1, "trained": 1}, "template": {}}
     (tmp_path / "prepared/proof.json").write_text(json.dumps({"splits": {"train": {"by_role": roles}}}))
-    found = list(masker("roles", roles=["assistant", "asistant"]).check_prepared(None, tmp_path))
+    found = list(masker("roles", roles=["assistant", "asistant"]).check_prepared(None, RunDir(tmp_path)))
     assert [str(problem) for problem in found] == [
         "error: no message has the role asistant; there are: assistant, user"
     ]

@@ -164,12 +164,12 @@ def test_what_an_extended_recipe_sums_is_no_mistake_where_the_batch_is_chosen(re
     above.write_text("extends: recipe.yaml\ntrain: {batch_size: auto, effective_batch_size: 16}\n")
     assert load(above).train.grad_accum == 1
     (message,) = said(above, "train.grad_accum=4")
-    assert message == "train.grad_accum has no effect with train.batch_size auto, which chooses it"
+    assert message == "train.grad_accum has no effect with train.batch_size auto, which sets it"
 
 
 def test_a_backend_that_cannot_say_what_it_takes_is_given_numbers(recipe):
     (problem,) = validate(recipe({"batch_size": "auto", "effective_batch_size": 8}, backend="mute"))
-    assert "the backend mute cannot say what a batch takes" in problem.message
+    assert "a backend that estimates memory, and the backend mute does not" in problem.message
     assert "plan --probe" in problem.hint
 
 
@@ -368,7 +368,7 @@ def test_a_real_limit_of_memory_is_met_by_fewer_rows(write, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "out of memory; again with train.batch_size" in done.stderr
+    assert "out of memory; trying again with train.batch_size" in done.stderr
     settled = load(tmp_path / "run" / "resolved.yaml").train
     assert settled.batch_size < 64
     assert settled.batch_size * settled.grad_accum == 64

@@ -1,4 +1,4 @@
-"""Every block of the README that says something about recipes or output is run."""
+"""Runs every block of the README about recipes, output or Python."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ def blocks(kind):
 
 @pytest.fixture
 def folder(write, tmp_path, monkeypatch):
-    """A folder with the recipe that the README inspects and the one that is wrong."""
+    """Makes a folder with the recipe that the README inspects and the broken one."""
     write([talk("2+2?", "4")])
     (tmp_path / "chat.yaml").write_text(blocks("yaml invalid")[0], "utf-8")
     monkeypatch.chdir(tmp_path)
@@ -33,10 +33,10 @@ def test_a_recipe_of_the_readme_is_valid(text, sftrun, tmp_path):
 
 
 @pytest.mark.parametrize("text", blocks("console"))
-def test_what_the_readme_shows_is_what_is_printed(text, sftrun, folder):
+def test_the_output_in_the_readme_is_real(text, sftrun, folder):
     command, _, expected = text.partition("\n")
-    said = sftrun(*shlex.split(command.removeprefix("$ sftrun ")))
-    assert said.err.strip() == expected.strip()
+    result = sftrun(*shlex.split(command.removeprefix("$ sftrun ")))
+    assert result.err.strip() == expected.strip()
 
 
 @pytest.mark.parametrize("text", blocks("python"))
@@ -51,7 +51,7 @@ def test_every_command_of_the_readme_exists_and_every_command_is_in_the_readme()
     assert named == (set(COMMANDS) - {"run"}) | {"RECIPE"}
 
 
-def test_every_file_that_the_documentation_links_to_is_there():
+def test_every_file_that_the_documentation_links_to_exists():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"

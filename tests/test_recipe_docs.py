@@ -1,5 +1,4 @@
-"""docs/recipes.md: its tables are written from the schema, its messages are what is said, and its recipes are valid, as
-are those of data.md, training.md and cluster.md."""
+"""docs/recipes.md: generated tables, real messages, valid recipes; the recipes of the other pages are valid too."""
 
 import json
 import os
@@ -11,7 +10,7 @@ import pytest
 from sftrun.options import schema
 from sftrun.recipe import words
 from sftrun.recipe.model import Recipe
-from sftrun.recipe.validate import check
+from sftrun.recipe.validate import check_file
 from sftrun.recipe.walk import alternatives, kind_of
 from sftrun.registry import current
 
@@ -22,7 +21,7 @@ SIGNS = {"minimum": "≥", "maximum": "≤", "exclusiveMinimum": ">", "exclusive
 
 
 def kind_of_value(about):
-    """What a value may be, in a cell."""
+    """Returns the allowed values of a key, for a table cell."""
     kind = kind_of(about)
     if kind:
         return f"list of {kind}s" if about.get("type") == "array" else kind
@@ -33,13 +32,13 @@ def kind_of_value(about):
         values = ", ".join(f"`{value}`" for value in choice.get("enum", []))
         items = choice.get("items", {})
         inner = f" of {kind_of_value(items)}" if items else ""
-        plain = FORMATS.get(choice.get("format")) or words.wanted([choice], None)
+        plain = FORMATS.get(choice.get("format")) or words.allowed_values([choice], None)
         said.append(values or f"{plain}{inner} {limits}".strip())
     return " or ".join(said)
 
 
 def rows(properties, required, prefix=""):
-    """One row a key; those of a mapping follow it."""
+    """Yields one row per key; the keys of a mapping follow it."""
     for name, about in properties.items():
         default = "required" if name in required else f"`{json.dumps(about.get('default'), ensure_ascii=False)}`"
         nested = about.get("properties", {})
@@ -108,11 +107,11 @@ BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT + DATA + TRAINING + CLUSTER, flag
 def test_the_recipes_of_the_pages_are_valid(block, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(block)
-    assert check(path).problems == []
+    assert check_file(path).problems == []
 
 
-def test_the_message_of_the_page_is_what_is_said(tmp_path):
+def test_the_message_of_the_page_is_real(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("model: {name: sftrun/tiny}\nsource: jsonl\ntrain: {learning_rte: 2e-4}\n")
-    said = [f"{problem.severity}: {problem.message}; {problem.hint}" for problem in check(path).problems]
-    assert any(text in TEXT for text in said)
+    messages = [f"{problem.severity}: {problem.message}; {problem.hint}" for problem in check_file(path).problems]
+    assert any(text in TEXT for text in messages)

@@ -5,19 +5,19 @@ import os
 import pytest
 
 from sftrun.recipe.compose import MAX_DEPTH, MAX_NODES, scalar
-from sftrun.recipe.validate import check
+from sftrun.recipe.validate import check_file
 
 SMALL = b"model: {name: sftrun/tiny}\nsource: {use: jsonl, with: {path: data}}\n"
 
 
 @pytest.fixture
-def said(tmp_path, monkeypatch):
+def errors(tmp_path, monkeypatch):
     """The problems of a file with given bytes, as text."""
     monkeypatch.chdir(tmp_path)
 
     def problems(content, name="recipe.yaml"):
         (tmp_path / name).write_bytes(content)
-        return [str(problem) for problem in check(name).problems]
+        return [str(problem) for problem in check_file(name).problems]
 
     return problems
 
@@ -55,55 +55,55 @@ def test_scalars_are_those_of_yaml_1_2(text, value):
 
 
 @pytest.mark.parametrize("text", [".inf", "-.INF", ".nan", "1e999", "9" * 5000, str(2**64)])
-def test_a_number_that_is_none_is_refused(text):
+def test_an_unusable_number_is_refused(text):
     with pytest.raises(ValueError, match=r"finite|too large"):
         scalar(text)
 
 
-def test_a_byte_order_mark_is_fine(said):
-    assert said(b"\xef\xbb\xbf" + SMALL) == []
+def test_a_byte_order_mark_is_accepted(errors):
+    assert errors(b"\xef\xbb\xbf" + SMALL) == []
 
 
 @pytest.mark.parametrize("end", [b"\r\n", b"\r"])
-def test_line_ends_of_other_systems_are_fine(said, end):
-    assert said((SMALL + b"seeed: 1\n").replace(b"\n", end))[0].startswith("recipe.yaml:3:1: error: unknown key")
+def test_line_ends_of_other_systems_are_accepted(errors, end):
+    assert errors((SMALL + b"seeed: 1\n").replace(b"\n", end))[0].startswith("recipe.yaml:3:1: error: unknown key")
 
 
-def test_other_encodings_are_named(said):
-    assert said(SMALL + "description: café\n".encode("latin-1")) == [
+def test_other_encodings_are_named(errors):
+    assert errors(SMALL + "description: café\n".encode("latin-1")) == [
         "recipe.yaml:3: error: not UTF-8 text; save the file as UTF-8"
     ]
 
 
-def test_control_characters_are_refused_with_their_place(said):
-    assert said(SMALL + b"description: a\x00b\n") == [
-        "recipe.yaml:3:15: error: a recipe may not hold the character U+0000"
+def test_control_characters_are_refused_with_their_place(errors):
+    assert errors(SMALL + b"description: a\x00b\n") == [
+        "recipe.yaml:3:15: error: a recipe must not contain the character U+0000"
     ]
 
 
-def test_a_large_file_is_not_read(said):
-    assert said(b"# " + b"x" * 5_000_000) == ["error: recipe.yaml is larger than 1 MB; that is no recipe"]
+def test_a_large_file_is_not_read(errors):
+    assert errors(b"# " + b"x" * 5_000_000) == ["error: recipe.yaml is larger than 1 MB, the largest size of a recipe"]
 
 
-def test_a_folder_is_no_recipe(tmp_path, monkeypatch):
+def test_a_folder_is_not_a_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.yaml").mkdir()
-    assert str(check("folder.yaml").problems[0]) == (
+    assert str(check_file("folder.yaml").problems[0]) == (
         "error: folder.yaml is a folder, not a recipe; name a .yaml file in it"
     )
 
 
-def test_a_missing_file_is_said(tmp_path, monkeypatch):
+def test_a_missing_file_is_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(check("none.yaml").problems[0]) == "error: no such file: none.yaml"
-    assert "null byte" in str(check("a\0b").problems[0])
+    assert str(check_file("none.yaml").problems[0]) == "error: no such file: none.yaml"
+    assert "null byte" in str(check_file("a\0b").problems[0])
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_may_not_be_read_is_said(said, tmp_path):
-    said(SMALL)
+def test_an_unreadable_file_is_reported(errors, tmp_path):
+    errors(SMALL)
     (tmp_path / "recipe.yaml").chmod(0)
-    assert "Permission denied" in str(check("recipe.yaml").problems[0])
+    assert "Permission denied" in str(check_file("recipe.yaml").problems[0])
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_a_file_that_may_not_be_read_is_said(said, tmp_path):
     ],
     ids=["lists", "mappings", "blocks", "dashes", "aliases"],
 )
-def test_depth_has_a_limit(said, content):
-    assert f"nested deeper than {MAX_DEPTH} levels" in said(content)[0]
+def test_depth_has_a_limit(errors, content):
+    assert f"nested deeper than {MAX_DEPTH} levels" in errors(content)[0]
 
 
 def _bomb(first, line):
@@ -134,42 +134,42 @@ def _bomb(first, line):
     ],
     ids=["lists", "merges", "plain"],
 )
-def test_values_have_a_limit_with_aliases_expanded(said, content):
-    assert f"more than {MAX_NODES} values" in said(content)[0]
+def test_values_have_a_limit_with_aliases_expanded(errors, content):
+    assert f"more than {MAX_NODES} values" in errors(content)[0]
 
 
-def test_merge_keys_take_several_sources_and_the_first_wins(said, tmp_path):
+def test_merge_keys_take_several_sources_and_the_first_wins(errors, tmp_path):
     content = SMALL + (
         b"train: &a {epochs: 1, batch_size: 2}\n"
         b"data: &b {max_lost: 0.5}\n"
         b"tuning: {<<: [*b], lora: {<<: {r: 1, alpha: 2}, r: 4}}\n"
     )
-    assert said(content) == ["recipe.yaml:4:11: error: unknown key 'max_lost' in tuning; did you mean data.max_lost?"]
+    assert errors(content) == ["recipe.yaml:4:11: error: unknown key 'max_lost' in tuning; did you mean data.max_lost?"]
 
 
-def test_a_quoted_merge_key_is_a_key(said):
-    assert "unknown key '<<' in train" in said(SMALL + b'train: {"<<": {epochs: 1}}\n')[0]
+def test_a_quoted_merge_key_is_a_key(errors):
+    assert "unknown key '<<' in train" in errors(SMALL + b'train: {"<<": {epochs: 1}}\n')[0]
 
 
-def test_an_empty_value_stands_where_its_key_does(said):
-    assert said(SMALL + b"train:\n  epochs:\n") == ["recipe.yaml:4:3: error: train.epochs must be a number, not null"]
+def test_the_place_of_an_empty_value_is_its_key(errors):
+    assert errors(SMALL + b"train:\n  epochs:\n") == ["recipe.yaml:4:3: error: train.epochs must be a number, not null"]
 
 
-def test_extends_is_followed_through_several_files(said, tmp_path):
+def test_extends_is_followed_through_several_files(errors, tmp_path):
     (tmp_path / "a.yaml").write_bytes(SMALL + b"train: {epochs: 1}\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\ntrain: {batch_size: 2}\n")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "c.yaml").write_text("extends: ../b.yaml\ntrain: {grad_accum: 3}\n")
-    made = check("folder/c.yaml").recipe
+    made = check_file("folder/c.yaml").recipe
     assert (made.train.epochs, made.train.batch_size, made.train.grad_accum) == (1, 2, 3)
 
 
-def test_a_problem_of_a_base_is_shown_in_the_base(said, tmp_path):
+def test_a_problem_of_a_base_is_shown_in_the_base(errors, tmp_path):
     (tmp_path / "base.yaml").write_bytes(SMALL + b"train: {epochs: many}\n")
-    assert said(b"extends: base.yaml\n") == [
+    assert errors(b"extends: base.yaml\n") == [
         "base.yaml:3:17: error: train.epochs must be a number, not the string 'many'"
     ]
-    assert said(b"extends: base.yaml\ntrain: {epochs: 1}\n") == []
+    assert errors(b"extends: base.yaml\ntrain: {epochs: 1}\n") == []
 
 
 @pytest.mark.parametrize(
@@ -179,15 +179,15 @@ def test_a_problem_of_a_base_is_shown_in_the_base(said, tmp_path):
         ("{use: style, with: {prompt: a, where: append}}", "style", None),
     ],
 )
-def test_a_list_is_replaced_never_merged(said, tmp_path, base, child, with_):
+def test_a_list_is_replaced_never_merged(errors, tmp_path, base, child, with_):
     (tmp_path / "base.yaml").write_bytes(SMALL + f"transforms: [{base}]\n".encode())
-    found = said(f"extends: base.yaml\ntransforms: [{child}]\n".encode())
+    found = errors(f"extends: base.yaml\ntransforms: [{child}]\n".encode())
     assert any("missing key" in problem for problem in found)
 
 
-def test_a_bare_name_and_a_mapping_of_the_same_component_merge(said, tmp_path):
+def test_a_bare_name_and_a_mapping_of_the_same_component_merge(errors, tmp_path):
     (tmp_path / "base.yaml").write_bytes(SMALL + b"exporters: []\nformatter: chat\n")
-    assert said(b"extends: base.yaml\nsource: jsonl\nformatter: {with: {fields: {user: q}}}\n") == []
-    made = check("recipe.yaml").recipe
+    assert errors(b"extends: base.yaml\nsource: jsonl\nformatter: {with: {fields: {user: q}}}\n") == []
+    made = check_file("recipe.yaml").recipe
     assert made.source.with_["path"] == str(tmp_path / "data")
     assert made.formatter.with_["fields"]["user"] == "q"

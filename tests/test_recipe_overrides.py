@@ -1,4 +1,4 @@
-"""`--set` and `SFTRUN_SET__…`: any leaf, typed by the schema, with the errors of a file."""
+"""`--set` and `SFTRUN_SET__…`: set any key, typed by the schema, with the same errors as in a file."""
 
 import json
 
@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sftrun.cli import show
-from sftrun.recipe.validate import check, load
+from sftrun.recipe.validate import check_file, load
 
 ANY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SMALL = "model: {name: sftrun/tiny}\nsource: {use: jsonl, with: {path: data}}\nevaluators: [loss, generation]\n"
@@ -21,8 +21,8 @@ def recipe(tmp_path, monkeypatch):
     return "folder/recipe.yaml"
 
 
-def said(recipe, *overrides):
-    return [str(problem) for problem in check(recipe, overrides).problems]
+def messages(recipe, *overrides):
+    return [str(problem) for problem in check_file(recipe, overrides).problems]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_paths_in_overrides_are_relative_to_the_current_directory(recipe, tmp_pa
     assert load(recipe, ["source.with.path=data"]).source.with_["path"] == str(tmp_path / "data")
 
 
-def test_another_component_takes_no_options_along(recipe):
+def test_another_component_keeps_no_options(recipe):
     made = load(recipe, ["source=huggingface", "source.with.name=org/set"])
     assert (made.source.use, made.source.with_["name"]) == ("huggingface", "org/set")
     made = load(recipe, ["source.use=huggingface", "source.with.name=org/set"])
@@ -80,7 +80,7 @@ def test_later_overrides_win_and_options_win_over_variables(recipe, monkeypatch)
 
 
 def test_a_typo_is_the_error_of_a_file_with_a_caret(recipe):
-    (problem,) = check(recipe, ["train.epohcs=1"]).problems
+    (problem,) = check_file(recipe, ["train.epohcs=1"]).problems
     assert show.text(problem) == (
         "--set train.epohcs=1: error: unknown key 'epohcs' in train; did you mean 'epochs'?\n"
         "      | --set train.epohcs=1\n"
@@ -90,7 +90,7 @@ def test_a_typo_is_the_error_of_a_file_with_a_caret(recipe):
 
 def test_a_typo_in_a_variable_names_the_variable(recipe, monkeypatch):
     monkeypatch.setenv("SFTRUN_SET__TRAIN__EPOHCS", "1")
-    (problem,) = check(recipe).problems
+    (problem,) = check_file(recipe).problems
     assert show.text(problem) == (
         "SFTRUN_SET__TRAIN__EPOHCS=1: error: unknown key 'epohcs' in train; did you mean 'epochs'?\n"
         "      | SFTRUN_SET__TRAIN__EPOHCS=1\n"
@@ -99,38 +99,38 @@ def test_a_typo_in_a_variable_names_the_variable(recipe, monkeypatch):
 
 
 def test_a_wrong_value_is_underlined_where_it_is(recipe):
-    (problem,) = check(recipe, ["train={epochs: x, batch_size: 1}"]).problems
+    (problem,) = check_file(recipe, ["train={epochs: x, batch_size: 1}"]).problems
     assert show.text(problem).endswith("      | --set train={epochs: x, batch_size: 1}\n      |                      ^")
 
 
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("train.epochs", "an override is KEY=VALUE; for example --set train.epochs=1"),
-        ("=1", "an override is KEY=VALUE"),
-        ("a." * 5000 + "a=1", "an override is KEY=VALUE"),
-        ("train..epochs=1", "an override is KEY=VALUE"),
+        ("train.epochs", "an override must be KEY=VALUE; write, for example, --set train.epochs=1"),
+        ("=1", "an override must be KEY=VALUE"),
+        ("a." * 5000 + "a=1", "an override must be KEY=VALUE"),
+        ("train..epochs=1", "an override must be KEY=VALUE"),
         ("train.epochs=many", "train.epochs must be a number, not the string 'many'"),
         ("train.epochs.x=1", "train.epochs must be a number, not a mapping"),
-        ("evaluators.7=loss", "evaluators has 2 items; there is no item 7, nor can it be the next one"),
+        ("evaluators.7=loss", "evaluators has no item 7: its length is 2; items are numbered from 0; 2 appends one"),
         ("evaluators.last=loss", "evaluators must be a list, not a mapping"),
         ("backend=hff", "unknown backend 'hff'; did you mean 'hf'?"),
         ("extends=base.yaml", "extends can only be written in a recipe file"),
-        ("seed=${env:SEED}", "${env:…} may not stand in seed"),
-        ("description=\x1b[31m", "an override may not hold control characters"),
-        ("description=\udcff", "an override may not hold control characters"),
+        ("seed=${env:SEED}", "${env:…} is not allowed in seed"),
+        ("description=\x1b[31m", "an override must not contain control characters"),
+        ("description=\udcff", "an override must not contain control characters"),
         ("train.epochs=.inf", "train.epochs must be a number, not the string '.inf'"),
         ("train.epochs=[1", "train.epochs must be a number, not the string '[1'"),
     ],
 )
-def test_what_is_said_of_a_wrong_override(recipe, override, expected):
-    (problem,) = said(recipe, override)
+def test_a_wrong_override_is_reported(recipe, override, expected):
+    (problem,) = messages(recipe, override)
     assert problem.startswith("--set ")
     assert expected in problem
 
 
-def test_all_wrong_overrides_are_said_at_once(recipe):
-    assert len(said(recipe, "x=1", "y", "train.epochs=no")) == 3
+def test_all_wrong_overrides_are_reported_at_once(recipe):
+    assert len(messages(recipe, "x=1", "y", "train.epochs=no")) == 3
 
 
 @ANY
@@ -150,5 +150,5 @@ def test_any_number_survives(recipe, rate, steps):
 @ANY
 @given(st.text(max_size=40))
 def test_no_override_gives_a_traceback(recipe, text):
-    for problem in check(recipe, [text, f"description={text}", f"{text}=1"]).problems:
+    for problem in check_file(recipe, [text, f"description={text}", f"{text}=1"]).problems:
         assert show.text(problem)

@@ -1,4 +1,4 @@
-"""The complete recipe as text: what worker processes read is what was meant."""
+"""resolved.yaml: worker processes read the same recipe that was written."""
 
 from pathlib import Path
 
@@ -18,20 +18,20 @@ VALID = sorted(
 
 
 @pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
-def test_what_was_written_is_read_back(path):
+def test_a_recipe_survives_writing_and_reading(path):
     recipe = load(path)
     assert from_resolved(resolved_yaml(recipe)) == recipe
 
 
 @pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
-def test_what_was_written_is_itself_a_recipe(path, tmp_path):
+def test_resolved_yaml_is_itself_a_recipe(path, tmp_path):
     written = tmp_path / "resolved.yaml"
     written.write_text(resolved_yaml(load(path)), encoding="utf-8")
     assert [problem for problem in validate(written) if problem.severity == "error"] == []
     assert load(written) == load(path)
 
 
-def test_every_key_is_written_but_extends():
+def test_every_key_except_extends_is_written():
     text = resolved_yaml(load(VALID[0]))
     keys = [line.split(":")[0] for line in text.splitlines() if not line.startswith(" ")]
     assert sorted(keys) == sorted(set(schema(Recipe)["properties"]) - {"extends"})

@@ -1,4 +1,4 @@
-"""The schema for editors: fresh, valid, and of one mind with the validation itself."""
+"""The schema for editors: up to date, valid, and in agreement with the validation."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from sftrun import options
-from sftrun.recipe.load import read
+from sftrun.recipe.load import read_file
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.schema import recipe_schema
 from sftrun.registry import current
@@ -110,5 +110,5 @@ def test_one_valid_recipe_sets_every_key():
     assert set(missing(options.schema(Recipe), everything, [])) == {"extends"}, "add what is new to everything.yaml"
 
 
-def test_reading_for_an_editor_is_reading(schema):
-    assert data(VALID[0]) == read(VALID[0])[0].plain() or "extends" in data(VALID[0])
+def test_an_editor_reads_the_same_data(schema):
+    assert data(VALID[0]) == read_file(VALID[0])[0].plain() or "extends" in data(VALID[0])

@@ -1,4 +1,4 @@
-"""What is said of recipes: golden texts, places, paths and variables, and what components say."""
+"""Validation of recipes: golden messages, places, paths, variables, and checks of components."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import sftrun
 from sftrun.cli import main, show
-from sftrun.recipe.validate import check, load, read, validate
+from sftrun.recipe.validate import check_file, load, load_with_places, validate
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ROOT / "tests" / "recipes"
@@ -21,7 +21,7 @@ SMALL = "model: {name: sftrun/tiny}\nsource: {use: jsonl, with: {path: data}}\n"
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    """Writes recipe.yaml, the smallest recipe and what is added to it, in the current directory."""
+    """Writes recipe.yaml, the smallest recipe with additions, into the current directory."""
     monkeypatch.chdir(tmp_path)
 
     def write(added="", name="recipe.yaml"):
@@ -32,14 +32,14 @@ def recipe(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", INVALID, ids=lambda path: path.stem)
-def test_what_is_said_of_a_wrong_recipe(path, monkeypatch, capsys):
+def test_a_wrong_recipe_is_reported(path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     main.run(["validate", str(path.relative_to(ROOT))])
-    said = capsys.readouterr().err
+    messages = capsys.readouterr().err
     golden = path.with_suffix(".txt")
     if os.environ.get("SFTRUN_UPDATE"):
-        golden.write_text(said, encoding="utf-8")
-    assert said == golden.read_text(encoding="utf-8")
+        golden.write_text(messages, encoding="utf-8")
+    assert messages == golden.read_text(encoding="utf-8")
 
 
 def test_every_golden_text_has_its_recipe():
@@ -47,7 +47,7 @@ def test_every_golden_text_has_its_recipe():
 
 
 @pytest.mark.parametrize("path", VALID, ids=lambda path: path.stem)
-def test_nothing_is_said_of_a_valid_recipe(path):
+def test_a_valid_recipe_has_no_problems(path):
     assert validate(path) == []
     assert isinstance(load(path), sftrun.Recipe)
 
@@ -59,7 +59,7 @@ def test_load_raises_with_all_problems(recipe):
 
 
 def test_a_warning_does_not_stop_a_recipe(recipe):
-    loaded = read(recipe("tuning: {mode: full, lora: {r: 4}}\n"))
+    loaded = load_with_places(recipe("tuning: {mode: full, lora: {r: 4}}\n"))
     assert [problem.severity for problem in loaded.warnings] == ["warning"]
     assert loaded.recipe.tuning.mode == "full"
 
@@ -83,7 +83,7 @@ def test_paths_are_relative_to_the_file_that_has_them():
     assert made.extends is None
 
 
-def test_a_component_that_changes_keeps_no_option_of_the_other():
+def test_another_component_keeps_no_options():
     made = load(RECIPES / "valid" / "more" / "replaces.yaml")
     assert made.source.use == "huggingface"
     assert "val_share" not in made.source.with_
@@ -97,7 +97,7 @@ def test_names_stay_and_paths_become_absolute(recipe, tmp_path):
     assert load(recipe(), ["model.name=~/mine"]).model.name == os.path.expanduser("~/mine")
 
 
-def test_a_url_is_no_path(recipe):
+def test_a_url_is_not_a_path(recipe):
     assert load(recipe(), ["source.with.path=s3://bucket/rows"]).source.with_["path"] == "s3://bucket/rows"
 
 
@@ -122,12 +122,12 @@ def test_anchors_and_merge_keys_are_followed():
     assert first["max_new_tokens"] == second["max_new_tokens"] == 8
 
 
-def test_a_number_that_is_whole_may_have_an_exponent():
+def test_an_integer_may_have_an_exponent():
     assert load(RECIPES / "valid" / "everything.yaml").model.max_seq_len == 1000
 
 
 def test_the_document_knows_where_each_value_is(recipe):
-    document = read(recipe("train:\n  epochs: 2\n"), ["train.batch_size=8"]).document
+    document = load_with_places(recipe("train:\n  epochs: 2\n"), ["train.batch_size=8"]).document
     assert str(document.place(("train", "epochs"))) == "recipe.yaml:4:11"
     assert str(document.key_place(("train", "epochs"))) == "recipe.yaml:4:3"
     assert str(document.place(("train", "batch_size"))) == "--set train.batch_size=8"
@@ -135,8 +135,8 @@ def test_the_document_knows_where_each_value_is(recipe):
 
 
 def test_problems_come_in_the_order_of_the_file(recipe):
-    said = validate(recipe("b: 1\ntrain: {x: 1, epochs: a}\na: 1\n"), ["c=1"])
-    assert [str(problem.where) for problem in said] == [
+    messages = validate(recipe("b: 1\ntrain: {x: 1, epochs: a}\na: 1\n"), ["c=1"])
+    assert [str(problem.where) for problem in messages] == [
         "recipe.yaml:3:1",
         "recipe.yaml:4:9",
         "recipe.yaml:4:23",
@@ -155,7 +155,7 @@ YAML_LIKE = st.text(st.sampled_from("model: {name}[]source&a*a-!|>'\"#%@`,?\n\t 
 def test_no_bytes_give_a_traceback(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(content)
-    found = check(path)
+    found = check_file(path)
     assert found.recipe is not None or found.problems
     for problem in found.problems:
         assert show.text(problem)
@@ -179,6 +179,6 @@ def test_no_data_give_a_traceback(tmp_path_factory, data):
 
     path = tmp_path_factory.getbasetemp() / "data.yaml"
     path.write_text(json.dumps(data, allow_nan=False) if data else "{}")
-    for problem in check(path).problems:
+    for problem in check_file(path).problems:
         assert problem.where
         assert show.text(problem)

@@ -68,7 +68,7 @@ def test_a_rehearsal_warns_of_nothing_that_is_only_so_in_small_and_says_where_it
     said = sftrun("rehearse", write(DATA, tuning={"mode": "lora"}, train=train), "--rows", 6)
     assert said.code == 0, said.err
     assert "warning" not in said.err
-    assert "stopped after step 2, on purpose; now it is resumed" in said.err
+    assert "stopped after step 2 on purpose; resuming" in said.err
 
 
 def test_a_bad_row_is_named_by_its_place(write, sftrun):

@@ -16,11 +16,11 @@ from ruamel.yaml import YAML
 from sftrun.options import Use
 from sftrun.recipe.model import LoraOptions, ModelOptions, Recipe, TuningOptions
 from sftrun.recipe.train_options import TrainOptions
-from sftrun.report import advice, curves, markdown, say, scores
+from sftrun.report import advice, curves, describe, markdown, scores
 from sftrun.report.page import visible
 from sftrun.runs import history, numbers
 from sftrun.runs.directory import RunDir
-from sftrun.stages.report import report
+from sftrun.stages.report import write_report
 
 HOSTILE = (
     "<script>alert(1)</script>\"><img src=x onerror=alert(2)>' | `a` ```\n--- # {{ 7*7 }} "
@@ -128,9 +128,16 @@ def lock(text: str) -> dict[str, Any]:
         "git": {"commit": text, "dirty": True},
         "seed": 0,
         "overrides": [text],
-        "prepared": {"key": text, "source": {"use": "jsonl", "fingerprint": text}},
-        "mask": "feed",
-        "parameters": {"trained": 1000, "all": 430000},
+    }
+
+
+def state(text: str) -> dict[str, Any]:
+    done = {"status": "done", "started": "2026-11-20T20:14:03+01:00", "seconds": 61.4}
+    prepared = {"key": text, "source": {"use": "jsonl", "fingerprint": text}}
+    return {
+        "prepare": {**done, "prepared": prepared, "mask": "feed"},
+        "train": {**done, "parameters": {"trained": 1000, "all": 430000}},
+        "report": {"status": "started"},
     }
 
 
@@ -138,8 +145,7 @@ def fill(run: RunDir, text: str = "plain") -> RunDir:
     """A whole run directory; `text` stands wherever text of others can stand."""
     run.write("resolved.yaml", f"description: {json.dumps(text)}\n# {text}\n")
     run.write_json("lock.json", lock(text))
-    done = {"status": "done", "started": "2026-11-20T20:14:03+01:00", "seconds": 61.4}
-    run.write_json("state.json", {"prepare": done, "train": done, "report": {"status": "started"}})
+    run.write_json("state.json", state(text))
     for number in range(10, 101, 10):
         run.event(step(number, 5.0 / number))
     for event in ({"event": "eval", "step": 100, "loss": 0.06}, {"event": "warning", "message": text}):
@@ -151,7 +157,9 @@ def fill(run: RunDir, text: str = "plain") -> RunDir:
     run.write("prepared/ledger.jsonl", f"{json.dumps(entry)}\n" * 30)
     base = {"loss": {"val_loss": 6.2, "val_perplexity": 492.7}, "generation": {"exact_match": 0.0, text: 0.5}}
     tuned = {"loss": {"val_loss": 0.06, "val_perplexity": 1.06}, "generation": {"exact_match": 0.9, text: 0.25}}
-    run.write_json("eval/scores.json", {"base": base, "tuned": tuned})
+    down, up = {"higher_is_better": False}, {"higher_is_better": True}
+    about = {"loss": {"val_loss": down, "val_perplexity": down}, "generation": {"exact_match": up, text: up}}
+    run.write_json("eval/scores.json", {"base": base, "tuned": tuned, "metrics": about})
     message = {"role": text, "content": text, "tool_calls": [{"name": text}]}
     hostile = sample(0, False, text, origin=text, messages=[message], reference=text)
     hostile["tuned"]["reason"] = text
@@ -163,7 +171,7 @@ def fill(run: RunDir, text: str = "plain") -> RunDir:
 
 def made(run: RunDir, of: Recipe | None = None) -> tuple[Page, str, str]:
     """The page taken apart, the page and the card."""
-    report(of or recipe(), run)
+    write_report(of or recipe(), run)
     html = (run.path / "report.html").read_text("utf-8")
     return Page(html), html, (run.path / "README.md").read_text("utf-8")
 
@@ -188,7 +196,7 @@ def test_a_whole_run_has_every_section_and_its_numbers(run: RunDir) -> None:
         "c0de",
     ):
         assert shown in page.data
-    assert "10,000 tokens went through training, 2,500 of them trained: 1,000 tokens a second, 250 trained" in page.data
+    assert "Training processed 10,000 tokens, 2,500 of them trained: 1,000 tokens per second, 250 trained" in page.data
     assert page.data.index("train, the first") < page.data.index("val, the first")
     assert html.count("<svg") == 2
 
@@ -310,7 +318,7 @@ def test_the_card_of_the_embedded_model_says_that_it_is_a_demonstration(run: Run
     assert "base_model" not in head
     assert head["library_name"] == "transformers"
     assert "trained from scratch" in card
-    assert "30 of 300 are wrong" in card
+    assert "30 of 300 answers to held-out prompts are wrong" in card
 
 
 @pytest.mark.parametrize(
@@ -453,14 +461,15 @@ def test_answers_of_a_judge_have_their_reason_and_say_what_right_means(run: RunD
 
 def test_the_direction_of_a_metric_decides_what_is_better() -> None:
     verdicts = [
-        scores.Metric("loss", "val_loss", 2.0, 1.0).verdict,
-        scores.Metric("loss", "test_perplexity", 2.0, 3.0).verdict,
+        scores.Metric("loss", "val_loss", 2.0, 1.0, higher_is_better=False).verdict,
+        scores.Metric("loss", "test_perplexity", 2.0, 3.0, higher_is_better=False).verdict,
         scores.Metric("generation", "rouge_l", 0.2, 0.3).verdict,
         scores.Metric("generation", "bleu", 0.2, 0.1).verdict,
         scores.Metric("generation", "bleu", 0.2, 0.2).verdict,
         scores.Metric("generation", "bleu", None, math.nan).verdict,
+        scores.Metric("generation", "wer", 0.3, 0.5, higher_is_better=None).verdict,
     ]
-    assert verdicts == ["better", "worse", "better", "worse", "same", "unknown"]
+    assert verdicts == ["better", "worse", "better", "worse", "same", "unknown", "unknown"]
 
 
 def test_a_resumed_run_is_one_curve() -> None:
@@ -515,8 +524,11 @@ def test_advice_is_given_only_when_the_numbers_say_so(
 
 
 def test_answers_no_better_than_before_point_to_the_data() -> None:
-    same = [scores.Metric("generation", "exact_match", 0.2, 0.2), scores.Metric("loss", "val_loss", 3.0, 2.0)]
-    assert "Look at the data" in advice.advice(recipe(), past([], []), same)[0]
+    same = [
+        scores.Metric("generation", "exact_match", 0.2, 0.2),
+        scores.Metric("loss", "val_loss", 3.0, 2.0, higher_is_better=False),
+    ]
+    assert "Check the data" in advice.advice(recipe(), past([], []), same)[0]
     assert advice.advice(recipe(), past([], []), GOOD) == []
     assert advice.advice(recipe(), past([], []), [scores.Metric("generation", "exact_match", 1.0, 1.0)]) == []
 
@@ -587,10 +599,10 @@ def test_durations_read_well(seconds: float, text: str) -> None:
 def test_hardware_counts_equal_cards() -> None:
     card = {"name": "H100", "memory_gb": 80.0}
     assert (
-        say.hardware({"cpus": 64, "memory_gb": 512.0, "gpus": [card, card]})
+        describe.hardware({"cpus": 64, "memory_gb": 512.0, "gpus": [card, card]})
         == "64 CPUs, 512 GB memory, 2 × H100 (80 GB)"
     )
-    assert say.hardware({"cpus": 2, "memory_gb": 24.0, "gpus": []}) == "2 CPUs, 24 GB memory, no GPU"
+    assert describe.hardware({"cpus": 2, "memory_gb": 24.0, "gpus": []}) == "2 CPUs, 24 GB memory, no GPU"
 
 
 @pytest.mark.parametrize(

@@ -276,8 +276,8 @@ def killed(folder):
 def test_killed_in_the_middle_of_a_save_and_again_by_its_parent_it_ends_the_same(folder, killed, reference):
     said_at_last = said(command(folder, "recipe.yaml", "--resume", "--out", "killed"))
     assert said_at_last[0] == 0, said_at_last[1]
-    assert "prepare\n  done before" in said_at_last[1]
-    assert "goes on from step" in said_at_last[1]
+    assert "prepare\n  already done" in said_at_last[1]
+    assert "resuming from step" in said_at_last[1]
     assert weights(killed) == weights(reference)
     assert curves(killed) == curves(reference)
     assert {name: each["status"] for name, each in killed.read_json("state.json").items()} == {
@@ -291,7 +291,7 @@ def test_what_is_done_is_not_done_again(folder, killed, sftrun):
     before = weights(killed)
     result = sftrun(folder / "recipe.yaml", "--resume", "--out", killed.path)
     assert result.code == 0, result.err
-    assert result.err.count("done before") == 3
+    assert result.err.count("already done") == 3
     assert weights(killed) == before
 
 
@@ -462,10 +462,10 @@ def test_a_folder_that_is_no_run_cannot_be_resumed(sftrun, tmp_path):
 @pytest.mark.parametrize(
     ("train", "words"),
     [
-        ({"early_stopping": {}, "eval_strategy": "no"}, "train.early_stopping goes by the validation loss"),
-        ({"keep_best": True, "eval_strategy": "no"}, "train.keep_best goes by the validation loss"),
-        ({"early_stopping": {}, "save_strategy": "no"}, "train.early_stopping keeps the best checkpoint"),
-        ({"keep_best": True, "save_strategy": "no"}, "train.keep_best keeps the best checkpoint"),
+        ({"early_stopping": {}, "eval_strategy": "no"}, "train.early_stopping needs the validation loss"),
+        ({"keep_best": True, "eval_strategy": "no"}, "train.keep_best needs the validation loss"),
+        ({"early_stopping": {}, "save_strategy": "no"}, "train.early_stopping needs checkpoints"),
+        ({"keep_best": True, "save_strategy": "no"}, "train.keep_best needs checkpoints"),
         ({"early_stopping": {}, "keep_best": False, "save_strategy": "no"}, None),
         ({"early_stopping": None, "keep_best": None, "save_strategy": "no", "eval_strategy": "no"}, None),
     ],

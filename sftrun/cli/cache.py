@@ -1,4 +1,4 @@
-"""`sftrun cache`: what the cache holds, and emptying it."""
+"""`sftrun cache`: shows and clears the cache."""
 
 import sys
 
@@ -6,30 +6,31 @@ import click
 
 
 @click.command("cache")
-@click.option("--clear", is_flag=True, help="Remove prepared data, all but what a process is at.")
-@click.option("--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="With --clear: not used for so long.")
+@click.option("--clear", is_flag=True, help="Remove all prepared data that no process is using.")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    help="With --clear: remove only what was not used for this many days.",
+)
 def command(clear: bool, older_than: float | None) -> None:
-    """Show what the cache holds, by kind; SFTRUN_CACHE says where it is."""
+    """Show what the cache holds, by kind. The environment variable SFTRUN_CACHE sets its folder."""
     from sftrun.cli import table
     from sftrun.data import eviction
     from sftrun.files import cache_folder
+    from sftrun.runs.numbers import byte_count
 
     if older_than is not None and not clear:
-        raise click.UsageError("--older-than goes with --clear")
+        raise click.UsageError("--older-than needs --clear")
     if clear:
-        gone = eviction.clear((older_than or 0) * eviction.DAY)
-        freed = _size(sum(entry.frees for entry in gone))
-        print(f"{len(gone)} removed, {freed} freed; what runs have of it stays with them", file=sys.stderr)
+        removed = eviction.clear((older_than or 0) * eviction.DAY)
+        freed = byte_count(sum(entry.frees for entry in removed))
+        print(f"{len(removed)} removed, {freed} freed; runs keep the data that they use", file=sys.stderr)
         return
-    held = eviction.entries()
+    entries = eviction.entries()
     rows = []
     for kind in eviction.KINDS:
-        own = [entry for entry in held if entry.kind == kind]
-        rows.append(
-            [kind, str(len(own)), _size(sum(each.size for each in own)), _size(sum(each.frees for each in own))]
-        )
+        of_kind = [entry for entry in entries if entry.kind == kind]
+        size, frees = sum(entry.size for entry in of_kind), sum(entry.frees for entry in of_kind)
+        rows.append([kind, str(len(of_kind)), byte_count(size), byte_count(frees)])
     table.show(["kind", "entries", "size", "in no run"], rows, title=str(cache_folder()))
-
-
-def _size(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"

@@ -1,4 +1,4 @@
-"""`sftrun chat`: talk to the model of a run."""
+"""`sftrun chat`: a chat with the model of a run."""
 
 import sys
 
@@ -7,29 +7,35 @@ import click
 
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False))
-@click.option("--base", is_flag=True, help="Talk to the base model, not the tuned one.")
-@click.option("--system", help="A system prompt.")
-@click.option("--max-new-tokens", default=256, type=click.IntRange(min=1), show_default=True)
+@click.option("--base", is_flag=True, help="Chat with the base model instead of the tuned one.")
+@click.option("--system", help="System prompt of the chat.")
+@click.option(
+    "--max-new-tokens",
+    default=256,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="Longest answer, in tokens.",
+)
 def command(run: str, base: bool, system: str | None, max_new_tokens: int) -> None:
-    """Talk to the model of a run directory. An empty line or Ctrl-D ends; /new starts over."""
+    """Chat with the model of a run directory. An empty line or Ctrl-D ends the chat; /new starts a new one."""
     from sftrun.tools.generate import answerer
     from sftrun.types import Decoding
 
     answer = answerer(run, "base" if base else "tuned")
     decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=1)
-    begin = [{"role": "system", "content": system}] if system else []
-    messages = list(begin)
-    while said := _ask():
-        if said == "/new":
-            messages = list(begin)
+    opening = [{"role": "system", "content": system}] if system else []
+    messages = list(opening)
+    while line := _read_line():
+        if line == "/new":
+            messages = list(opening)
             continue
-        messages.append({"role": "user", "content": said})
+        messages.append({"role": "user", "content": line})
         reply = answer([messages], decoding)[0]
         messages.append({"role": "assistant", "content": reply})
         print(reply, flush=True)
 
 
-def _ask() -> str:
+def _read_line() -> str:
     if sys.stdin.isatty():
         print("> ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip()

@@ -1,4 +1,4 @@
-"""`sftrun eval`: a run's evaluators once more."""
+"""`sftrun eval`: runs the evaluators of a finished run again."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""`sftrun generate`: answers to a file of prompts."""
+"""`sftrun generate`: answers a file of prompts."""
 
 import json
 import sys
@@ -9,29 +9,37 @@ import click
 
 from sftrun.errors import Place, Problem, UserError
 
+Prompt = tuple[dict[str, Any], list[dict[str, Any]]]
+"""The keys of a line, and its messages."""
+
 
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False))
 @click.argument("prompts", type=click.Path(exists=True, dir_okay=False))
-@click.option("--out", type=click.Path(dir_okay=False), help="Write JSON lines here, not to standard output.")
-@click.option("--base", is_flag=True, help="Ask the base model, not the tuned one.")
-@click.option("--max-new-tokens", default=256, type=click.IntRange(min=1), show_default=True)
-@click.option("--batch-size", default=16, type=click.IntRange(min=1), show_default=True)
+@click.option("--out", type=click.Path(dir_okay=False), help="Write JSON lines to this file, not to standard output.")
+@click.option("--base", is_flag=True, help="Use the base model instead of the tuned one.")
+@click.option(
+    "--max-new-tokens", default=256, type=click.IntRange(min=1), show_default=True, help="Longest answer, in tokens."
+)
+@click.option(
+    "--batch-size", default=16, type=click.IntRange(min=1), show_default=True, help="Prompts answered at the same time."
+)
 def command(run: str, prompts: str, out: str | None, base: bool, max_new_tokens: int, batch_size: int) -> None:
     """Answer each line of PROMPTS with the model of a run directory.
 
-    A .jsonl file holds {"messages": […]} or {"prompt": "…"} a line; any other file one prompt a line.
+    Each line of a .jsonl file is {"messages": […]} or {"prompt": "…"}; each line of any other file is a prompt. The
+    answers are JSON lines: the line's keys, and the answer.
     """
     from sftrun.tools.generate import answerer
     from sftrun.types import Decoding
 
-    talks = list(_talks(Path(prompts)))
+    prompted = _read_prompts(Path(prompts))
     answer = answerer(run, "base" if base else "tuned")
     decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
-    answers = answer([messages for _, messages in talks], decoding)
+    answers = answer([messages for _, messages in prompted], decoding)
     lines = [
         json.dumps({**row, "answer": text}, ensure_ascii=False) + "\n"
-        for (row, _), text in zip(talks, answers, strict=True)
+        for (row, _), text in zip(prompted, answers, strict=True)
     ]
     if out:
         Path(out).write_text("".join(lines), "utf-8")
@@ -40,20 +48,21 @@ def command(run: str, prompts: str, out: str | None, base: bool, max_new_tokens:
         sys.stdout.write("".join(lines))
 
 
-def _talks(file: Path) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def _read_prompts(file: Path) -> list[Prompt]:
     try:
         lines = list(enumerate(file.read_text("utf-8").splitlines(), 1))
     except UnicodeDecodeError:
-        raise UserError(Problem("not UTF-8 text", Place(str(file)))) from None
-    read = _jsonl if file.suffix == ".jsonl" else _plain
-    return [read(line, Place(str(file), number)) for number, line in lines if line.strip()]
+        raise UserError(Problem("not UTF-8 text", Place(str(file)), hint="save the file as UTF-8")) from None
+    if file.suffix == ".jsonl":
+        return [_json_prompt(line, Place(str(file), number)) for number, line in lines if line.strip()]
+    return [_text_prompt(line) for _, line in lines if line.strip()]
 
 
-def _plain(line: str, where: Place) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _text_prompt(line: str) -> Prompt:
     return {"prompt": line}, [{"role": "user", "content": line}]
 
 
-def _jsonl(line: str, where: Place) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _json_prompt(line: str, where: Place) -> Prompt:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -62,4 +71,4 @@ def _jsonl(line: str, where: Place) -> tuple[dict[str, Any], list[dict[str, Any]
         return row, [{"role": "user", "content": row["prompt"]}]
     if isinstance(row, dict) and isinstance(row.get("messages"), list) and row["messages"]:
         return row, row["messages"]
-    raise UserError(Problem('needs "messages" (a list) or "prompt" (a string)', where))
+    raise UserError(Problem('a line needs "messages" (a list) or "prompt" (a string)', where))

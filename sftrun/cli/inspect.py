@@ -1,4 +1,4 @@
-"""`sftrun inspect`: what of each row is trained."""
+"""`sftrun inspect`: shows which text of each row is trained."""
 
 import json
 import sys
@@ -15,27 +15,33 @@ from sftrun.cli.options import overrides
 @click.command()
 @click.argument("recipe", type=click.Path(dir_okay=False))
 @overrides
-@click.option("--split", default="train", type=click.Choice(["train", "val", "test"]), help="Which split.")
-@click.option("--rows", default=5, type=click.IntRange(min=1), help="How many rows.", show_default=True)
-@click.option("--shapes", is_flag=True, help="One row of each shape of conversation, with how many rows have it.")
-@click.option("--origin", default="", help="One row, by its origin, such as train.jsonl:17.")
-@click.option("--html", type=click.Path(dir_okay=False), help="Write these rows to a page, instead of showing them.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a row on standard output, of all rows.")
+@click.option(
+    "--split",
+    default="train",
+    type=click.Choice(["train", "val", "test"]),
+    help="The split to show.",
+    show_default=True,
+)
+@click.option("--rows", default=5, type=click.IntRange(min=1), help="Number of rows to show.", show_default=True)
+@click.option("--shapes", is_flag=True, help="Show one row per shape of conversation, and how many rows have it.")
+@click.option("--origin", default="", help="Show the row with this origin, such as train.jsonl:17.")
+@click.option("--html", type=click.Path(dir_okay=False), help="Write the rows to this HTML file, not to the terminal.")
+@click.option("--json", "as_json", is_flag=True, help="Print all rows as JSON lines on standard output.")
 def command(
     recipe: str, sets: tuple[str, ...], split: str, rows: int, shapes: bool, origin: str, html: str, as_json: bool
 ) -> None:
-    """Show rendered rows with their trained tokens marked."""
+    """Show rows as the model reads them, with their trained tokens marked."""
     from sftrun.tools.inspect import by_shape, inspect, titled
 
     items = inspect(recipe, sets, split, origin)
     if as_json:
         _print_json(items)
         return
-    shown = by_shape(items) if shapes else titled(islice(items, rows))
+    titled_items = by_shape(items) if shapes else titled(islice(items, rows))
     if html:
-        _write_page(Path(html), recipe, split, shown)
+        _write_page(Path(html), recipe, split, titled_items)
     else:
-        _print_marked(shown)
+        _print_marked(titled_items)
 
 
 def _print_json(items: Iterator[Any]) -> None:
@@ -50,18 +56,19 @@ def _print_json(items: Iterator[Any]) -> None:
         print(json.dumps(row, ensure_ascii=False))
 
 
-def _write_page(file: Path, recipe: str, split: str, shown: Iterable[tuple[str, Any]]) -> None:
+def _write_page(file: Path, recipe: str, split: str, titled_items: Iterable[tuple[str, Any]]) -> None:
     from sftrun.report.rows import page
 
-    file.write_text(page(f"{Path(recipe).name}, {split}", shown), "utf-8")
+    file.write_text(page(f"{Path(recipe).name}, {split}", titled_items), "utf-8")
     print(f"written: {file}", file=sys.stderr)
 
 
-def _print_marked(shown: Iterable[tuple[str, Any]]) -> None:
-    for title, item in shown:
+def _print_marked(titled_items: Iterable[tuple[str, Any]]) -> None:
+    for title, item in titled_items:
         print(f"── {title}", file=sys.stderr)
         _show(item.pieces)
-    _note("trained text is green" if sys.stderr.isatty() else "trained text stands between ⟦ and ⟧")
+    marks = "green" if sys.stderr.isatty() else "between ⟦ and ⟧"
+    print(f"(trained text is {marks})", file=sys.stderr)
 
 
 def _show(pieces: list[tuple[str, bool]]) -> None:
@@ -75,7 +82,3 @@ def _show(pieces: list[tuple[str, bool]]) -> None:
     for piece, trained in pieces:
         text.append(piece, "bold green" if trained else "dim")
     Console(stderr=True, highlight=False).print(text)
-
-
-def _note(text: str) -> None:
-    print(f"({text})", file=sys.stderr)

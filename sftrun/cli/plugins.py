@@ -1,4 +1,4 @@
-"""`sftrun plugins`: what is installed, and what is broken and why."""
+"""`sftrun plugins`: lists installed components and broken plugins."""
 
 import json
 from typing import Any
@@ -9,9 +9,9 @@ from sftrun.registry import Registry, current
 
 
 @click.command("plugins")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")
 def command(as_json: bool) -> None:
-    """List the components that are installed, with the distribution each comes from, and plugins that are broken."""
+    """List installed components with the distribution of each, and plugins that are broken."""
     data = _data(current())
     print(json.dumps(data, indent=2) if as_json else _table(data))
 

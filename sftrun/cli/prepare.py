@@ -1,4 +1,4 @@
-"""`sftrun prepare`: rows to tokenised samples, without training."""
+"""`sftrun prepare`: turns rows into tokenised samples, without training."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import click
 from sftrun.cli import progress, table
 from sftrun.cli.options import overrides
 
-WIDEST = 40  # characters of the longest bar
+WIDEST = 40  # characters of the longest bar of the histogram
 
 
 @click.command()
@@ -62,10 +62,10 @@ def _role(role: str, counts: dict[str, int]) -> list[str]:
 
 
 def _show_lengths(histogram: list[list[int]]) -> None:
-    """One bar for each range of lengths."""
+    """Prints one bar for each range of lengths."""
     most = max((rows for _, rows in histogram), default=0)
     bars = [
-        [f"to {upto:,} tokens", f"{rows:,}", ("#" * -(-rows * WIDEST // most)).ljust(WIDEST)]
+        [f"up to {upto:,} tokens", f"{rows:,}", ("#" * -(-rows * WIDEST // most)).ljust(WIDEST)]
         for upto, rows in histogram
     ]
     table.show(["length (train)", "rows", ""], bars)

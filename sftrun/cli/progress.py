@@ -10,9 +10,10 @@ from typing import Any
 
 from sftrun import events
 from sftrun.events import Event
+from sftrun.runs.numbers import byte_count
 
 EVERY = 5.0  # seconds between two plain lines of training progress
-UNSEEN = (errno.EPIPE, errno.EIO)  # of a pipe that nobody reads any more, and of a terminal that was closed
+UNSEEN = (errno.EPIPE, errno.EIO)  # a pipe that nobody reads any more; a terminal that was closed
 
 
 @contextlib.contextmanager
@@ -44,7 +45,7 @@ def _seen_or_not() -> Iterator[None]:
 
 
 class Lines:
-    """One line for what matters, for logs and pipes."""
+    """Plain lines for logs and pipes, one per event that matters."""
 
     def __init__(self) -> None:
         self.said = 0.0
@@ -67,7 +68,7 @@ class Lines:
 
 
 class Bar:
-    """A progress bar with step, loss, tokens a second and the time left."""
+    """A progress bar with step, loss, tokens per second and the time left."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -106,7 +107,7 @@ def _stage(event: events.StageChanged) -> str | None:
     if event.status == "started":
         return event.stage
     if event.status == "kept":
-        return f"{event.stage}\n  done before"
+        return f"{event.stage}\n  already done"
     return f"  done in {event.seconds or 0:.1f} s" if event.status == "done" else None
 
 
@@ -116,7 +117,7 @@ def _step(event: events.Step) -> str:
 
 def _facts(event: events.Step) -> str:
     """Returns the loss and the rates, as far as the backend reports them."""
-    rates = ((event.tokens_per_s, "tokens/s"), (event.trained_tokens_per_s, "trained/s"))
+    rates = ((event.tokens_per_s, "tokens/s"), (event.trained_tokens_per_s, "trained tokens/s"))
     known = ", ".join(f"{rate:,.0f} {unit}" for rate, unit in rates if rate is not None)
     return "  ".join(part for part in (f"loss {event.loss:.4f}" if event.loss is not None else "", known) if part)
 
@@ -126,11 +127,11 @@ def _warning(event: events.Warned) -> str:
 
 
 def _restarted(event: events.Restarted) -> str:
-    return f"warning: {event.reason}; all start again ({event.restart} of {event.of} restarts)"
+    return f"warning: {event.reason}; restarting all processes (restart {event.restart} of {event.of})"
 
 
 def _joining(event: events.Joining) -> str:
-    what = "waits for node 0 to prepare" if event.status == "waiting" else "trains"
+    what = "waits for node 0 to prepare the data" if event.status == "waiting" else "trains"
     return f"node {event.node} of {event.nodes} {what}"
 
 
@@ -140,38 +141,34 @@ def _launched(event: events.Launched) -> str:
 
 
 def _resumed(event: events.Resumed) -> str:
-    return f"  goes on from step {event.step}" if event.step else "  no checkpoint yet: from the start"
+    return f"  resuming from step {event.step}" if event.step else "  no checkpoint yet: starting at step 0"
 
 
 def _batch_tried(event: events.BatchTried) -> str:
     tried = f"  tried train.batch_size {event.batch_size}: "
     if event.peak is None or event.room is None:
         return f"{tried}out of memory"
-    return f"{tried}{_size(event.peak)} of {_size(event.room)}{'' if event.fits else ', too narrow'}"
+    return f"{tried}{byte_count(event.peak)} of {byte_count(event.room)}{'' if event.fits else ', too close'}"
 
 
 def _batch_chosen(event: events.BatchChosen) -> str:
-    chosen = f"  chosen: {_split(event)}, {event.rows} rows a step; measured {_size(event.peak)}"
-    return f"{chosen} of {_size(event.room)}, of which {event.margin:.0%} stay free"
+    chosen = f"  chosen: {_split(event)}, {event.rows} rows per step; measured {byte_count(event.peak)}"
+    return f"{chosen} of {byte_count(event.room)}, of which {event.margin:.0%} stays free"
 
 
 def _batch_shrunk(event: events.BatchShrunk) -> str:
     if event.during == "evaluation":
-        return f"  out of memory in an evaluation; again with train.eval_batch_size {event.eval_batch_size}"
-    return f"  out of memory; again with {_split(event)}, as many rows a step"
+        return f"  out of memory in the evaluation; trying again with train.eval_batch_size {event.eval_batch_size}"
+    return f"  out of memory; trying again with {_split(event)}, the same number of rows per step"
 
 
 def _split(event: events.BatchChosen | events.BatchShrunk) -> str:
     return f"train.batch_size {event.batch_size} and train.grad_accum {event.grad_accum}"
 
 
-def _size(size: float) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
-
-
 def _prepare(event: events.Prepare) -> str | None:
     if event.waiting:
-        return "  another process prepares the same data; waiting for it"
+        return "  another process is preparing the same data; waiting for it"
     return "  from the cache" if event.cached else None
 
 
@@ -182,7 +179,7 @@ LINES: dict[type[Event], Callable[[Any], str | None]] = {
     events.Warned: _warning,
     events.Resumed: _resumed,
     events.Restarted: _restarted,
-    events.RehearsedStop: lambda event: f"  stopped after step {event.step}, on purpose; now it is resumed",
+    events.RehearsedStop: lambda event: f"  stopped after step {event.step} on purpose; resuming",
     events.Joining: _joining,
     events.Launched: _launched,
     events.Using: lambda event: (
@@ -191,11 +188,11 @@ LINES: dict[type[Event], Callable[[Any], str | None]] = {
     events.StoppedEarly: lambda event: (
         f"  stopped at step {event.step}: the validation loss was lowest at step {event.best_step}"
     ),
-    events.Best: lambda event: f"  the model is that of step {event.step}, with validation loss {event.loss:.4f}",
+    events.Best: lambda event: f"  the model is the checkpoint of step {event.step}, validation loss {event.loss:.4f}",
     events.Prepare: _prepare,
     events.Prepared: lambda event: f"  {event.split}: {event.rows} rows read",
     events.BatchTried: _batch_tried,
     events.BatchChosen: _batch_chosen,
     events.BatchShrunk: _batch_shrunk,
-    events.Evaluating: lambda event: f"  the {event.which} model answers",
+    events.Evaluating: lambda event: f"  evaluating the {event.which} model",
 }

@@ -1,4 +1,4 @@
-"""`sftrun rehearse`: a recipe in small, through every stage."""
+"""`sftrun rehearse`: tries out every stage of a recipe at a tiny scale."""
 
 import json
 import sys
@@ -12,13 +12,11 @@ from sftrun.cli.options import overrides
 @click.command()
 @click.argument("recipe", type=click.Path(dir_okay=False))
 @overrides
-@click.option("--rows", type=click.IntRange(min=1), default=24, show_default=True, help="Rows of each split.")
-@click.option(
-    "--out", type=click.Path(file_okay=False), help="Keep everything in this folder; by default it is removed."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print what was exercised as JSON on standard output.")
+@click.option("--rows", type=click.IntRange(min=1), default=24, show_default=True, help="Rows of each split to use.")
+@click.option("--out", type=click.Path(file_okay=False), help="Keep the run in this folder; by default it is removed.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was tried out as JSON on standard output.")
 def command(recipe: str, sets: tuple[str, ...], rows: int, out: str | None, as_json: bool) -> None:
-    """Run a recipe through every stage with a tiny random model and its first rows."""
+    """Run every stage of a recipe with a tiny random model and the first rows of its data."""
     import msgspec
 
     from sftrun.tools.rehearse import rehearse

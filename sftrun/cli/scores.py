@@ -1,4 +1,4 @@
-"""The table that a run ends with: every metric before and after training."""
+"""The table at the end of a run: every metric before and after training."""
 
 from sftrun.cli import table
 from sftrun.runs.directory import RunDir
@@ -18,4 +18,6 @@ def show(run: RunDir) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}" if abs(value) >= 1000 else f"{value:.4f}"
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if abs(value) >= 1000 else f"{value:.4f}"

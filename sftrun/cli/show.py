@@ -1,4 +1,4 @@
-"""Problems for people (on stderr, in colour on a terminal), for programs (JSON) and for GitHub's annotations."""
+"""Formats problems: for people (on stderr, in colour on a terminal), as JSON, and as GitHub annotations."""
 
 import os
 import sys
@@ -8,31 +8,31 @@ from typing import Any
 
 from sftrun.errors import Place, Problem
 
-WIDEST = 160  # a longer source line is cut around the caret
+WIDEST = 160  # characters of a source line; a longer one is cut around the caret
 STYLES = {"error": "bold red", "warning": "bold yellow", "place": "bold", "caret": "bold red", "text": "", "dim": "dim"}
 
 Piece = tuple[str, str]
 """A style of STYLES and a text."""
 
 
-def problems(found: Iterable[Problem]) -> None:
+def print_problems(problems: Iterable[Problem]) -> None:
     """Prints problems to stderr."""
-    for problem in found:
+    for problem in problems:
         _write([*pieces(problem), ("text", "\n")])
 
 
-def say(text: str) -> None:
-    """Prints one line for people to stderr."""
+def print_line(text: str) -> None:
+    """Prints one line to stderr."""
     _write([("text", text + "\n")])
 
 
 def text(problem: Problem) -> str:
-    """A problem as it is printed without colours."""
+    """Returns the printed form of a problem, without colours."""
     return "".join(piece for _, piece in pieces(problem))
 
 
 def pieces(problem: Problem) -> Iterator[Piece]:
-    """The lines of a problem: what is wrong, then the source line with a caret below."""
+    """Yields the pieces of a problem: its message, then the source line with a caret below."""
     if problem.where:
         yield "place", f"{_printable(str(problem.where))}: "
     yield problem.severity, f"{problem.severity}: "
@@ -53,7 +53,7 @@ def _source(where: Place) -> Iterator[Piece]:
 
 
 def _window(where: Place) -> tuple[str, int, int]:
-    """The source line, cut where it is long, and the caret's start (0-based) and length in it."""
+    """Returns the source line, cut if it is long, and the start (0-based) and length of the caret in it."""
     source, start = _printable(where.text or ""), (where.column or 1) - 1
     if len(source) <= WIDEST:
         return source, start, where.length
@@ -63,7 +63,7 @@ def _window(where: Place) -> tuple[str, int, int]:
 
 
 def _printable(text: str) -> str:
-    """Text that cannot steer a terminal."""
+    """Replaces characters that could control a terminal."""
     return "".join(char if char.isprintable() else " " if char in "\t\n\r" else "�" for char in text)
 
 
@@ -85,7 +85,7 @@ def _write(parts: list[Piece]) -> None:
 
 
 def as_data(problem: Problem) -> dict[str, Any]:
-    """A problem as JSON has it."""
+    """Returns a problem as data for JSON."""
     where = problem.where or Place("")
     return {
         "severity": problem.severity,
@@ -99,22 +99,23 @@ def as_data(problem: Problem) -> dict[str, Any]:
     }
 
 
-def github(problem: Problem, file: str) -> str:
-    """A problem of a recipe as a workflow command that annotates the file."""
-    said = problem.message + (f"; {problem.hint}" if problem.hint else "")
+def as_annotation(problem: Problem, file: str) -> str:
+    """Returns the GitHub workflow command that annotates a file with a problem of a recipe."""
+    message = problem.message + (f"; {problem.hint}" if problem.hint else "")
     where = problem.where
     if where is None or where.line is None:  # an override, or a file that could not be read
-        at = f"{where.file}: " if where else ""
-        return f"::{problem.severity} file={_property(file)}::{_data(at + said)}"
-    spot = {"file": where.file, "line": where.line}
+        prefix = f"{where.file}: " if where else ""
+        return f"::{problem.severity} file={_escape_property(file)}::{_escape_message(prefix + message)}"
+    properties = {"file": where.file, "line": where.line}
     if where.column:
-        spot |= {"col": where.column, "endColumn": where.column + where.length}
-    return f"::{problem.severity} {','.join(f'{k}={_property(str(v))}' for k, v in spot.items())}::{_data(said)}"
+        properties |= {"col": where.column, "endColumn": where.column + where.length}
+    pairs = ",".join(f"{name}={_escape_property(str(value))}" for name, value in properties.items())
+    return f"::{problem.severity} {pairs}::{_escape_message(message)}"
 
 
-def _data(text: str) -> str:
+def _escape_message(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
+def _escape_property(text: str) -> str:
+    return _escape_message(text).replace(":", "%3A").replace(",", "%2C")

@@ -1,4 +1,4 @@
-"""Tables for people, on standard error: through rich in a terminal, plain elsewhere."""
+"""Tables on standard error: drawn by rich in a terminal, plain text elsewhere."""
 
 import sys
 from collections.abc import Sequence

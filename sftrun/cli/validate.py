@@ -1,4 +1,4 @@
-"""`sftrun validate`: all that is wrong with recipes, without running anything."""
+"""`sftrun validate`: lists every mistake in recipes, without running anything."""
 
 import json
 import os
@@ -23,20 +23,20 @@ ENDINGS = (".yaml", ".yml")
     type=click.Choice(["text", "json", "github"]),
     default="text",
     show_default=True,
-    help="For people; one JSON document on stdout; or GitHub annotations on stdout.",
+    help="text for people; json and github (annotations) for programs, on standard output.",
 )
 def command(paths: Sequence[str], sets: Sequence[str], form: str) -> int:
-    """Say everything that is wrong with recipes, all at once. Exits with 1 if there are errors.
+    """List every mistake in recipes at once. Exits with 1 if there are errors.
 
-    A folder stands for every .yaml and .yml file below it, but for hidden ones and those whose name starts
-    with "_": parts that recipes extend, checked with them.
+    A folder means every .yaml and .yml file below it, except files whose name starts with "." or "_". A name with "_"
+    marks a part that recipes extend; it is checked with them.
     """
     from sftrun.recipe.validate import validate
 
-    found = {path: validate(path, sets) for path in dict.fromkeys(_recipes(paths))}
-    printers = {"text": _text, "json": _json, "github": _github}
-    printers[form](found)
-    return int(any(_errors(problems) for problems in found.values()))
+    results = {path: validate(path, sets) for path in dict.fromkeys(_recipes(paths))}
+    printers = {"text": _print_text, "json": _print_json, "github": _print_github}
+    printers[form](results)
+    return int(any(_count_errors(problems) for problems in results.values()))
 
 
 def _recipes(paths: Sequence[str]) -> Iterator[str]:
@@ -44,13 +44,13 @@ def _recipes(paths: Sequence[str]) -> Iterator[str]:
         if not os.path.isdir(path):
             yield path
             continue
-        inside = list(_inside(path))
-        if not inside:
+        in_folder = list(_recipes_below(path))
+        if not in_folder:
             raise UserError(f"no recipe in {path}", "a recipe is a .yaml or .yml file")
-        yield from inside
+        yield from in_folder
 
 
-def _inside(folder: str) -> Iterator[str]:
+def _recipes_below(folder: str) -> Iterator[str]:
     for where, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
         for name in sorted(files):
@@ -58,48 +58,49 @@ def _inside(folder: str) -> Iterator[str]:
                 yield str(Path(where) / name)
 
 
-def _errors(problems: Sequence[Problem]) -> int:
+def _count_errors(problems: Sequence[Problem]) -> int:
     return sum(problem.severity == "error" for problem in problems)
 
 
-def _unique(found: dict[str, list[Problem]]) -> list[Problem]:
-    """Each problem once: several recipes may extend the file that has it."""
-    return list({(p.message, p.where): p for problems in found.values() for p in problems}.values())
+def _unique(results: dict[str, list[Problem]]) -> list[Problem]:
+    """Returns each problem once: several recipes may extend the file that has it."""
+    return list({(p.message, p.where): p for problems in results.values() for p in problems}.values())
 
 
-def _text(found: dict[str, list[Problem]]) -> None:
-    show.problems(_unique(found))
-    show.say(summary(found))
+def _print_text(results: dict[str, list[Problem]]) -> None:
+    show.print_problems(_unique(results))
+    show.print_line(summary(results))
 
 
-def summary(found: dict[str, list[Problem]]) -> str:
-    """One line: how many recipes, how many of them fine, how many errors and warnings."""
-    unique = _unique(found)
-    errors, warnings = _errors(unique), len(unique) - _errors(unique)
-    wrong = [problems for problems in found.values() if _errors(problems)]
-    parts = [f"{len(found) - len(wrong)} fine"] if len(wrong) < len(found) else []
+def summary(results: dict[str, list[Problem]]) -> str:
+    """Returns one line with the numbers of recipes, of fine ones, of errors and of warnings."""
+    unique = _unique(results)
+    errors = _count_errors(unique)
+    warnings = len(unique) - errors
+    wrong = [problems for problems in results.values() if _count_errors(problems)]
+    parts = [f"{len(results) - len(wrong)} fine"] if len(wrong) < len(results) else []
     if wrong:
-        parts.append(f"{len(wrong)} with {_counted(errors, 'error')}")
+        parts.append(f"{len(wrong)} with {_plural(errors, 'error')}")
     if warnings:
-        parts.append(_counted(warnings, "warning"))
-    return f"{_counted(len(found), 'recipe')}: {', '.join(parts)}"
+        parts.append(_plural(warnings, "warning"))
+    return f"{_plural(len(results), 'recipe')}: {', '.join(parts)}"
 
 
-def _counted(number: int, word: str) -> str:
+def _plural(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
-def _json(found: dict[str, list[Problem]]) -> None:
+def _print_json(results: dict[str, list[Problem]]) -> None:
     recipes = [
-        {"file": path, "ok": not _errors(problems), "problems": [show.as_data(problem) for problem in problems]}
-        for path, problems in found.items()
+        {"file": path, "ok": not _count_errors(problems), "problems": [show.as_data(problem) for problem in problems]}
+        for path, problems in results.items()
     ]
-    errors = sum(map(_errors, found.values()))
-    warnings = sum(map(len, found.values())) - errors
+    errors = sum(map(_count_errors, results.values()))
+    warnings = sum(map(len, results.values())) - errors
     print(json.dumps({"recipes": recipes, "errors": errors, "warnings": warnings}, indent=2))
 
 
-def _github(found: dict[str, list[Problem]]) -> None:
-    for line in dict.fromkeys(show.github(p, path) for path, problems in found.items() for p in problems):
+def _print_github(results: dict[str, list[Problem]]) -> None:
+    for line in dict.fromkeys(show.as_annotation(p, path) for path, problems in results.items() for p in problems):
         print(line)
-    show.say(summary(found))
+    show.print_line(summary(results))

@@ -77,8 +77,8 @@ def describe(error: Exception) -> Failure:
     """Returns the failure that an exception of a worker stands for."""
     if no_memory(error):
         return Failure(kind="memory", message=(str(error) or "of the machine").splitlines()[0])
-    if hint := files.advice(error):
-        return Failure(kind="disk", message=files.said(error), hint=hint)
+    if hint := files.disk_advice(error):
+        return Failure(kind="disk", message=files.first_line(error), hint=hint)
     if "WORLD_SIZE" in os.environ and any(words in str(error) for words in LOST):
         return Failure(kind="lost", message=str(error).splitlines()[0])
     return Failure(kind="bug", traceback=traceback.format_exc())

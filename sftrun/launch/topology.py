@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from sftrun.errors import Problem, UserError
-from sftrun.recipe.batch import disagreement
+from sftrun.recipe.checks import batch_mismatch
 from sftrun.recipe.model import Recipe
 
 # Who a process is among others that train together, as torch and its launchers have it.
@@ -87,7 +87,7 @@ def _rows(recipe: Recipe) -> Iterator[Problem]:
         message = f"train.effective_batch_size is {wanted}, which {count} processes cannot share evenly"
         yield Problem(message, path=path, hint=f"write {-(-wanted // count) * count}")
     elif wanted and train.batch_size != "auto":
-        wrong = disagreement(train.batch_size, train.grad_accum, count, wanted)
+        wrong = batch_mismatch(train.batch_size, train.grad_accum, count, wanted)
         if wrong:
             yield Problem(wrong[0], path=path, hint=wrong[1])
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
 
 from sftrun import events, files
@@ -12,6 +11,7 @@ from sftrun.kinds import Emit
 from sftrun.launch import failures, signals, topology
 from sftrun.memory import batches, changes
 from sftrun.recipe.model import Recipe
+from sftrun.recipe.overrides import set_options, value_text
 from sftrun.registry import current
 from sftrun.runs.directory import RunDir
 
@@ -140,13 +140,8 @@ def _rounded(length: float) -> int:
 
 
 def _said(sets: changes.Sets) -> str:
-    return " and ".join(f"{key}: {_value(value)}" for key, value in sets.items())
+    return " and ".join(f"{key}: {value_text(value)}" for key, value in sets.items())
 
 
 def _command(run: RunDir, sets: changes.Sets) -> str:
-    words = " ".join(f"--set {key}={_value(value)}" for key, value in sets.items())
-    return f"sftrun resume {files.shell_path(run.path)} {words}"
-
-
-def _value(value: Any) -> str:
-    return msgspec.json.encode(value).decode().strip('"')
+    return f"sftrun resume {files.shell_path(run.path)} {set_options(sets)}"

@@ -1,4 +1,4 @@
-"""Between reading and validating: overrides typed by the schema, paths made absolute, `${env:NAME}` where it may be."""
+"""Adjusts a document before it is validated: types overrides, makes paths absolute, checks `${env:NAME}`."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from sftrun.errors import Place, Problem
-from sftrun.options import ENV
+from sftrun.options import ENV, is_path
 from sftrun.recipe.document import Document, Node
 from sftrun.recipe.walk import Visit, walk
 from sftrun.registry import Registry
@@ -16,25 +16,25 @@ from sftrun.registry import Registry
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
-def fitted(document: Document, schema: dict[str, Any], registry: Registry) -> Document:
-    """Scalars as the schema wants them: an override's `1` as text where text is wanted, `1e3` as a whole number."""
+def convert_scalars(document: Document, schema: dict[str, Any], registry: Registry) -> Document:
+    """Converts scalars to the types of the schema: `1e3` to an integer, an override's `1` to text for a text key."""
     for visit in list(walk(document.root, schema, registry)):
-        value = _fitted(visit)
+        value = _converted(visit)
         if value is not visit.node.value:
-            document = document.replaced(visit.path, value)
+            document = document.with_value(visit.path, value)
     return document
 
 
-def _fitted(visit: Visit) -> Any:
+def _converted(visit: Visit) -> Any:
     value, allowed = visit.node.value, visit.types()
     if isinstance(value, float) and value.is_integer() and "integer" in allowed and "number" not in allowed:
         return int(value)
     if visit.node.origin.is_override and visit.node.raw is not None and "string" in allowed:
-        return visit.node.raw if not _allowed(value, allowed) else value
+        return visit.node.raw if not _is_allowed(value, allowed) else value
     return value
 
 
-def _allowed(value: Any, allowed: set[str]) -> bool:
+def _is_allowed(value: Any, allowed: set[str]) -> bool:
     if isinstance(value, bool):
         return "boolean" in allowed
     if isinstance(value, int | float):
@@ -42,41 +42,38 @@ def _allowed(value: Any, allowed: set[str]) -> bool:
     return {type(None): "null", dict: "object", list: "array"}.get(type(value), "string") in allowed
 
 
-def env_problems(document: Document, schema: dict[str, Any], registry: Registry) -> Iterator[Problem]:
-    """Variables where none may stand, and secrets that are written out."""
+def variable_problems(document: Document, schema: dict[str, Any], registry: Registry) -> Iterator[Problem]:
+    """Yields a problem for every malformed or misplaced variable, and for every secret that is written out."""
     for visit in walk(document.root, schema, registry):
         value, formats = visit.node.value, visit.formats()
         if not isinstance(value, str):
             continue
         name = ".".join(map(str, visit.path))
         if "secret" in formats and not ENV.fullmatch(value):
-            hint = "write ${env:NAME}, and set the variable NAME where the recipe runs"
-            # Without the source line: what is printed here may end in a public log.
-            yield Problem(f"{name} is a secret and may not be written down", _bare(visit.node.place), hint=hint)
+            hint = "write ${env:NAME}, and set the environment variable NAME where the recipe runs"
+            # without the source line: the output may end up in a public log
+            yield Problem(
+                f"{name} is a secret and must not be written out", _without_value(visit.node.place), hint=hint
+            )
         elif "${env:" in value and not formats & {"path", "secret"}:
-            hint = "variables are for paths and secrets only"
-            yield Problem(f"${{env:…}} may not stand in {name}", visit.node.place, hint=hint)
+            hint = "only paths and secrets can hold variables; to change another value from outside, use --set"
+            yield Problem(f"${{env:…}} is not allowed in {name}", visit.node.place, hint=hint)
         elif "${env:" in ENV.sub("", value):
-            yield Problem(f"{name} has a variable that cannot be read", visit.node.place, hint="write ${env:NAME}")
+            yield Problem(f"{name} holds a malformed variable", visit.node.place, hint="write ${env:NAME}")
 
 
-def _bare(place: Place) -> Place:
+def _without_value(place: Place) -> Place:
     name = place.file.split("=", 1)[0] if place.line is None else place.file
     return msgspec.structs.replace(place, file=name, text=None)
 
 
-def with_absolute_paths(document: Document, schema: dict[str, Any], registry: Registry) -> Document:
-    """Paths made absolute, each from the folder of the file that it is written in."""
+def make_paths_absolute(document: Document, schema: dict[str, Any], registry: Registry) -> Document:
+    """Makes every path absolute, relative to the folder of the file that it is written in."""
     for visit in list(walk(document.root, schema, registry)):
         value, formats = visit.node.value, visit.formats()
         if isinstance(value, str) and ("path" in formats or ("name-or-path" in formats and is_path(value))):
-            document = document.replaced(visit.path, _absolute(visit.node))
+            document = document.with_value(visit.path, _absolute(visit.node))
     return document
-
-
-def is_path(text: str) -> bool:
-    """Whether a text that may be a name or a path is a path."""
-    return text.startswith((".", "/", "~")) or text.endswith(".jinja")
 
 
 def _absolute(node: Node) -> str:

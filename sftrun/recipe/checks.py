@@ -1,4 +1,4 @@
-"""What no schema can say: keys of the recipe that depend on each other, and what components say of it."""
+"""Checks that a schema cannot express: keys that depend on each other, and the checks of components."""
 
 import difflib
 import os
@@ -9,23 +9,22 @@ import msgspec
 
 from sftrun.errors import Problem, UserError
 from sftrun.options import ENV, Use, changed_leaves, leaves
-from sftrun.recipe.batch import disagreement
 from sftrun.recipe.document import Document
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.train_options import TrainOptions
 from sftrun.registry import Registered, Registry
 
 
-def of_recipe(document: Document) -> Iterator[Problem]:
-    """Keys without effect, and keys that miss their other half."""
+def key_problems(document: Document) -> Iterator[Problem]:
+    """Yields problems of keys that have no effect, contradict another key, or need another key."""
     for word in ("eval", "save"):
-        yield from _steps(document, word)
-    yield from _best(document)
-    yield from _batch(document)
-    yield from _adapter(document)
+        yield from _steps_problems(document, word)
+    yield from _best_checkpoint_problems(document)
+    yield from _batch_problems(document)
+    yield from _adapter_problems(document)
 
 
-def _steps(document: Document, word: str) -> Iterator[Problem]:
+def _steps_problems(document: Document, word: str) -> Iterator[Problem]:
     defaults = TrainOptions()
     strategy_path, steps_path = ("train", f"{word}_strategy"), ("train", f"{word}_steps")
     given, steps = document.find(strategy_path), document.find(steps_path)
@@ -39,66 +38,90 @@ def _steps(document: Document, word: str) -> Iterator[Problem]:
         yield Problem(message, document.key_place(steps_path), steps_path, f"write {word}_strategy: steps")
 
 
-def _best(document: Document) -> Iterator[Problem]:
-    """The best checkpoint is told by validation losses, and has to be there."""
+def _best_checkpoint_problems(document: Document) -> Iterator[Problem]:
+    """Yields problems if the best checkpoint is wanted, but no validation loss or no checkpoint will exist."""
     stops, keeps = (document.find(("train", name)) for name in ("early_stopping", "keep_best"))
-    stopping, keeping = stops is not None and stops.value is not None, keeps is not None and keeps.value is True
+    stopping = stops is not None and stops.value is not None
+    keeping = keeps is not None and keeps.value is True
     name = "early_stopping" if stopping else "keep_best"
     path = ("train", name)
     if (stopping or keeping) and _strategy(document, "eval") == "no":
-        message = f"train.{name} goes by the validation loss, and train.eval_strategy no computes none"
-        yield Problem(message, document.key_place(path), path, "write eval_strategy: epoch, or steps")
-    kept = keeping or (stopping and (keeps is None or keeps.value is None))
-    if kept and _strategy(document, "save") == "no":
-        message = f"train.{name} keeps the best checkpoint, and train.save_strategy no writes none"
-        hint = "write save_strategy: epoch, or steps" + ("" if keeping else "; or keep_best: false")
+        message = f"train.{name} needs the validation loss, but train.eval_strategy no computes none"
+        yield Problem(message, document.key_place(path), path, "write eval_strategy: epoch or steps")
+    keeps_best = keeping or (stopping and (keeps is None or keeps.value is None))
+    if keeps_best and _strategy(document, "save") == "no":
+        message = f"train.{name} needs checkpoints, but train.save_strategy no writes none"
+        hint = "write save_strategy: epoch or steps" + ("" if keeping else ", or keep_best: false")
         yield Problem(message, document.key_place(path), path, hint)
 
 
 def _strategy(document: Document, word: str) -> Any:
-    return _train(document, f"{word}_strategy")
+    return _train_value(document, f"{word}_strategy")
 
 
-def _batch(document: Document) -> Iterator[Problem]:
-    """The rows of a step are said once; where they are said twice, both have to agree."""
-    size, accum, rows = (_train(document, name) for name in ("batch_size", "grad_accum", "effective_batch_size"))
-    if size == "auto":
-        yield from _chosen(document, rows)
-    elif all(isinstance(each, int) and each > 0 for each in (size, accum, rows)):
-        path, wrong = ("train", "effective_batch_size"), disagreement(size, accum, _processes(document), rows)
-        if wrong:
-            yield Problem(wrong[0], document.place(path), path, wrong[1])
+def _batch_problems(document: Document) -> Iterator[Problem]:
+    """Yields a problem if batch_size, grad_accum and effective_batch_size contradict each other."""
+    names = ("batch_size", "grad_accum", "effective_batch_size")
+    micro_batch, accum, effective = (_train_value(document, name) for name in names)
+    if micro_batch == "auto":
+        yield from _auto_batch_problems(document, effective)
+    elif all(isinstance(each, int) and each > 0 for each in (micro_batch, accum, effective)):
+        mismatch = batch_mismatch(micro_batch, accum, _world_size(document), effective)
+        if mismatch:
+            path = ("train", "effective_batch_size")
+            yield Problem(mismatch[0], document.place(path), path, mismatch[1])
 
 
-def _processes(document: Document) -> int | None:
-    """Processes on all machines; None for `auto`, which the machine decides when it runs."""
+def batch_mismatch(micro_batch: int, accum: int, world_size: int | None, effective: int) -> tuple[str, str] | None:
+    """Returns the message and hint for an effective batch size that the other numbers do not give; None if they do.
+
+    `world_size` is None if only the machine that trains knows it; then any whole number of processes is accepted.
+    """
+    rows = micro_batch * accum * (world_size or 1)
+    if effective == rows or (world_size is None and effective % rows == 0):
+        return None
+    names, values = "batch_size × grad_accum", f"{micro_batch} × {accum}"
+    if world_size and world_size > 1:
+        names, values = f"{names} × processes", f"{values} × {world_size}"
+    message = f"train.effective_batch_size is {effective}, but {names} is {values} = {rows}"
+    return message, f"write batch_size: auto, which sets both, or {_split(effective // (world_size or 1), micro_batch)}"
+
+
+def _split(rows: int, largest: int) -> str:
+    """Returns the largest micro-batch up to `largest` that divides `rows`, and the accumulation that goes with it."""
+    micro_batch = max(each for each in range(1, max(min(largest, rows), 1) + 1) if rows % each == 0)
+    return f"batch_size: {micro_batch} and grad_accum: {rows // micro_batch}"
+
+
+def _world_size(document: Document) -> int | None:
+    """Returns the number of processes on all nodes; None if launch.processes is `auto`."""
     counts = [document.find(("launch", name)) for name in ("processes", "nodes")]
     values = [given.value if given else default for given, default in zip(counts, ("auto", 1), strict=True)]
     known = [each for each in values if isinstance(each, int) and each > 0]
     return known[0] * known[1] if len(known) == len(values) else None
 
 
-def _chosen(document: Document, rows: Any) -> Iterator[Problem]:
+def _auto_batch_problems(document: Document, effective: Any) -> Iterator[Problem]:
     path, other = ("train", "batch_size"), ("train", "grad_accum")
-    size, accum = document.find(path), document.find(other)
-    if rows is None:
-        message = "train.batch_size auto needs train.effective_batch_size, the rows of one optimizer step"
+    micro_batch, accum = document.find(path), document.find(other)
+    if effective is None:
+        message = "train.batch_size auto needs train.effective_batch_size (the rows of one optimizer step)"
         yield Problem(message, document.place(path), path, "add effective_batch_size: 16, or another number")
-    # where a recipe that this one extends has it, it is no mistake
-    if size and accum and (accum.origin.is_override or accum.origin.shown == size.origin.shown):
-        message = "train.grad_accum has no effect with train.batch_size auto, which chooses it"
-        yield Problem(message, document.key_place(other), other, "leave it out, or write batch_size as a number")
+    # a grad_accum from a base recipe is not a mistake
+    if micro_batch and accum and (accum.origin.is_override or accum.origin.name == micro_batch.origin.name):
+        message = "train.grad_accum has no effect with train.batch_size auto, which sets it"
+        yield Problem(message, document.key_place(other), other, "remove it, or write batch_size as a number")
 
 
-def _train(document: Document, name: str) -> Any:
+def _train_value(document: Document, name: str) -> Any:
     given = document.find(("train", name))
     return given.value if given else getattr(TrainOptions(), name)
 
 
-def _adapter(document: Document) -> Iterator[Problem]:
+def _adapter_problems(document: Document) -> Iterator[Problem]:
     mode, lora = document.find(("tuning", "mode")), document.find(("tuning", "lora"))
-    # Where the adapter comes from a recipe that this one extends, switching it off is no mistake.
-    if mode and lora and mode.value == "full" and mode.origin.shown == lora.origin.shown:
+    # switching off the adapter of a base recipe is not a mistake
+    if mode and lora and mode.value == "full" and mode.origin.name == lora.origin.name:
         path = ("tuning", "lora")
         message = "tuning.lora has no effect with tuning.mode full"
         yield Problem(message, document.key_place(path), path, severity="warning")
@@ -115,7 +138,7 @@ def of_backend(recipe: Recipe, registry: Registry) -> Iterator[Problem]:
         return
     yield from _not_honoured(recipe, backend)
     if recipe.train.batch_size == "auto" and not hasattr(backend, "estimate"):
-        message = f"the backend {use.use} cannot say what a batch takes, so train.batch_size auto has nothing to go by"
+        message = f"train.batch_size auto needs a backend that estimates memory, and the backend {use.use} does not"
         hint = "write batch_size and grad_accum as numbers; sftrun plan --probe measures whether they fit"
         yield Problem(message, path=("train", "batch_size"), hint=hint)
 
@@ -150,7 +173,7 @@ def _shown(value: Any) -> str:
 
 
 def of_component(kind: str, use: Use, recipe: Recipe, registry: Registry) -> list[Problem]:
-    """What a component says of the recipe: nothing where it has no say, or needs a variable that is not set here."""
+    """Returns what a component's own check says; nothing if it has no check or needs a variable that is not set."""
     item = registry.get(kind, use.use)
     if _unset(use.with_):
         return []
@@ -160,7 +183,7 @@ def of_component(kind: str, use: Use, recipe: Recipe, registry: Registry) -> lis
         return [*found, *component.check_recipe(recipe)] if hasattr(component, "check_recipe") else found
     except UserError as error:
         return list(error.problems)
-    except ImportError as error:  # what is missing here may be there where the recipe runs
+    except ImportError as error:  # the package may be installed where the recipe runs
         message = f"the {kind} '{use.use}' cannot be checked here: {error}"
         return [Problem(message, severity="warning")]
     except Exception as error:
@@ -169,11 +192,11 @@ def of_component(kind: str, use: Use, recipe: Recipe, registry: Registry) -> lis
 
 def _failed(item: Registered, error: Exception) -> Problem:
     message = f"the {item.kind} '{item.name}' failed while checking the recipe: {type(error).__name__}: {error}"
-    return Problem(message, hint=f"this is a bug of {item.distribution} {item.version}, not of the recipe")
+    return Problem(message, hint=f"this is a bug in {item.distribution} {item.version}, not in the recipe")
 
 
 def _unset(value: Any) -> bool:
-    """Whether any `${env:NAME}` below a value has no variable."""
+    """Returns True if a `${env:NAME}` anywhere below a value names a variable that is not set."""
     if isinstance(value, dict | list):
         return any(map(_unset, value.values() if isinstance(value, dict) else value))
     return isinstance(value, str) and any(name not in os.environ for name in ENV.findall(value))

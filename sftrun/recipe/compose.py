@@ -1,4 +1,4 @@
-"""YAML 1.2 text to nodes: plain data only, every problem with its place, and limits that no input gets past."""
+"""Parses YAML 1.2 text into nodes with places: plain data only, with limits on depth, size and numbers."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from sftrun.errors import Problem, UserError
 from sftrun.recipe.document import Node, Origin
 
 MAX_DEPTH = 50
-MAX_NODES = 50_000  # counted with aliases expanded, so that a few lines cannot stand for millions of values
+MAX_NODES = 50_000  # values, with aliases expanded: a few lines of aliases can mean millions of values
 MAX_INTEGER = 2**63
 
 LINE_BREAK = re.compile(r"\r\n|\n|\r")
@@ -31,15 +31,18 @@ CORE = "tag:yaml.org,2002:"
 SCALAR_TAGS = {CORE + name for name in ("null", "bool", "int", "float")}
 HINTS = (
     ("'\\t' that cannot start any token", "indent with spaces, not tabs"),
-    ("mapping values are not allowed", "text with ': ' in it needs quotes; or a line above is indented differently"),
-    ("undefined alias", "an alias (*name) needs an anchor (&name) above it"),
-    ("expected the node content", "text that starts with this character needs quotes"),
-    ("cannot start any token", "text that starts with this character needs quotes"),
+    (
+        "mapping values are not allowed",
+        "put text that contains ': ' in quotes, or check the indentation of the lines above",
+    ),
+    ("undefined alias", "define the anchor (&name) above its alias (*name)"),
+    ("expected the node content", "put text that starts with this character in quotes"),
+    ("cannot start any token", "put text that starts with this character in quotes"),
 )
 
 
 class _Part(msgspec.Struct):
-    """A node with what it costs."""
+    """A node with its number of values and its depth."""
 
     node: Node
     size: int = 1
@@ -47,7 +50,7 @@ class _Part(msgspec.Struct):
 
 
 def scalar(text: str) -> Any:
-    """The value of a plain (unquoted) scalar; raises ValueError for a number that is not usable."""
+    """Returns the value of a plain (unquoted) scalar; raises ValueError for an infinite or too large number."""
     if NULL.fullmatch(text):
         return None
     if TRUE.fullmatch(text) or FALSE.fullmatch(text):
@@ -65,7 +68,7 @@ def scalar(text: str) -> Any:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 30:  # int() refuses thousands of digits, in words that are no help
+    if len(text) > 30:  # int() refuses thousands of digits, with an unhelpful message
         raise ValueError("this number is too large")
     value = int(text, 0) if text[:2] in ("0o", "0x") else int(text)
     if abs(value) > MAX_INTEGER:
@@ -74,14 +77,16 @@ def _integer(text: str) -> int:
 
 
 def compose(text: str, origin: Origin) -> tuple[Node | None, list[Problem]]:
-    """The one document in a text (None where it is empty) and problems that need not stop the reading.
+    """Returns the document in a text (None if it is empty) and the problems that were found.
 
-    Raises UserError where the text is not YAML or goes past a limit.
+    Raises UserError if the text is not YAML or exceeds a limit.
     """
     bad = UNPRINTABLE.search(text)
     if bad:
         line, column = _position(text, bad.start())
-        raise UserError(Problem(f"a recipe may not hold the character U+{ord(bad[0]):04X}", origin.place(line, column)))
+        raise UserError(
+            Problem(f"a recipe must not contain the character U+{ord(bad[0]):04X}", origin.place(line, column))
+        )
     composer = _Composer(text, origin)
     return composer.document(), composer.problems
 
@@ -109,7 +114,7 @@ class _Composer:
         next(self._events)
         event = next(self._events)
         if not _is(event, "StreamEnd"):
-            raise self._error("a recipe is one YAML document; a second one starts here", event)
+            raise self._error("a recipe must be one YAML document, and a second one starts here", event)
         return part.node
 
     def _parse(self, text: str) -> Iterator[Any]:
@@ -122,16 +127,16 @@ class _Composer:
             raise self._not_yaml(error) from None
         except UserError:
             raise
-        except Exception as error:  # the library's own trouble with odd escapes
-            raise UserError(Problem(f"not YAML, after this: {error}", self.origin.place(line, column))) from None
+        except Exception as error:  # ruamel.yaml fails with other errors on malformed escapes
+            raise UserError(Problem(f"not valid YAML after this: {error}", self.origin.place(line, column))) from None
 
     def _not_yaml(self, error: MarkedYAMLError) -> UserError:
-        unclosed = "end of stream" in str(error.problem)  # where it opens says more than where the file ends
+        unclosed = "end of stream" in str(error.problem)  # its start is more helpful than the end of the file
         mark = error.context_mark if unclosed and error.context_mark else error.problem_mark or error.context_mark
         where = self.origin.place(mark.line, mark.column) if mark else self.origin.place(0, 0)
-        said = " ".join(str(part) for part in (error.problem, error.context) if part)
-        hint = next((hint for sign, hint in HINTS if sign in said), None)
-        return UserError(Problem(f"not YAML: {said}", where, hint=hint))
+        reason = " ".join(str(part) for part in (error.problem, error.context) if part)
+        hint = next((hint for sign, hint in HINTS if sign in reason), None)
+        return UserError(Problem(f"not valid YAML: {reason}", where, hint=hint))
 
     def _error(self, message: str, event: Any, hint: str | None = None) -> UserError:
         return UserError(Problem(message, self._place(event), hint=hint))
@@ -150,7 +155,7 @@ class _Composer:
             part = self._alias(event)
         else:
             if event.anchor:
-                self._anchors[event.anchor] = None  # known, but not complete: an alias to it now is recursive
+                self._anchors[event.anchor] = None  # not complete yet: an alias to it would be recursive
             part = self._fresh(event, depth)
             if event.anchor:
                 self._anchors[event.anchor] = part
@@ -166,7 +171,7 @@ class _Composer:
             raise self._error(f"undefined alias *{event.anchor}", event, dict(HINTS)["undefined alias"])
         part = self._anchors[event.anchor]
         if part is None:
-            raise self._error(f"the alias *{event.anchor} stands inside what it stands for", event)
+            raise self._error(f"the alias *{event.anchor} refers to a value that contains it", event)
         return part
 
     def _fresh(self, event: Any, depth: int) -> _Part:
@@ -183,7 +188,7 @@ class _Composer:
             if plain and event.tag is None:
                 value = scalar(event.value)
             if isinstance(value, str) and ("\0" in value or any("\ud800" <= char <= "\udfff" for char in value)):
-                raise ValueError("text may hold neither NUL nor half of a surrogate pair")
+                raise ValueError("text must not contain NUL or half of a surrogate pair")
         except ValueError as error:
             self._note(str(error), event)
             value = None if not plain else event.value
@@ -193,18 +198,18 @@ class _Composer:
         if event.tag == CORE + "str":
             return event.value
         if event.tag not in SCALAR_TAGS:
-            raise ValueError(f"unknown tag {_short(event.tag)}; a recipe holds plain data only")
+            raise ValueError(f"unknown tag {_short(event.tag)}; a recipe can only hold plain data")
         value = scalar(event.value)
         kind = {type(None): "null", bool: "bool", int: "int", float: "float"}.get(type(value))
         if kind == "int" and event.tag == CORE + "float":
             return float(value)
         if event.tag != CORE + str(kind):
-            raise ValueError(f"{event.value!r} is not what the tag {_short(event.tag)} says")
+            raise ValueError(f"{event.value!r} is not a value of the type {_short(event.tag)}")
         return value
 
     def _collection_tag(self, event: Any, expected: str) -> None:
         if event.tag not in (None, "!", CORE + expected):
-            self._note(f"unknown tag {_short(event.tag)}; a recipe holds plain data only", event)
+            self._note(f"unknown tag {_short(event.tag)}; a recipe can only hold plain data", event)
 
     def _sequence(self, start: Any, depth: int) -> _Part:
         self._collection_tag(start, "seq")
@@ -227,18 +232,18 @@ class _Composer:
                 break
             key = self._key(event, depth)
             part = self._part(next(self._events), depth + 1)
-            if part.node.raw == "":  # nothing is written: the key stands for it
+            if part.node.raw == "":  # an empty value has no text: its place is that of the key
                 part.node = msgspec.structs.replace(part.node, place=self._place(event))
             parts.append(part)
             if key == "<<" and event.implicit[0]:
                 merged += self._merge_sources(event, part.node)
             elif key in keys:
                 self._note(
-                    f"duplicate key '{key}', first written in line {keys[key].line}", event, "remove one of the two"
+                    f"duplicate key '{key}', first written on line {keys[key].line}", event, "remove one of the two"
                 )
             elif key is not None:
                 values[key], keys[key] = part.node, self._place(event)
-        for node in merged:  # what is written out wins, then the earlier source
+        for node in merged:  # keys of the mapping itself win, then those of earlier sources
             values = {**node.value, **values}
             keys = {**node.keys, **keys}
         return _sum(Node(values, self._place(start), self.origin, keys), parts)
@@ -247,8 +252,8 @@ class _Composer:
         part = self._part(event, depth + 1)
         if isinstance(part.node.value, str):
             return part.node.value
-        shown = "a list or a mapping" if part.node.raw is None else repr(part.node.raw)
-        self._note(f"a key must be text, not {shown}", event, "put it in quotes")
+        given = "a list or a mapping" if part.node.raw is None else repr(part.node.raw)
+        self._note(f"a key must be text, not {given}", event, "put it in quotes")
         return None
 
     def _merge_sources(self, event: Any, node: Node) -> list[Node]:

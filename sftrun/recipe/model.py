@@ -1,4 +1,4 @@
-"""The typed recipe: every key, its type, its default and its description, once."""
+"""The typed recipe: the only place that gives a key its type, default and description."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -14,43 +14,58 @@ class ModelOptions(Options):
 
     name: Annotated[
         NameOrPath,
-        Meta(description="sftrun/tiny (embedded), a folder (./…, ../…, /…), or the id of a model on the Hub."),
+        Meta(
+            description="The base model: sftrun/tiny (comes with sftrun), a folder (./…, ../…, /…), or the id of a "
+            "model on the Hub."
+        ),
     ]
-    revision: Annotated[str | None, Meta(description="Branch, tag or commit on the Hub.")] = None
-    max_seq_len: Annotated[Count, Meta(description="Longest sequence that is trained, in tokens.")] = 2048
+    revision: Annotated[
+        str | None, Meta(description="Branch, tag or commit on the Hub; null for the default branch.")
+    ] = None
+    max_seq_len: Annotated[
+        Count, Meta(description="Longest sequence to train on, in tokens; see data.on_too_long for longer rows.")
+    ] = 2048
     chat_template: Annotated[
         NameOrPath | None,
-        Meta(description="A built-in name (chatml) or a .jinja file; null for the tokenizer's own."),
+        Meta(description="A built-in name (chatml) or a .jinja file; null for the tokenizer's own template."),
     ] = None
     eot_token: Annotated[
         str | None,
-        Meta(description="Token that ends an answer, for a template that gives none."),
+        Meta(description="Token that ends an answer, if the chat template does not write one."),
     ] = None
 
 
 class DataOptions(Options):
-    """What happens to rows that cannot be trained on as they are."""
+    """Treatment of rows that cannot be trained on as they are."""
 
     on_bad_row: Annotated[
         Literal["error", "skip"],
-        Meta(description="A row that cannot be read or formatted: stop, or leave it out and say so in the ledger."),
+        Meta(
+            description="If a row cannot be read or formatted: error stops, skip leaves the row out and records it in "
+            "the ledger."
+        ),
     ] = "error"
     on_too_long: Annotated[
         Literal["error", "drop", "truncate", "split"],
-        Meta(description="A row longer than model.max_seq_len: stop, leave it out, cut its end off, or cut it up."),
+        Meta(
+            description="If a row is longer than model.max_seq_len: error stops, drop leaves the row out, truncate "
+            "cuts off its end, split cuts it into several samples."
+        ),
     ] = "drop"
     max_lost: Annotated[
         float,
-        Meta(ge=0, le=1, description="Largest share of a split's rows that may be lost (left out or cut)."),
+        Meta(ge=0, le=1, description="Stop if a larger share of a split's rows is lost (left out or truncated)."),
     ] = 0.1
 
 
 class PackingOptions(Options):
-    """Whether several rows share one sequence of model.max_seq_len tokens."""
+    """Packing of several rows into one sequence of model.max_seq_len tokens."""
 
     strategy: Annotated[
         Literal["none", "best-fit"],
-        Meta(description="none pads each row; best-fit fills sequences with whole rows that do not see each other."),
+        Meta(
+            description="none pads each row; best-fit fills sequences with whole rows that do not attend to each other."
+        ),
     ] = "none"
 
 
@@ -58,68 +73,68 @@ class LoraOptions(Options):
     """The adapter of tuning.mode lora and qlora."""
 
     r: Annotated[Count, Meta(description="Rank of the adapter.")] = 16
-    alpha: Annotated[float, Meta(gt=0, description="Scale of the adapter: its update is times alpha / r.")] = 32
+    alpha: Annotated[float, Meta(gt=0, description="Scale of the adapter: its update is multiplied by alpha / r.")] = 32
     dropout: Annotated[float, Meta(ge=0, lt=1, description="Dropout on the adapter's input.")] = 0.0
     target_modules: Annotated[
         Literal["all-linear", "auto"] | list[str],
         Meta(
-            description="Modules that get an adapter: every linear one but the head; auto, peft's choice for the "
-            "architecture (mostly two of the attention); or a list of names."
+            description="Modules that get an adapter: all-linear, every linear layer except the head; auto, peft's "
+            "choice for the architecture (usually two attention projections); or a list of names."
         ),
     ] = "all-linear"
     modules_to_save: Annotated[
-        list[str], Meta(description="Names of modules that are trained in full, and saved with the adapter.")
+        list[str], Meta(description="Names of modules to train in full and to save with the adapter.")
     ] = []
-    rslora: Annotated[bool, Meta(description="Scale by alpha / √r, which suits high ranks, instead of alpha / r.")] = (
-        False
-    )
-    dora: Annotated[
-        bool, Meta(description="Train the length of each weight vector apart from its direction; slower.")
+    rslora: Annotated[
+        bool, Meta(description="Rank-stabilised LoRA: scale by alpha / √r instead of alpha / r; suits high ranks.")
     ] = False
+    dora: Annotated[bool, Meta(description="DoRA: train magnitude and direction separately; slower.")] = False
     init: Annotated[
         Literal["default", "gaussian", "pissa", "olora", "loftq"],
         Meta(
-            description="What the adapter starts from: nothing (default, gaussian), the main directions of the base's "
-            "weights (pissa, olora), or what 4 bits have lost of them (loftq)."
+            description="Initial weights of the adapter. default, gaussian: no effect at first; pissa, olora: the main "
+            "directions of the base's weights; loftq: the error of rounding the base to 4 bits."
         ),
     ] = "default"
 
 
 class TuningOptions(Options):
-    """Which weights are trained."""
+    """The choice of weights to train."""
 
     mode: Annotated[
         Literal["full", "lora", "qlora"],
         Meta(
-            description="full trains every weight; lora trains a small adapter on a frozen base; qlora on one that is "
-            "held in 4 bits (backend bnb)."
+            description="full: train every weight; lora: train a small adapter on a frozen base; qlora: the same on a "
+            "base in 4 bits (backend bnb)."
         ),
     ] = "lora"
     lora: Annotated[LoraOptions, Meta(description="The adapter, for modes lora and qlora.")] = LoraOptions()
 
 
 class LaunchOptions(Options):
-    """How many processes train, on how many machines, and how they share the model."""
+    """Training processes, machines, and how they share the model."""
 
     processes: Annotated[
-        Literal["auto"] | Count, Meta(description="Training processes on each node; auto is one a GPU, or one without.")
+        Literal["auto"] | Count,
+        Meta(description="Training processes on each node; auto is one per GPU, or one on a node without a GPU."),
     ] = "auto"
     nodes: Annotated[
-        Count, Meta(description="Machines that train together; each runs the same command with its own --node-rank.")
+        Count,
+        Meta(description="Machines that train together; each one runs the same command with its own --node-rank."),
     ] = 1
     strategy: Annotated[
         Literal["auto", "ddp", "fsdp", "deepspeed"],
         Meta(
-            description="ddp keeps the whole model in every process; fsdp (FSDP2) and deepspeed (ZeRO) share weights, "
-            "gradients and optimizer state among them; auto is ddp where there are several processes."
+            description="ddp keeps a full copy of the model in every process; fsdp (FSDP2) and deepspeed (ZeRO) shard "
+            "weights, gradients and optimizer state; auto is ddp if there are several processes."
         ),
     ] = "auto"
     zero_stage: Annotated[
         Literal[2, 3],
-        Meta(description="deepspeed: 2 shares gradients and optimizer state among processes, 3 the weights too."),
+        Meta(description="With deepspeed: 2 shards gradients and optimizer state, 3 shards the weights too."),
     ] = 3
     restarts: Annotated[
-        int, Meta(ge=0, description="How often all processes start again from the last checkpoint when one fails.")
+        int, Meta(ge=0, description="How often to restart all processes from the last checkpoint if one fails.")
     ] = 0
 
 
@@ -127,44 +142,51 @@ class Recipe(Options):
     """A supervised fine-tuning run, from rows to a trained, evaluated and exported model."""
 
     model: Annotated[ModelOptions, Meta(description="The model to start from.")]
-    source: Annotated[Use, component("source"), Meta(description="Where the rows are.")]
-    description: Annotated[str, Meta(description="What this recipe is for.")] = ""
+    source: Annotated[Use, component("source"), Meta(description="Where to read the rows from.")]
+    description: Annotated[str, Meta(description="What this recipe is for; the title of its report.")] = ""
     extends: Annotated[
-        str | None, Meta(description="Another recipe that this one changes: deep-merged, lists replaced.")
+        str | None,
+        Meta(description="Another recipe to start from; mappings are merged with it, everything else is replaced."),
     ] = None
     transforms: Annotated[
-        list[Use], component("transform"), Meta(description="What is done to the conversations, in order.")
+        list[Use], component("transform"), Meta(description="Changes to the conversations, applied in order.")
     ] = []
-    formatter: Annotated[Use, component("formatter"), Meta(description="How a row becomes a conversation.")] = Use(
+    formatter: Annotated[Use, component("formatter"), Meta(description="How to turn a row into a conversation.")] = Use(
         use="chat"
     )
     masker: Annotated[Use, component("masker"), Meta(description="Which tokens carry loss.")] = Use(use="assistant")
-    data: Annotated[DataOptions, Meta(description="What happens to rows that do not fit.")] = DataOptions()
-    packing: Annotated[PackingOptions, Meta(description="Whether several rows share one sequence.")] = PackingOptions()
+    data: Annotated[DataOptions, Meta(description="What to do with rows that cannot be trained on as they are.")] = (
+        DataOptions()
+    )
+    packing: Annotated[PackingOptions, Meta(description="Packing of several rows into one sequence.")] = (
+        PackingOptions()
+    )
     expect_mask: Annotated[
         str | None,
-        Meta(
-            description="The mask hash that sftrun prepare printed; another one now, from whatever cause, is an error."
-        ),
+        Meta(description="The mask hash that sftrun prepare printed; the run stops if the mask is a different one."),
     ] = None
-    tuning: Annotated[TuningOptions, Meta(description="Which weights are trained.")] = TuningOptions()
-    backend: Annotated[Use, component("backend"), Meta(description="What loads, trains and saves.")] = Use(use="hf")
-    train: Annotated[TrainOptions, Meta(description="How the weights are trained.")] = TrainOptions()
-    launch: Annotated[LaunchOptions, Meta(description="How many processes train, and where.")] = LaunchOptions()
+    tuning: Annotated[TuningOptions, Meta(description="Which weights to train.")] = TuningOptions()
+    backend: Annotated[
+        Use, component("backend"), Meta(description="The implementation that loads, trains and saves the model.")
+    ] = Use(use="hf")
+    train: Annotated[TrainOptions, Meta(description="How to train the weights.")] = TrainOptions()
+    launch: Annotated[LaunchOptions, Meta(description="How many processes train, and on how many machines.")] = (
+        LaunchOptions()
+    )
     evaluators: Annotated[
-        list[Use], component("evaluator"), Meta(description="What scores the base and the tuned model.")
+        list[Use], component("evaluator"), Meta(description="How to score the base and the tuned model.")
     ] = []
     exporters: Annotated[
-        list[Use], component("exporter"), Meta(description="What is made of the result for deployment.")
+        list[Use], component("exporter"), Meta(description="What to make of the tuned model for deployment.")
     ] = []
     trackers: Annotated[
         list[Use],
         Meta(
-            description="What follows the run, TensorBoard first. Nothing is sent anywhere that is not named here.",
+            description="Which trackers follow the run. Nothing is sent to a service that is not named here.",
             extra_json_schema={"x-component": "tracker", "default": ["tensorboard"]},
         ),
     ] = msgspec.field(default_factory=lambda: [Use(use="tensorboard")])
-    seed: Annotated[int, Meta(ge=0, le=2**32 - 1, description="Seed of everything that is random.")] = 0
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1, description="Seed of all random choices.")] = 0
 
     def __post_init__(self) -> None:
         """Turns bare names of components into `Use`, for recipes that are built in Python."""
@@ -188,7 +210,7 @@ COMPONENT_KEYS = {  # in the order in which they work, with the kind of each
 
 
 def components(recipe: Recipe) -> Iterator[tuple[str, Use]]:
-    """Yields every component that a recipe names, with its kind, in the order in which they work."""
+    """Yields every component that a recipe names, with its kind, in the order in which they run."""
     for key, kind in COMPONENT_KEYS.items():
         value = getattr(recipe, key)
         for use in value if isinstance(value, list) else [value]:

@@ -1,7 +1,10 @@
-"""Overrides: `--set train.epochs=1`, and the environment variable `SFTRUN_SET__TRAIN__EPOCHS=1`."""
+"""Overrides of recipe keys: `--set train.epochs=1` and the variable `SFTRUN_SET__TRAIN__EPOCHS=1`."""
 
+import json
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -14,33 +17,43 @@ PREFIX = "SFTRUN_SET__"
 
 
 class Override(msgspec.Struct, frozen=True):
-    """One value to put at a path; `places` has where each key of the path is written."""
+    """A value for one path of a recipe; `places` are the places of the keys of the path."""
 
     keys: list[str]
     places: list[Place]
     node: Node
 
 
-def from_options(sets: Iterable[str]) -> tuple[list[Override], list[Problem]]:
-    """The overrides of `--set KEY=VALUE` options."""
-    found, problems = [], []
+def set_options(values: Mapping[str, Any]) -> str:
+    """Returns the `--set` options that set keys to values, as they are typed in a shell."""
+    return " ".join(f"--set {shlex.quote(f'{key}={value_text(value)}')}" for key, value in values.items())
+
+
+def value_text(value: Any) -> str:
+    """Returns a value as it is written in a recipe or in `--set`: text without quotes, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def parse_options(sets: Iterable[str]) -> tuple[list[Override], list[Problem]]:
+    """Parses `--set KEY=VALUE` options."""
+    parsed, problems = [], []
     for text in sets:
         name, equals, value = text.partition("=")
         keys = name.strip().split(".")
         where = Place(f"--set {text}", None, 7, len(text), f"--set {text}")
         if not equals or not all(keys) or len(keys) > MAX_DEPTH:
-            hint = "for example --set train.epochs=1"
-            problems.append(Problem("an override is KEY=VALUE", where, hint=hint))
+            hint = "write, for example, --set train.epochs=1"
+            problems.append(Problem("an override must be KEY=VALUE", where, hint=hint))
         elif keys[0] == "extends":
             problems.append(Problem("extends can only be written in a recipe file", where))
         else:
-            found.append(_override(keys, ".", "--set ", name, value))
-    return found, problems
+            parsed.append(_override(keys, ".", "--set ", name, value))
+    return parsed, problems
 
 
-def from_environment(environment: Mapping[str, str]) -> tuple[list[Override], list[Problem]]:
-    """The overrides of variables `SFTRUN_SET__A__B=value`; the case of keys does not matter."""
-    found, problems = [], []
+def parse_environment(environment: Mapping[str, str]) -> tuple[list[Override], list[Problem]]:
+    """Parses the variables `SFTRUN_SET__A__B=value`; the case of keys does not matter."""
+    parsed, problems = [], []
     for name, value in sorted(environment.items()):
         if not name.upper().startswith(PREFIX):
             continue
@@ -48,51 +61,53 @@ def from_environment(environment: Mapping[str, str]) -> tuple[list[Override], li
         if not all(keys) or keys[0] == "extends" or len(keys) > MAX_DEPTH:
             where = Place(f"{name}={value}", None, 1, len(name), f"{name}={value}")
             problems.append(
-                Problem("this variable names no key of a recipe", where, hint=f"as in {PREFIX}TRAIN__EPOCHS")
+                Problem(
+                    "this variable does not name a recipe key", where, hint=f"write, for example, {PREFIX}TRAIN__EPOCHS"
+                )
             )
         else:
-            found.append(_override(keys, "__", name[: len(PREFIX)], name[len(PREFIX) :], value))
-    return found, problems
+            parsed.append(_override(keys, "__", name[: len(PREFIX)], name[len(PREFIX) :], value))
+    return parsed, problems
 
 
 def _override(keys: list[str], separator: str, lead: str, name: str, value: str) -> Override:
-    """`lead` + `name` + "=" + `value` is the override as written."""
+    """Makes an override that was written as `lead` + `name` + "=" + `value`."""
     prefix = f"{lead}{name}="
     origin = Origin(prefix + value, Path.cwd(), LINE_BREAK.split(value), prefix)
     places, column = [], len(lead) + 1 + len(name) - len(name.lstrip())
     for key in keys:
-        places.append(Place(origin.shown, None, column, len(key), prefix + origin.lines[0]))
+        places.append(Place(origin.name, None, column, len(key), prefix + origin.lines[0]))
         column += len(key) + len(separator)
     return Override(keys, places, _value(value, origin))
 
 
 def _value(text: str, origin: Origin) -> Node:
-    """A value as YAML; text that is no YAML stands for itself, and so does what a text field is given (`raw`)."""
-    whole = origin.place(0, 0, max(len(origin.lines[0]), 1))
+    """Parses a value as YAML; text that is not YAML is taken literally. `raw` is the value of a text key."""
+    place = origin.place(0, 0, max(len(origin.lines[0]), 1))
     try:
         node, problems = compose(text, origin)
     except UserError:
-        return Node(text, whole, origin)
+        return Node(text, place, origin)
     if node is None:
-        return Node(None, whole, origin, raw=text)
+        return Node(None, place, origin, raw=text)
     if problems:
-        return Node(text, whole, origin)
-    if isinstance(node.value, str):  # unquoted, it is taken as it stands: `a # b` has no comment
-        return node if node.raw is None else Node(text.strip(), whole, origin, raw=text.strip())
+        return Node(text, place, origin)
+    if isinstance(node.value, str):  # without quotes it is taken literally: `a # b` has no comment
+        return node if node.raw is None else Node(text.strip(), place, origin, raw=text.strip())
     return msgspec.structs.replace(node, raw=text.strip())
 
 
-def applied(
+def apply_overrides(
     document: Document, options: Iterable[str], environment: Mapping[str, str]
 ) -> tuple[Document, list[Problem]]:
-    """The document with variables, then options, laid on top."""
-    by_variable, wrong_variables = from_environment(environment)
-    by_option, wrong_options = from_options(options)
+    """Returns the document with the environment variables, and then the options, on top."""
+    by_variable, wrong_variables = parse_environment(environment)
+    by_option, wrong_options = parse_options(options)
     root, problems = document.root, wrong_variables + wrong_options
     for override in by_variable + by_option:
-        shown = override.node.origin.shown
-        if UNPRINTABLE.search(shown):
-            problems.append(Problem("an override may not hold control characters", Place(shown)))
+        text = override.node.origin.name
+        if UNPRINTABLE.search(text):
+            problems.append(Problem("an override must not contain control characters", Place(text)))
             continue
         try:
             root = _put(root, override, 0)
@@ -107,21 +122,23 @@ def _put(node: Node | None, override: Override, depth: int) -> Node:
     key, place = override.keys[depth], override.places[depth]
     if key.isdecimal() and (node is None or isinstance(node.value, list)):
         return _put_item(node, int(key), override, depth)
-    under = node.child(key) if node else None
-    new = _put(under, override, depth + 1)
-    if node and under and not new.origin.is_override:  # a mapping that the override only adds to
+    old = node.child(key) if node else None
+    new = _put(old, override, depth + 1)
+    if node and old and not new.origin.is_override:  # the override only adds to this mapping
         place = node.keys.get(key, place)
     wrapped = Node({key: new}, place, override.node.origin, {key: place})
     return merge(node, wrapped) if node else wrapped
 
 
 def _put_item(node: Node | None, index: int, override: Override, depth: int) -> Node:
-    """Replaces an item of a list, or appends one."""
+    """Replaces an item of a list, or appends a new one."""
     items = list(node.value) if node else []
     if index > len(items):
         name = ".".join(override.keys[:depth])
-        message = f"{name} has {len(items)} items; there is no item {index}, nor can it be the next one"
-        raise UserError(Problem(message, override.places[depth], hint=f"items count from 0; {len(items)} appends one"))
+        message = f"{name} has no item {index}: its length is {len(items)}"
+        raise UserError(
+            Problem(message, override.places[depth], hint=f"items are numbered from 0; {len(items)} appends one")
+        )
     old = items[index] if index < len(items) else None
     items[index : index + 1] = [_put(old, override, depth + 1)]
     if node:

@@ -1,15 +1,18 @@
-"""The complete recipe as text, every default written out, and back: what passes between processes."""
+"""Writes the complete recipe, with every default, as resolved.yaml, and reads it back in each process."""
 
-import json
+import io
 import re
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
 
 from sftrun.errors import UserError
-from sftrun.recipe.compose import LINE_BREAK, UNPRINTABLE, compose, scalar
+from sftrun.recipe.compose import LINE_BREAK, compose, scalar
 from sftrun.recipe.document import Origin
 from sftrun.recipe.model import Recipe, typed_recipe
 
@@ -17,60 +20,43 @@ PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
 
 
 def resolved_yaml(recipe: Recipe) -> str:
-    """A recipe as YAML with every default; `${env:NAME}` stays as it is."""
+    """Returns a recipe as YAML with every default; `${env:NAME}` stays as it is."""
     data = msgspec.to_builtins(recipe)
     del data["extends"]
-    if data["train"]["batch_size"] == "auto":  # which chooses it
+    if data["train"]["batch_size"] == "auto":  # auto sets grad_accum
         del data["train"]["grad_accum"]
-    return "\n".join(_lines(data, "")) + "\n"
+    return _dump(data)
 
 
 def from_resolved(text: str) -> Recipe:
-    """The recipe that `resolved_yaml` wrote; raises UserError for any other text."""
+    """Returns the recipe that `resolved_yaml` wrote; raises UserError for any other text."""
     node, problems = compose(text, Origin("resolved.yaml", Path(), LINE_BREAK.split(text)))
     if problems or node is None:
         raise UserError(problems or "resolved.yaml is empty")
     return typed_recipe(node.plain())
 
 
-def _lines(data: dict[str, Any], indent: str) -> Iterator[str]:
-    for key, value in data.items():
-        name = _text(key)
-        if isinstance(value, dict) and value:
-            yield f"{indent}{name}:"
-            yield from _lines(value, indent + "  ")
-        elif isinstance(value, list) and value:
-            yield f"{indent}{name}:"
-            yield from _items(value, indent + "  ")
-        else:
-            yield f"{indent}{name}: {_scalar(value)}"
+class _Representer(SafeRepresenter):
+    """Writes text so that `compose` reads the same text, and any value without aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_text(self, text: str) -> ScalarNode:
+        plain = PLAIN.fullmatch(text) and scalar(text) == text
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
 
 
-def _items(items: list[Any], indent: str) -> Iterator[str]:
-    for item in items:
-        if isinstance(item, dict) and item:
-            first, *rest = _lines(item, indent + "  ")
-            yield f"{indent}- {first[len(indent) + 2 :]}"
-            yield from rest
-        elif isinstance(item, list) and item:
-            first, *rest = _items(item, indent + "  ")
-            yield f"{indent}- {first[len(indent) + 2 :]}"
-            yield from rest
-        else:
-            yield f"{indent}- {_scalar(item)}"
+_Representer.add_representer(str, _Representer.represent_text)
 
 
-def _scalar(value: Any) -> str:
-    return _text(value) if isinstance(value, str) else json.dumps(value)
-
-
-def _text(value: str) -> str:
-    """Text in double quotes, as in JSON, unless it can only be read as text."""
-    if PLAIN.fullmatch(value) and scalar(value) == value:
-        return value
-    quoted = json.dumps(value, ensure_ascii=False)
-    return re.sub("[\x7f\x85\u2028\u2029\ufeff]|" + UNPRINTABLE.pattern, _escaped, quoted)
-
-
-def _escaped(match: re.Match[str]) -> str:
-    return f"\\u{ord(match[0]):04x}"
+def _dump(data: dict[str, Any]) -> str:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = sys.maxsize  # a folded line is hard to search for
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    out = io.StringIO()
+    yaml.dump(data, out)
+    return out.getvalue()

@@ -1,6 +1,6 @@
-"""The whole schema of a recipe for editors: every component's options under its name.
+"""The complete schema of a recipe for editors, with the options of every component under its name.
 
-Validation itself goes in two passes and needs no such schema; a test holds that both agree.
+Validation does not use it: it checks the recipe and each component separately. A test compares the two.
 """
 
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from typing import Any
 
 from sftrun.options import schema
 from sftrun.recipe.model import Recipe
-from sftrun.recipe.walk import Schema, alternatives, types
+from sftrun.recipe.walk import Schema, alternatives, schema_types
 from sftrun.registry import Registered, Registry
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -17,7 +17,7 @@ COMMENT = "Written by `sftrun schema --builtin`; `sftrun schema` has the options
 
 
 def recipe_schema(registry: Registry, only_builtin: bool = False) -> Schema:
-    """The schema of a recipe file; what is required is so only where the recipe extends no other."""
+    """Returns the schema of a recipe file; a recipe that extends another one may leave out required keys."""
     outer = schema(Recipe)
     components = {
         kind: [item for _, item in sorted(items.items()) if item.distribution == "sftrun" or not only_builtin]
@@ -40,7 +40,7 @@ def recipe_schema(registry: Registry, only_builtin: bool = False) -> Schema:
 
 
 def _component(items: Iterable[Registered]) -> Schema:
-    """A component by its bare name, or with options: `with` is typed by what `use` says."""
+    """Returns the schema of a component: a bare name, or `use` and `with`, where `use` decides the type of `with`."""
     items = list(items)
     names = [{"const": item.name, "description": item.description} for item in items]
     options = [
@@ -62,7 +62,7 @@ def _component(items: Iterable[Registered]) -> Schema:
 
 
 def _complete_component(items: Iterable[Registered]) -> Schema:
-    """What a component needs that stands on its own: a name, and the options without a default."""
+    """Returns what a component must have if there is no base recipe: a name, and the options without a default."""
     bare: Schema = {"type": "string"}
     long_form: Schema = {"type": "object", "required": ["use"]}
     options = []
@@ -78,50 +78,50 @@ def _complete_component(items: Iterable[Registered]) -> Schema:
 
 
 def _loose(node: Any) -> Any:
-    """A schema without `required`, and with the schemas of components in the places for components."""
+    """Returns a schema without `required`, with references to the schemas of components."""
     if isinstance(node, list):
         return [_loose(item) for item in node]
     if not isinstance(node, dict):
         return node
     if "x-component" in node:
-        return _placed(node, str(node["x-component"]))
+        return _component_reference(node, str(node["x-component"]))
     return {
-        key: _properties(value) if key == "properties" else _loose(value)
+        key: _loose_properties(value) if key == "properties" else _loose(value)
         for key, value in node.items()
         if key != "required"
     }
 
 
-def _properties(found: Schema) -> Schema:
-    return {name: _loose(value) for name, value in found.items()}
+def _loose_properties(properties: Schema) -> Schema:
+    return {name: _loose(value) for name, value in properties.items()}
 
 
-def _placed(node: Schema, kind: str, suffix: str = "") -> Schema:
-    """The place of a component, or of a list of them, with a reference in place of the general shape."""
+def _component_reference(node: Schema, kind: str, suffix: str = "") -> Schema:
+    """Returns the schema of a key that names a component, or a list of them, as a reference to the component."""
     reference: Schema = {"$ref": f"#/$defs/{kind}{suffix}"}
     about: Schema = {key: node[key] for key in ("description", "default") if key in node and not suffix}
     choices = alternatives(node)
     if node.get("type") == "array":
         return {**about, "type": "array", "items": reference}
     lists = [choice for choice in choices if choice.get("type") == "array"]
-    if any("null" in types(choice) for choice in choices) or lists:
-        others: list[Schema] = [{"type": "null"}] if any("null" in types(choice) for choice in choices) else []
+    if any("null" in schema_types(choice) for choice in choices) or lists:
+        others: list[Schema] = [{"type": "null"}] if any("null" in schema_types(choice) for choice in choices) else []
         others += [{"type": "array", "items": reference}] if lists else []
         return {**about, "anyOf": [reference, *others]}
     return {**about, **reference}
 
 
 def _requirements(node: Schema) -> Schema:
-    """What `_loose` left out of an object, to be asked of a complete recipe."""
+    """Returns the requirements that `_loose` left out of an object; a complete recipe must meet them."""
     properties: Schema = {}
     for name, inner in node.get("properties", {}).items():
         if "x-component" in inner:
-            properties[name] = _placed(inner, str(inner["x-component"]), "-complete")
+            properties[name] = _component_reference(inner, str(inner["x-component"]), "-complete")
         else:
             needs = [_requirements(choice) for choice in alternatives(inner) if choice.get("type") == "object"]
             if len(needs) == 1 and needs[0]:
                 properties[name] = needs[0]
-    found: Schema = {"properties": properties} if properties else {}
+    requirements: Schema = {"properties": properties} if properties else {}
     if node.get("required"):
-        found["required"] = node["required"]
-    return found
+        requirements["required"] = node["required"]
+    return requirements

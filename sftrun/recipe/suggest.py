@@ -1,4 +1,4 @@
-"""What a wrong key or value was probably meant to be."""
+"""Hints for wrong keys and values: what was probably meant."""
 
 import difflib
 import re
@@ -11,59 +11,59 @@ from sftrun.recipe import words
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.walk import Schema, alternatives, kind_of
 
-SURE = 0.8  # a key of another level has to be this alike; beside it the usual 0.6 will do
-FEW = 8  # keys that are listed where nothing is close
+CLOSE_ELSEWHERE = 0.8  # similarity to a key of another level; for keys of the same level difflib's 0.6 is enough
+FEW = 8  # keys; no more are listed if none is similar
 NUMBER = re.compile(r"[-+]?[0-9][0-9_,]*(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 TRUTH = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
-def key(wrong: str, path: RecipePath, here: Iterable[str]) -> str | None:
-    """A hint for an unknown key at `path`, where the keys `here` may stand."""
-    whole, here = schema(Recipe), list(here)
-    there = _places(wrong, path, whole)
-    if len(there) == 1:
-        return _elsewhere(wrong, there[0])
-    close = difflib.get_close_matches(wrong, here, n=1)
+def key_hint(wrong: str, path: RecipePath, known: Iterable[str]) -> str | None:
+    """Returns a hint for an unknown key at `path`; the schema has the keys `known` there."""
+    root, known = schema(Recipe), list(known)
+    elsewhere = _paths_of(wrong, path, root)
+    if len(elsewhere) == 1:
+        return _elsewhere_hint(wrong, elsewhere[0])
+    close = difflib.get_close_matches(wrong, known, n=1)
     if close:
         return f"did you mean '{close[0]}'?"
-    names = {str(found[-1]) for found in _keys(whole)}
-    close = difflib.get_close_matches(wrong, names - {"use", "with"}, n=1, cutoff=SURE)
-    there = _places(close[0], path, whole) if close else []
-    if len(there) == 1:
-        return f"did you mean {words.name(there[0])}?"
-    if not here and path[-1:] == ("with",):
+    names = {str(other[-1]) for other in _key_paths(root)}
+    close = difflib.get_close_matches(wrong, names - {"use", "with"}, n=1, cutoff=CLOSE_ELSEWHERE)
+    elsewhere = _paths_of(close[0], path, root) if close else []
+    if len(elsewhere) == 1:
+        return f"did you mean {words.dotted(elsewhere[0])}?"
+    if not known and path[-1:] == ("with",):
         return "this component has no options"
-    return f"there are: {', '.join(here)}" if 0 < len(here) <= FEW else None
+    return f"the known keys are {', '.join(known)}" if 0 < len(known) <= FEW else None
 
 
-def _elsewhere(wrong: str, there: RecipePath) -> str:
-    if len(there) == 1:
-        return f"'{wrong}' stands at the top level of a recipe"
-    return f"did you mean {words.name(there)}?"
+def _elsewhere_hint(wrong: str, path: RecipePath) -> str:
+    if len(path) == 1:
+        return f"'{wrong}' belongs at the top level of a recipe"
+    return f"did you mean {words.dotted(path)}?"
 
 
-def _places(name: str, path: RecipePath, whole: Schema) -> list[RecipePath]:
-    return [found for found in _keys(whole) if found[-1] == name and found[:-1] != path]
+def _paths_of(name: str, parent: RecipePath, root: Schema) -> list[RecipePath]:
+    return [path for path in _key_paths(root) if path[-1] == name and path[:-1] != parent]
 
 
-def _keys(schema: Schema, path: RecipePath = ()) -> Iterator[RecipePath]:
-    """Every key of the recipe itself; those of components are known by their component only."""
+def _key_paths(schema: Schema, path: RecipePath = ()) -> Iterator[RecipePath]:
+    """Yields the path of every key of the recipe itself, without the options of components."""
     for choice in alternatives(schema):
         for name, inner in choice.get("properties", {}).items():
             yield (*path, name)
             if kind_of(inner) is None:
-                yield from _keys(inner, (*path, name))
+                yield from _key_paths(inner, (*path, name))
 
 
-def value(given: Any, allowed: set[str], *, quoted: bool) -> str | None:
-    """A hint for a value of the wrong type."""
+def type_hint(given: Any, allowed: set[str], *, quoted: bool) -> str | None:
+    """Returns a hint for a value of the wrong type."""
     if given is None and allowed & {"object", "array"}:
-        return "leave the key out, or put something under it"
+        return "remove the key, or write something under it"
     if not isinstance(given, str):
         return "put it in quotes" if "string" in allowed and isinstance(given, int | float) else None
     if "boolean" in allowed and given.lower() in TRUTH:
-        return f"YAML 1.2 has true and false only; write {TRUTH[given.lower()]}"
+        return f"write {TRUTH[given.lower()]}: in YAML 1.2, {given} is text"
     if allowed & {"number", "integer"} and NUMBER.fullmatch(given):
         plain = given.replace("_", "").replace(",", "")
         return f"write it without quotes: {plain}" if quoted and plain == given else f"write {plain}"
@@ -72,11 +72,11 @@ def value(given: Any, allowed: set[str], *, quoted: bool) -> str | None:
     return f"write [{given}]" if allowed == {"array"} and WORD.fullmatch(given) else None
 
 
-def one_of(given: Any, values: Iterable[Any]) -> str | None:
-    """A hint for a value that is not among those allowed."""
+def choice_hint(given: Any, values: Iterable[Any]) -> str | None:
+    """Returns a hint for a value that is not one of the allowed values."""
     texts = [value for value in values if isinstance(value, str)]
     if not isinstance(given, str):
-        shown = "true" if given is True else "false" if given is False else str(given)
-        return "put it in quotes" if shown in texts else None
+        text = str(given).lower() if isinstance(given, bool) else str(given)
+        return "put it in quotes" if text in texts else None
     close = difflib.get_close_matches(given, texts, n=1) or [text for text in texts if text.lower() == given.lower()]
     return f"did you mean '{close[0]}'?" if close else None

@@ -1,4 +1,4 @@
-"""The key `train` of a recipe: every option, and what follows from them."""
+"""Options of the key `train` of a recipe, and the batch and step counts that follow from them."""
 
 import math
 from typing import Annotated, Literal
@@ -10,22 +10,22 @@ Strategy = Literal["no", "steps", "epoch"]
 
 
 class EarlyStopping(Options):
-    """When training ends before its last step."""
+    """Early stopping on the validation loss."""
 
     patience: Annotated[
-        Count, Meta(description="Stop after so many evaluations in a row without a lower validation loss.")
+        Count, Meta(description="Stop after this many evaluations in a row without a lower validation loss.")
     ] = 3
     threshold: Annotated[
-        float, Meta(ge=0, description="By how much the loss must be below the lowest one so far to count as lower.")
+        float, Meta(ge=0, description="How far below the lowest loss so far a loss must be to count as lower.")
     ] = 0.0
 
 
 class TrainOptions(Options):
-    """How the weights are trained."""
+    """Hyperparameters and settings of training."""
 
     epochs: Annotated[float, Meta(gt=0, description="Passes over the training split.")] = 3
     max_steps: Annotated[
-        Count | None, Meta(description="Stop after this many optimizer steps, if the epochs are not over before.")
+        Count | None, Meta(description="Stop after this many optimizer steps, even if the epochs are not over.")
     ] = None
     learning_rate: Annotated[
         Annotated[float, Meta(gt=0)] | None,
@@ -35,62 +35,69 @@ class TrainOptions(Options):
         Literal["constant", "linear", "cosine"], Meta(description="How the learning rate falls after the warm-up.")
     ] = "cosine"
     warmup: Annotated[
-        float, Meta(ge=0, description="Warm-up: a share of all steps when below 1, else a number of steps.")
+        float, Meta(ge=0, description="Length of the warm-up: a share of all steps if below 1, else a number of steps.")
     ] = 0.03
     weight_decay: Annotated[float, Meta(ge=0, description="Weight decay of the optimizer.")] = 0.0
     batch_size: Annotated[
         Literal["auto"] | Count,
         Meta(
-            description="Rows in one forward pass; of packed rows, sequences. auto: as many as this machine's memory "
-            "takes, which is measured; then grad_accum follows from effective_batch_size."
+            description="The micro-batch: rows (with packing, sequences) in one forward pass of one process; see "
+            "effective_batch_size for the optimizer step. auto measures the largest one that fits this machine's "
+            "memory, and sets grad_accum to match effective_batch_size."
         ),
     ] = 4
     effective_batch_size: Annotated[
         Count | None,
-        Meta(description="Rows in one optimizer step. For batch_size auto; else it has to be what the others give."),
+        Meta(
+            description="Rows in one optimizer step, over all processes. Required by batch_size auto; otherwise it "
+            "must equal batch_size × grad_accum × processes."
+        ),
     ] = None
-    eval_batch_size: Annotated[Count, Meta(description="Rows in one forward pass of an evaluation.")] = 8
-    grad_accum: Annotated[Count, Meta(description="Forward passes summed into one optimizer step.")] = 1
+    eval_batch_size: Annotated[Count, Meta(description="Rows in one forward pass of one process in an evaluation.")] = 8
+    grad_accum: Annotated[
+        Count, Meta(description="Gradient accumulation: micro-batches of each process in one optimizer step.")
+    ] = 1
     group_by_length: Annotated[
-        bool, Meta(description="Rows of similar lengths share a batch, to save padding; packed rows have none.")
+        bool, Meta(description="Batch rows of similar length, to save padding; no effect on packed rows.")
     ] = True
-    max_grad_norm: Annotated[float, Meta(ge=0, description="Largest norm of the gradient; 0 for no limit.")] = 1.0
+    max_grad_norm: Annotated[float, Meta(ge=0, description="Clip gradients to this norm; 0 for no limit.")] = 1.0
     on_oom: Annotated[
         Literal["error", "shrink"],
         Meta(
-            description="Where memory runs out in training: stop, and say what to change; or go on from the last "
-            "checkpoint with fewer rows in a forward pass, and as many in a step."
+            description="If training runs out of memory: error stops and says what to change; shrink continues from "
+            "the last checkpoint with a smaller batch_size, and the same number of rows per optimizer step."
         ),
     ] = "error"
     gradient_checkpointing: Annotated[
-        bool, Meta(description="Compute activations twice to keep fewer of them in memory.")
+        bool, Meta(description="Compute activations again in the backward pass: less memory, slower.")
     ] = False
     precision: Annotated[
         Literal["auto", "bf16", "fp16", "fp32"],
-        Meta(description="Number format of the computation; auto is bf16 on a GPU that has it, else fp32."),
+        Meta(description="Number format of the computation; auto is bf16 on a GPU that supports it, else fp32."),
     ] = "auto"
     attention: Annotated[
         Literal["auto", "eager", "sdpa", "flash-attn", "flex"],
         Meta(
-            description="What computes attention; auto is flash-attn where it is installed and works, else a kernel of "
-            "the Hub where the package kernels is installed, else sdpa."
+            description="Implementation of attention; auto is flash-attn if it is installed and works, else a kernel "
+            "from the Hub if the package kernels is installed, else sdpa."
         ),
     ] = "auto"
     cross_entropy: Annotated[
         Literal["torch", "liger", "cut-cross-entropy"],
         Meta(
-            description="What computes the head and the loss, on trained positions alone: torch, anywhere and for any "
-            "model; or kernels that make no logits, on a GPU (packages liger-kernel, cut-cross-entropy)."
+            description="Implementation of the head and the loss, on trained positions only: torch works everywhere "
+            "and for every model; the others are GPU kernels that never store the logits (packages liger-kernel, "
+            "cut-cross-entropy)."
         ),
     ] = "torch"
-    compile: Annotated[bool, Meta(description="Compile the layers with torch.compile: slow at first, then faster.")] = (
+    compile: Annotated[bool, Meta(description="Compile the layers with torch.compile: slow to start, then faster.")] = (
         False
     )
     activation_offload: Annotated[
-        bool, Meta(description="Keep activations in the CPU's memory until they are needed; on a GPU.")
+        bool, Meta(description="Keep activations in CPU memory until the backward pass needs them; GPU only.")
     ] = False
     tf32: Annotated[
-        bool, Meta(description="Multiply fp32 matrices in TF32, of 10 bits: faster, on GPUs since Ampere.")
+        bool, Meta(description="Multiply fp32 matrices in TF32 (10-bit mantissa): faster, on Ampere and newer GPUs.")
     ] = False
     optimizer: Annotated[
         Literal[
@@ -104,62 +111,76 @@ class TrainOptions(Options):
             "sgd",
         ],
         Meta(
-            description="The optimizer. adamw is torch's AdamW; those of bitsandbytes keep their state in 8 bits, or "
-            "(paged) move it to the CPU's memory where the GPU's runs short."
+            description="The optimizer. adamw is torch's AdamW; 8bit and paged ones come from bitsandbytes: 8bit keeps "
+            "the state in 8 bits, paged moves it to CPU memory if the GPU's runs short."
         ),
     ] = "adamw"
     adam_beta1: Annotated[float, Meta(ge=0, lt=1, description="AdamW: decay of the mean of gradients.")] = 0.9
-    adam_beta2: Annotated[float, Meta(ge=0, lt=1, description="AdamW: decay of the mean of squares.")] = 0.999
+    adam_beta2: Annotated[float, Meta(ge=0, lt=1, description="AdamW: decay of the mean of squared gradients.")] = 0.999
     adam_epsilon: Annotated[float, Meta(gt=0, description="AdamW: added to the denominator.")] = 1e-8
-    eval_strategy: Annotated[Strategy, Meta(description="When the validation loss is computed.")] = "epoch"
-    eval_steps: Annotated[Count | None, Meta(description="Steps between evaluations, for eval_strategy steps.")] = None
-    save_strategy: Annotated[Strategy, Meta(description="When a checkpoint is written.")] = "epoch"
-    save_steps: Annotated[Count | None, Meta(description="Steps between checkpoints, for save_strategy steps.")] = None
+    eval_strategy: Annotated[Strategy, Meta(description="When to compute the validation loss.")] = "epoch"
+    eval_steps: Annotated[
+        Count | None, Meta(description="Optimizer steps between evaluations, for eval_strategy steps.")
+    ] = None
+    save_strategy: Annotated[Strategy, Meta(description="When to write a checkpoint.")] = "epoch"
+    save_steps: Annotated[
+        Count | None, Meta(description="Optimizer steps between checkpoints, for save_strategy steps.")
+    ] = None
     save_total_limit: Annotated[
         Count | None,
-        Meta(description="Checkpoints kept: so many of the newest, and the one with the lowest loss; null for all."),
+        Meta(
+            description="How many of the newest checkpoints to keep, besides the one with the lowest validation loss; "
+            "null keeps all."
+        ),
     ] = 2
     early_stopping: Annotated[
         EarlyStopping | None,
-        Meta(description="{patience: 3, threshold: 0}: stop when the validation loss no longer falls; null for never."),
+        Meta(
+            description="Stop when the validation loss no longer falls, for example {patience: 3, threshold: 0}; null "
+            "for never."
+        ),
     ] = None
     keep_best: Annotated[
         bool | None,
         Meta(
-            description="The trained model is the checkpoint with the lowest validation loss, not the last one; "
-            "null for yes with early_stopping and no without."
+            description="Use the checkpoint with the lowest validation loss as the trained model, instead of the last "
+            "one; null for true with early_stopping, false without."
         ),
     ] = None
-    logging_steps: Annotated[Count, Meta(description="Steps between two lines of the log and points of a curve.")] = 10
-    dataloader_workers: Annotated[int, Meta(ge=0, description="Processes that load batches; 0 for none.")] = 0
+    logging_steps: Annotated[
+        Count, Meta(description="Optimizer steps between two lines of the log, and two points of a curve.")
+    ] = 10
+    dataloader_workers: Annotated[
+        int, Meta(ge=0, description="Extra processes that load batches; 0 loads them in the training process.")
+    ] = 0
     dataloader_prefetch: Annotated[
-        Count | None, Meta(description="Batches that each of these processes loads ahead; null for torch's own choice.")
+        Count | None, Meta(description="Batches that each of these processes loads ahead; null for torch's default.")
     ] = None
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the model is the checkpoint with the lowest validation loss: keep_best, with its null resolved."""
+        """True if the trained model is the best checkpoint: keep_best, or early_stopping if keep_best is null."""
         return self.early_stopping is not None if self.keep_best is None else self.keep_best
 
     @property
     def micro_batch(self) -> int:
-        """Rows in one forward pass: batch_size, which is a number once anything is trained."""
+        """Rows in one forward pass of one process; raises UserError while batch_size is still auto."""
         if self.batch_size == "auto":
-            raise UserError("train.batch_size auto is not chosen yet", hint="sftrun RECIPE chooses it before it trains")
+            raise UserError("train.batch_size is still auto", hint="sftrun RECIPE chooses a number before training")
         return self.batch_size
 
     def step_rows(self, processes: int) -> int:
-        """Rows of an optimizer step, of so many processes together."""
+        """Returns the rows of one optimizer step, over all processes."""
         return self.effective_batch_size or self.micro_batch * self.grad_accum * processes
 
     def steps(self, rows: int, processes: int) -> int:
-        """Optimizer steps of a run: the epochs' worth, or max_steps where that is fewer; all processes share a step.
+        """Returns the optimizer steps of a run: those of all epochs, or max_steps if that is smaller.
 
-        Of packed rows, `rows` counts the packs.
+        With packing, `rows` counts sequences.
         """
-        every = math.ceil(self.epochs * self.epoch_steps(rows, processes))
-        return every if self.max_steps is None else min(every, self.max_steps)
+        all_epochs = math.ceil(self.epochs * self.epoch_steps(rows, processes))
+        return all_epochs if self.max_steps is None else min(all_epochs, self.max_steps)
 
     def epoch_steps(self, rows: int, processes: int) -> int:
-        """Optimizer steps of a whole epoch."""
+        """Returns the optimizer steps of one epoch."""
         return math.ceil(math.ceil(rows / (self.micro_batch * processes)) / self.grad_accum)

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a recipe, at once; and the typed recipe where nothing is."""
+"""Validates a recipe file: reports every problem at once, or returns the typed recipe."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,24 +9,24 @@ import msgspec
 from sftrun.errors import Place, Problem, RecipePath, UserError
 from sftrun.options import schema
 from sftrun.recipe import adjust, checks, complete
-from sftrun.recipe import load as files
-from sftrun.recipe import overrides as sets
 from sftrun.recipe.compose import LINE_BREAK, compose
 from sftrun.recipe.diagnose import Diagnosis
 from sftrun.recipe.document import Document, Node, Origin
+from sftrun.recipe.load import EXTENDS, read_file
 from sftrun.recipe.model import Recipe, components, typed_recipe
+from sftrun.recipe.overrides import apply_overrides
 from sftrun.recipe.resolved import from_resolved, resolved_yaml
 from sftrun.recipe.walk import Visit, walk
 from sftrun.registry import Registry, current
 
-__all__ = ["Checked", "Loaded", "check", "from_resolved", "load", "read", "resolved_yaml", "validate"]
+__all__ = ["Checked", "Loaded", "check_file", "from_resolved", "load", "load_with_places", "resolved_yaml", "validate"]
 
 PathLike = str | os.PathLike[str]
 FIELDS = Recipe.__struct_fields__
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """What was found out about a recipe; without errors there is a typed recipe."""
+    """The problems of a recipe file; `recipe` is None if there are errors, `document` if it could not be read."""
 
     problems: list[Problem]
     document: Document | None = None
@@ -48,20 +48,21 @@ class Loaded(msgspec.Struct, frozen=True):
 
 
 def load(path: PathLike, overrides: Sequence[str] = ()) -> Recipe:
-    """The typed recipe; raises UserError with all that is wrong. `overrides` are texts like `train.epochs=1`."""
-    return read(path, overrides).recipe
+    """Returns the typed recipe of a file; raises UserError with every error. An override is like `train.epochs=1`."""
+    return load_with_places(path, overrides).recipe
 
 
 def validate(source: PathLike | Recipe, overrides: Sequence[str] = ()) -> list[Problem]:
-    """All errors and warnings of a recipe, in the order of their places."""
-    return check(source, overrides).problems
+    """Returns all errors and warnings of a recipe, in the order of their places."""
+    return check_file(source, overrides).problems
 
 
-def read(source: PathLike | Recipe, overrides: Sequence[str] = ()) -> Loaded:
-    """As `load`, with the document (for places), the warnings, and the text; `source` may be a Recipe built in
-    Python.
+def load_with_places(source: PathLike | Recipe, overrides: Sequence[str] = ()) -> Loaded:
+    """Returns the typed recipe with its document, its warnings and its text; raises UserError with every error.
+
+    `source` may be a Recipe that was built in Python.
     """
-    found = check(source, overrides)
+    found = check_file(source, overrides)
     if found.recipe is None or found.document is None:
         raise UserError(found.problems)
     if isinstance(source, Recipe):
@@ -71,21 +72,21 @@ def read(source: PathLike | Recipe, overrides: Sequence[str] = ()) -> Loaded:
     return Loaded(found.recipe, found.document, found.problems, name, text, tuple(overrides))
 
 
-def check(source: PathLike | Recipe, overrides: Sequence[str] = ()) -> Checked:
+def check_file(source: PathLike | Recipe, overrides: Sequence[str] = ()) -> Checked:
     """Reads and validates; never raises for what stands in the recipe."""
     try:
-        root, reading = _built(source) if isinstance(source, Recipe) else files.read(Path(source))
+        root, read_problems = _built(source) if isinstance(source, Recipe) else read_file(Path(source))
     except UserError as error:
         return Checked(list(error.problems))
-    document, wrong = sets.applied(Document(root), overrides, os.environ)
+    document, override_problems = apply_overrides(Document(root), overrides, os.environ)
     registry = current()
-    document = adjust.fitted(document, schema(Recipe), registry)
-    problems = _shape(document, registry, [*reading, *wrong])
+    document = adjust.convert_scalars(document, schema(Recipe), registry)
+    problems = _schema_problems(document, registry, [*read_problems, *override_problems])
     recipe = None
-    if not _errors(problems):
-        recipe, found = _typed(document, registry)
-        problems += found
-    return Checked(_sorted(problems, document), document, None if _errors(problems) else recipe)
+    if not _has_errors(problems):
+        recipe, component_problems = _typed(document, registry)
+        problems += component_problems
+    return Checked(_sorted(problems, document), document, None if _has_errors(problems) else recipe)
 
 
 def _built(recipe: Recipe) -> tuple[Node, list[Problem]]:
@@ -99,33 +100,33 @@ def _built(recipe: Recipe) -> tuple[Node, list[Problem]]:
     return node, problems
 
 
-def _errors(problems: Iterable[Problem]) -> bool:
+def _has_errors(problems: Iterable[Problem]) -> bool:
     return any(problem.severity == "error" for problem in problems)
 
 
-def _shape(document: Document, registry: Registry, reading: list[Problem]) -> list[Problem]:
-    """What is wrong with the recipe and its components as the schemas see them, and what schemas cannot see."""
-    whole = schema(Recipe)
-    first = [*reading, *adjust.env_problems(document, whole, registry)]
-    visits = {visit.path: visit for visit in walk(document.root, whole, registry) if visit.kind}
-    partial = any(problem.path == files.EXTENDS for problem in reading)
+def _schema_problems(document: Document, registry: Registry, read_problems: list[Problem]) -> list[Problem]:
+    """Returns the problems of reading, of the schemas of the recipe and its components, and of keys that depend."""
+    root = schema(Recipe)
+    earlier = [*read_problems, *adjust.variable_problems(document, root, registry)]
+    visits = {visit.path: visit for visit in walk(document.root, root, registry) if visit.kind}
+    partial = any(problem.path == EXTENDS for problem in read_problems)
     diagnosis = Diagnosis(document, visits, registry, partial)
-    found = list(diagnosis.problems(document.data, whole))
+    later = list(diagnosis.problems(document.data, root))
     for visit in visits.values():
-        found += _component(visit, document, diagnosis, registry)
-    found += checks.of_recipe(document)
-    said = {problem.where for problem in first}  # a value that could not be read needs no second complaint
-    return first + [problem for problem in found if problem.where not in said]
+        later += _option_problems(visit, document, diagnosis, registry)
+    later += checks.key_problems(document)
+    reported = {problem.where for problem in earlier}  # one problem per value is enough
+    return earlier + [problem for problem in later if problem.where not in reported]
 
 
-def _component(visit: Visit, document: Document, diagnosis: Diagnosis, registry: Registry) -> Iterator[Problem]:
-    name = visit.named()
+def _option_problems(visit: Visit, document: Document, diagnosis: Diagnosis, registry: Registry) -> Iterator[Problem]:
+    name = visit.component_name()
     if name is None:
         return
-    wrong = registry.unknown(str(visit.kind), name)
-    if wrong:
+    unknown = registry.unknown(str(visit.kind), name)
+    if unknown:
         path = (*visit.path, "use") if visit.node.child("use") else visit.path
-        yield msgspec.structs.replace(wrong, where=document.place(path), path=path)
+        yield msgspec.structs.replace(unknown, where=document.place(path), path=path)
         return
     use = visit.use()
     if use is not None:
@@ -134,28 +135,28 @@ def _component(visit: Visit, document: Document, diagnosis: Diagnosis, registry:
 
 
 def _typed(document: Document, registry: Registry) -> tuple[Recipe | None, list[Problem]]:
-    """The typed recipe, and what its components say about it."""
-    document = adjust.with_absolute_paths(document, schema(Recipe), registry)
+    """Returns the typed recipe, and the problems that its components report."""
+    document = adjust.make_paths_absolute(document, schema(Recipe), registry)
     try:
         recipe = complete.recipe(typed_recipe(document.data), registry)
     except UserError as error:
         return None, [_placed(problem, document, ()) for problem in error.problems]
-    found = []
+    problems = []
     visits = list(walk(document.root, schema(Recipe), registry))
     asked = [(str(visit.kind), visit.path, visit.use()) for visit in visits]
     written = {visit.path[:1] for visit in visits}
-    # those that the recipe leaves to the defaults have a say too
+    # default components are checked too
     asked += [(kind, (kind,), use) for kind, use in components(recipe) if kind in FIELDS and (kind,) not in written]
     for kind, path, use in asked:
         if use is not None:
-            said = checks.of_component(kind, use, recipe, registry)
-            found += [_placed(problem, document, path) for problem in said]
-    found += [_placed(problem, document, ()) for problem in checks.of_backend(recipe, registry)]
-    return recipe, found
+            reported = checks.of_component(kind, use, recipe, registry)
+            problems += [_placed(problem, document, path) for problem in reported]
+    problems += [_placed(problem, document, ()) for problem in checks.of_backend(recipe, registry)]
+    return recipe, problems
 
 
 def _placed(problem: Problem, document: Document, path: RecipePath) -> Problem:
-    """A problem with the place of its path, or else of the component that it comes from."""
+    """Returns a problem with the place of its own path, or else of the component that reports it."""
     if problem.where is not None:
         return problem
     path = path if problem.path is None else problem.path
@@ -163,7 +164,7 @@ def _placed(problem: Problem, document: Document, path: RecipePath) -> Problem:
 
 
 def _sorted(problems: list[Problem], document: Document) -> list[Problem]:
-    """In the order of their places: the recipe's own file, those it extends, overrides."""
+    """Returns problems in the order of their places: the recipe's own file, the files it extends, overrides."""
     rank = {name: index for index, name in enumerate(document.files())}
 
     def order(problem: Problem) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Goes through a document side by side with its schema, into the options of every component."""
+"""Walks a document together with its schema, into the options of every component."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,55 +14,55 @@ Schema = dict[str, Any]
 
 
 class Visit(msgspec.Struct, frozen=True):
-    """A node, where it stands, the schemas it may meet (one of them), and the kind of component it names."""
+    """A node with its path, the schemas of which it must match one, and the kind of component that it names."""
 
     path: RecipePath
     node: Node
     choices: list[Schema]
     kind: str | None = None
 
-    def named(self) -> str | None:
-        """The name of the component that stands here, as far as it can be told."""
+    def component_name(self) -> str | None:
+        """Returns the name of the component at this node; None if the node names none."""
         value = self.node.value
         if isinstance(value, dict):
             value = value["use"].value if "use" in value else None
         return value if self.kind and isinstance(value, str) else None
 
     def use(self) -> Use | None:
-        """The component that stands here, where its outer shape is right."""
-        name, given = self.named(), self.node.child("with")
+        """Returns the component at this node; None if it has no name or its options are not a mapping."""
+        name, given = self.component_name(), self.node.child("with")
         if name is None or (given and not isinstance(given.value, dict)):
             return None
         return Use(use=name, with_=given.plain() if given else {})
 
     def formats(self) -> set[str]:
-        """The formats that text may have here: path, name-or-path, secret."""
+        """Returns the formats that the schema gives to text at this node: path, name-or-path, secret."""
         return {choice["format"] for choice in self.choices if "format" in choice}
 
     def types(self) -> set[str]:
-        """The JSON types that are allowed here."""
-        return {name for choice in self.choices for name in types(choice)}
+        """Returns the JSON types that the schema allows at this node."""
+        return {name for choice in self.choices for name in schema_types(choice)}
 
 
-def types(schema: Schema) -> set[str]:
-    """The JSON types that one schema without alternatives allows; empty where it says nothing."""
+def schema_types(schema: Schema) -> set[str]:
+    """Returns the JSON types that a schema without alternatives allows; empty if it does not restrict them."""
     if "type" in schema:
-        said = schema["type"]
-        return {said} if isinstance(said, str) else set(said)
+        declared = schema["type"]
+        return {declared} if isinstance(declared, str) else set(declared)
     values = schema.get("enum", [schema["const"]] if "const" in schema else [])
     return {json_type(value) for value in values}
 
 
 def json_type(value: Any) -> str:
-    """The JSON type of a value."""
-    if isinstance(value, bool):  # before int, which it also is
+    """Returns the JSON type of a value."""
+    if isinstance(value, bool):  # before int: bool is a subclass of int
         return "boolean"
     names = ((str, "string"), (int, "integer"), (float, "number"), (dict, "object"), (list, "array"))
     return next((name for kind, name in names if isinstance(value, kind)), "null")
 
 
 def alternatives(schema: Schema) -> list[Schema]:
-    """A schema as a list of those without anyOf, one of which has to be met."""
+    """Returns the alternatives of a schema, each without anyOf; a value must match one of them."""
     options = schema.get("anyOf") or schema.get("oneOf")
     if not options:
         return [schema]
@@ -70,7 +70,7 @@ def alternatives(schema: Schema) -> list[Schema]:
 
 
 def kind_of(schema: Schema) -> str | None:
-    """The kind of component that a schema asks for."""
+    """Returns the kind of component that a schema asks for; None if it asks for none."""
     if "x-component" in schema:
         return str(schema["x-component"])
     inner = schema.get("anyOf", []) + ([schema["items"]] if isinstance(schema.get("items"), dict) else [])
@@ -78,14 +78,14 @@ def kind_of(schema: Schema) -> str | None:
 
 
 def walk(node: Node, schema: Schema, registry: Registry, path: RecipePath = ()) -> Iterator[Visit]:
-    """Every node that the schema has a word on, parents first."""
+    """Yields every node that the schema describes, parents first."""
     return _walk(node, alternatives(schema), None, registry, path)
 
 
 def _walk(node: Node, choices: list[Schema], kind: str | None, registry: Registry, path: RecipePath) -> Iterator[Visit]:
     is_list = isinstance(node.value, list)
-    here = None if is_list or all(types(choice) == {"array"} for choice in choices) else kind
-    visit = Visit(path, node, choices, here)
+    own_kind = None if is_list or all(schema_types(choice) == {"array"} for choice in choices) else kind
+    visit = Visit(path, node, choices, own_kind)
     yield visit
     if is_list:
         items = [choice["items"] for choice in choices if isinstance(choice.get("items"), dict)]
@@ -102,13 +102,13 @@ def _walk(node: Node, choices: list[Schema], kind: str | None, registry: Registr
 
 
 def _options(visit: Visit, registry: Registry) -> list[Schema]:
-    item = registry.components[str(visit.kind)].get(visit.named() or "")
+    item = registry.components[str(visit.kind)].get(visit.component_name() or "")
     return [item.schema()] if item else []
 
 
 def _property(choices: list[Schema], key: str) -> list[Schema]:
-    found = [choice["properties"][key] for choice in choices if key in choice.get("properties", {})]
-    if found:
-        return found
-    rest = (choice.get("additionalProperties") for choice in choices)
-    return [schema for schema in rest if isinstance(schema, dict)]
+    declared = [choice["properties"][key] for choice in choices if key in choice.get("properties", {})]
+    if declared:
+        return declared
+    others = (choice.get("additionalProperties") for choice in choices)
+    return [schema for schema in others if isinstance(schema, dict)]

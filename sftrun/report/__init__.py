@@ -1,1 +1,1 @@
-"""What a run directory says, as a page to read and as a model card."""
+"""The report of a run, as an HTML page and as a model card."""

@@ -1,4 +1,4 @@
-"""Advice from everything that a finished run has measured: its curves and its scores."""
+"""Advice on a finished run, from its curves and its scores."""
 
 from collections.abc import Iterator
 
@@ -21,6 +21,6 @@ def _answers(metrics: list[Metric]) -> Iterator[str]:
     perfect = all(metric.tuned == 1 for metric in measured)
     if measured and not perfect and not any(metric.verdict == "better" for metric in measured):
         yield (
-            "No score of the answers is better than the base model's. Look at the data and its formatting first: "
-            "at the marked rows below, then at the wrong answers; what is amiss often shows in both."
+            "No score of the answers is better than the base model's. Check the data and its formatting first: look at "
+            "the marked rows below, and then at the wrong answers; a mistake often shows in both."
         )

@@ -1,4 +1,4 @@
-"""The model card: README.md of a run directory, as the Hugging Face Hub reads it."""
+"""The model card: the README.md of a run directory, in the format of the Hugging Face Hub."""
 
 import re
 from functools import lru_cache
@@ -7,10 +7,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from sftrun.options import is_path
 from sftrun.recipe.model import Recipe
-from sftrun.report import say, scores
+from sftrun.report import describe, scores
 from sftrun.report.facts import Facts
-from sftrun.report.markdown import Plain, finished, literal
+from sftrun.report.markdown import Plain, finalize, literal
 from sftrun.runs import history
 from sftrun.runs.numbers import duration, number, share
 
@@ -18,19 +19,19 @@ HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9._-]{1,96})?", 
 
 
 def card(recipe: Recipe, facts: Facts) -> str:
-    """The card as Markdown with YAML front matter."""
+    """Returns the card as Markdown with YAML front matter."""
     return (
         _environment()
         .get_template("card.md.jinja")
         .render(
             recipe=recipe,
             facts=facts,
-            model=say.model(recipe),
-            tiny=say.is_tiny(recipe),
+            model=describe.model(recipe),
+            tiny=describe.is_tiny(recipe),
             base_model=literal(recipe.model.name) if _on_hub(recipe) else None,
             adapter=is_adapter(recipe, facts),
             base=literal(_base(recipe)),
-            local=say.is_local(recipe.model.name),
+            local=is_path(recipe.model.name),
             settings=settings(recipe, facts),
             metrics=scores.metrics(facts),
             groups=[group for group in scores.groups(facts) if group.right + group.wrong],
@@ -43,40 +44,40 @@ def card(recipe: Recipe, facts: Facts) -> str:
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # `finalize` escapes for Markdown, which HTML's escapes do not
-        finalize=finished,
+        autoescape=False,  # `finalize` escapes for Markdown instead of HTML
+        finalize=finalize,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     filters = {"number": number, "share": share, "duration": duration}
-    environment.filters.update(filters | {"hardware": say.hardware, "literal": literal})
+    environment.filters.update(filters | {"hardware": describe.hardware, "literal": literal})
     return environment
 
 
 def is_adapter(recipe: Recipe, facts: Facts) -> bool:
-    """Whether model/ holds an adapter; where there is no model/ yet, whether it would."""
+    """Returns True if model/ holds an adapter, or would hold one if it does not exist yet."""
     return facts.adapter or (not facts.trained and recipe.tuning.mode != "full")
 
 
 def stop_ids(facts: Facts) -> Plain:
-    """The ids that end an answer, for a Python list; an adapter's folder does not say them."""
+    """Returns the ids that end an answer, for a Python list; the folder of an adapter does not have them."""
     ends = facts.proof.get("end_of_turn", {})
     return Plain(", ".join(str(ids[0]) for ids in ends.values() if len(ids) == 1))
 
 
 def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:
-    """The hyperparameters, by name."""
+    """Returns the hyperparameters by name."""
     t, lora = recipe.train, recipe.tuning.lora
     steps = max((event.get("steps") or 0 for event in facts.events if event.get("event") == "step"), default=None)
-    found: list[tuple[str, Any]] = [("tuning", recipe.tuning.mode)]
+    rows: list[tuple[str, Any]] = [("tuning", recipe.tuning.mode)]
     if recipe.tuning.mode != "full":
-        found.append(("LoRA", f"r {lora.r}, alpha {number(lora.alpha)}, dropout {number(lora.dropout)}"))
+        rows.append(("LoRA", f"r {lora.r}, alpha {number(lora.alpha)}, dropout {number(lora.dropout)}"))
         modules = lora.target_modules
-        found.append(("adapted modules", modules if isinstance(modules, str) else ", ".join(modules)))
+        rows.append(("adapted modules", modules if isinstance(modules, str) else ", ".join(modules)))
     return [
-        *found,
+        *rows,
         ("masker", recipe.masker.use),
         ("backend", recipe.backend.use),
         ("epochs", t.epochs),
@@ -86,7 +87,7 @@ def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:
             "schedule",
             f"{t.scheduler}, warm-up {number(t.warmup)} {'of all steps' if t.warmup < 1 else 'steps'}",
         ),
-        ("rows per step", _rows_per_step(recipe)),
+        ("rows per optimizer step", _rows_per_step(recipe)),
         ("longest sequence", f"{number(recipe.model.max_seq_len)} tokens"),
         ("optimizer", f"{t.optimizer}, weight decay {number(t.weight_decay)}"),
         ("precision", t.precision),
@@ -97,9 +98,9 @@ def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:
 def _learning_rate(recipe: Recipe, facts: Facts) -> str:
     if recipe.train.learning_rate is not None:
         return number(recipe.train.learning_rate)
-    # the backend chose it: the highest that it logged is what there is to say
+    # the backend chose the rate: its peak is known from the log alone
     logged = [value for _, value in history.history(facts.events).learning_rate]
-    return f"the backend's default; {number(max(logged))} at most" if logged else "the backend's default"
+    return f"the backend's default; peak {number(max(logged))}" if logged else "the backend's default"
 
 
 def _rows_per_step(recipe: Recipe) -> str:
@@ -108,9 +109,9 @@ def _rows_per_step(recipe: Recipe) -> str:
 
 
 def _on_hub(recipe: Recipe) -> bool:
-    return not say.is_tiny(recipe) and HUB_ID.fullmatch(recipe.model.name) is not None
+    return not describe.is_tiny(recipe) and HUB_ID.fullmatch(recipe.model.name) is not None
 
 
 def _base(recipe: Recipe) -> str:
     name = recipe.model.name
-    return say.folder(name) if say.is_local(name) else name
+    return describe.folder(name) if is_path(name) else name

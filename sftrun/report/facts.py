@@ -1,4 +1,4 @@
-"""Reads the files of a run directory; one that is not there is empty."""
+"""Reads the files of a run directory; a missing file counts as empty."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ LEDGER_SHOWN = 20
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """All that the report and the model card are made of."""
+    """Everything that the report and the model card show of a run."""
 
     name: str
     resolved: str
@@ -36,31 +36,30 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> float:
-        """How long all stages took together."""
+        """The total duration of all stages."""
         return float(sum(stage.get("seconds") or 0 for stage in self.state.values()))
 
     @property
     def started(self) -> str:
-        """When the first stage started, as ISO text; empty where nobody knows."""
+        """The start of the first stage, as ISO text; empty if it is unknown."""
         return min((stage["started"] for stage in self.state.values() if "started" in stage), default="")
 
     @property
     def failed(self) -> dict[str, str]:
-        """Stages that did not end well, and why."""
+        """Stages that failed, with the reason."""
         stages = self.state.items()
         return {name: str(stage.get("reason", "")) for name, stage in stages if stage.get("status") == "failed"}
 
     @property
     def warnings(self) -> list[str]:
-        """What the run warned of, each once."""
-        # what a warning during training was about, the report's advice says from all of the numbers
-        found = (each for each in self.events if each.get("event") == "warning" and not each.get("about"))
-        said = (str(event.get("message", "")) for event in found)
-        return list(dict.fromkeys(said))
+        """The warnings of the run, each once."""
+        # a warning `about` the training is left out: the advice of the report covers it with all numbers
+        warnings = (each for each in self.events if each.get("event") == "warning" and not each.get("about"))
+        return list(dict.fromkeys(str(event.get("message", "")) for event in warnings))
 
 
 def gather(run: RunDir) -> Facts:
-    """Everything there is to say about a run."""
+    """Reads the facts of a run."""
     resolved = run.path / "resolved.yaml"
     return Facts(
         name=run.path.name,
@@ -80,7 +79,7 @@ def gather(run: RunDir) -> Facts:
 
 
 def in_order(splits: dict[str, Any]) -> dict[str, Any]:
-    """The same, train first, then val and test."""
+    """Returns the same dict in the order train, val, test, others."""
     known = [split for split in SPLITS if split in splits]
     return {split: splits[split] for split in [*known, *(split for split in splits if split not in SPLITS)]}
 
@@ -90,7 +89,7 @@ def _ordered_proof(proof: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(run: RunDir, name: str) -> Iterator[dict[str, Any]]:
-    """Objects of a file of JSON lines; a last line that a kill cut short is left out."""
+    """Yields the objects of a file of JSON lines, without a last line that a kill cut short."""
     file = run.path / name
     if file.is_file():
         with file.open(encoding="utf-8", newline="\n") as lines:

@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing beside itself."""
+"""The report: one self-contained HTML page."""
 
 import json
 import re
@@ -10,18 +10,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from sftrun.recipe.model import Recipe
-from sftrun.report import advice, curves, say, scores
+from sftrun.report import advice, curves, describe, scores
 from sftrun.report.facts import Facts
 from sftrun.runs import history
 from sftrun.runs.numbers import duration, number, share
 
-LONGEST = 6000  # characters of one text that are shown
+LONGEST = 6000  # characters shown of one text
 
 UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 
 
 def page(recipe: Recipe, facts: Facts) -> str:
-    """The report as HTML; every value is escaped by the template engine."""
+    """Returns the report as HTML; the template engine escapes every value."""
     past = history.history(facts.events)
     metrics = scores.metrics(facts)
     html = (
@@ -30,8 +30,8 @@ def page(recipe: Recipe, facts: Facts) -> str:
         .render(
             recipe=recipe,
             facts=facts,
-            model=say.model(recipe),
-            tiny=say.is_tiny(recipe),
+            model=describe.model(recipe),
+            tiny=describe.is_tiny(recipe),
             metrics=metrics,
             advice=advice.advice(recipe, past, metrics),
             charts=curves.charts(past),
@@ -48,7 +48,7 @@ def page(recipe: Recipe, facts: Facts) -> str:
 
 @lru_cache(maxsize=1)
 def environment() -> Environment:
-    """The template engine of all pages: every value is escaped."""
+    """Returns the template engine of all pages, which escapes every value."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -56,27 +56,33 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {"number": number, "duration": duration, "moment": say.moment, "share": share}
-    filters |= {"hardware": say.hardware, "plain": say.plain, "text": visible, "said": said, "labels": labels}
+    filters = {"number": number, "duration": duration, "moment": describe.moment, "share": share}
+    filters |= {
+        "hardware": describe.hardware,
+        "plain": describe.plain,
+        "text": visible,
+        "message_text": message_text,
+        "labels": labels,
+    }
     environment.filters.update(filters)
     return environment
 
 
 def visible(text: Any) -> Markup:
-    """A text as it is, with marks at line ends and in place of characters that cannot be seen."""
+    """Returns a text with marks for line ends and invisible characters."""
     text = str(text)
-    shown = escape(text[:LONGEST])
-    shown = Markup(say.INVISIBLE.sub(_code, shown)).replace(Markup("\n"), Markup('<i class="nl"></i>\n'))
+    escaped = escape(text[:LONGEST])
+    marked = Markup(describe.INVISIBLE.sub(_code, escaped)).replace(Markup("\n"), Markup('<i class="nl"></i>\n'))
     more = len(text) - LONGEST
-    return shown + Markup('<i class="cut">… {} more characters</i>').format(f"{more:,}") if more > 0 else shown
+    return marked + Markup('<i class="cut">… {} more characters</i>').format(f"{more:,}") if more > 0 else marked
 
 
 def _code(match: re.Match[str]) -> str:
     return f'<i class="cc">U+{ord(match[0]):04X}</i>'
 
 
-def said(message: dict[str, Any]) -> str:
-    """What a message says: its text, and below it what else it holds (tool calls, names, parts)."""
+def message_text(message: dict[str, Any]) -> str:
+    """Returns the text of a message, followed by its other keys (tool calls, names, parts)."""
     content = message.get("content")
     text = content if isinstance(content, str) else _json(content) if content else ""
     rest = {key: value for key, value in message.items() if key not in ("role", "content") and value}
@@ -88,5 +94,5 @@ def _json(value: Any) -> str:
 
 
 def labels(splits: dict[str, dict[str, Any]], key: str) -> list[str]:
-    """All names that occur below a key of any split, in order of appearance."""
+    """Returns all names below a key of any split, in order of appearance."""
     return list(dict.fromkeys(label for split in splits.values() for label in split.get(key) or {}))

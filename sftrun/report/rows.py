@@ -6,7 +6,7 @@ from typing import Any
 from sftrun.report.page import UNWRITABLE, environment
 
 
-def page(title: str, shown: Iterable[tuple[str, Any]]) -> str:
-    """One HTML page that needs nothing beside itself; `shown` are samples with their titles."""
-    rows = [(name, item.pieces) for name, item in shown]
+def page(title: str, samples: Iterable[tuple[str, Any]]) -> str:
+    """Returns one self-contained HTML page; `samples` are titles with samples."""
+    rows = [(name, item.pieces) for name, item in samples]
     return UNWRITABLE.sub("\ufffd", environment().get_template("rows.html.jinja").render(title=title, rows=rows))

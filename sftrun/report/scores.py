@@ -1,4 +1,4 @@
-"""Metrics before and after, and which answers to show."""
+"""Metrics before and after training, and the choice of answers to show."""
 
 import math
 from typing import Any, Literal
@@ -27,7 +27,7 @@ class Metric(msgspec.Struct, frozen=True):
 
     @property
     def change(self) -> float | None:
-        """Tuned less base; None where either is missing or not finite."""
+        """Tuned minus base; None if either is missing or not finite."""
         if self.base is None or self.tuned is None:
             return None
         change = self.tuned - self.base
@@ -44,9 +44,9 @@ class Metric(msgspec.Struct, frozen=True):
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """The answers of one evaluator: how many are right, and the few that are shown.
+    """The answers of one evaluator: the number of right ones, and a few to show.
 
-    `graded` is true where answers have a score from 0 to 1 instead of an exact match.
+    `graded` is true if answers have a score from 0 to 1 instead of an exact match.
     """
 
     evaluator: str
@@ -75,7 +75,7 @@ def metrics(facts: Facts) -> list[Metric]:
 
 
 def groups(facts: Facts) -> list[Group]:
-    """The answers by evaluator; together no more than SHOWN are picked."""
+    """Returns the answers by evaluator; at most SHOWN of them are picked in total."""
     by_evaluator: dict[str, list[dict[str, Any]]] = {}
     for sample in facts.samples:
         by_evaluator.setdefault(str(sample.get("evaluator", "")), []).append(sample)
@@ -99,26 +99,26 @@ def _group(evaluator: str, samples: list[dict[str, Any]], room: int) -> Group:
 
 
 def _picked(wrong: list[Any], right: list[Any], unscored: list[Any], room: int) -> list[Any]:
-    # wrong ones first: they say more; half the room is kept for right ones where there are any
+    # wrong answers first, as they are more informative; half the room is kept for right ones, if there are any
     few_wrong = spread(wrong, max(room - len(right), (room + 1) // 2))
     few_right = spread(right, room - len(few_wrong))
     return [*few_wrong, *few_right, *spread(unscored, room - len(few_wrong) - len(few_right))]
 
 
 def spread(items: list[Any], count: int) -> list[Any]:
-    """Up to `count` items, evenly from the whole list: files are often sorted by task."""
+    """Returns up to `count` items, evenly spaced: files are often sorted by task."""
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 
 
 def score(answer: dict[str, Any] | None) -> float | None:
-    """What an evaluator gave one answer: its exact match, or its score."""
-    found = answer or {}
-    value = found.get("exact_match", found.get("score"))
+    """Returns the exact match or the score of one answer."""
+    fields = answer or {}
+    value = fields.get("exact_match", fields.get("score"))
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def is_right(answer: dict[str, Any] | None) -> bool | None:
-    """Whether an answer counts as right; None where it has no score."""
+    """Returns True if an answer counts as right; None if it has no score."""
     value = score(answer)
     return None if value is None else value >= RIGHT

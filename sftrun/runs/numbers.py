@@ -1,4 +1,4 @@
-"""Numbers and durations as people read them."""
+"""Formats numbers, bytes and durations for people."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ NOTHING = "–"
 
 
 def number(value: Any) -> str:
-    """A value for a table: four significant digits, thousands apart; a dash where there is none."""
+    """Returns a value for a table: four significant digits, thousands separated; a dash for None."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
@@ -29,13 +29,18 @@ def _decimal(value: float) -> str:
     return text.replace("-", "−", 1) if value < 0 else text
 
 
+def byte_count(count: float) -> str:
+    """Returns a number of bytes as `1.5 GB` or `12 MB`, in powers of 1000."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
+
+
 def share(part: Any, whole: Any) -> str:
-    """A part of a whole in per cent."""
+    """Returns a part of a whole in per cent."""
     return f"{100 * part / whole:.1f} %" if part is not None and whole else NOTHING
 
 
 def duration(seconds: float) -> str:
-    """Seconds as `1 h 02 min`, `3 min 20 s` or `12 s`."""
+    """Returns seconds as `1 h 02 min`, `3 min 20 s` or `12 s`."""
     if not math.isfinite(seconds):
         return NOTHING
     if 0 < seconds < 10:

@@ -32,8 +32,8 @@ def locked(run: RunDir, stages: Sequence[Stage]) -> Iterator[None]:
     except KeyboardInterrupt as error:
         raise Interrupted(resume.advice(run, stages)) from error
     except OSError as error:
-        if hint := files.advice(error):
-            raise UserError(files.said(error), hint=f"{hint}; {resume.advice(run, stages)}") from error
+        if hint := files.disk_advice(error):
+            raise UserError(files.first_line(error), hint=f"{hint}; {resume.advice(run, stages)}") from error
         raise
 
 

@@ -1,14 +1,20 @@
 """Stage 5, report: what the run directory says, as report.html and as a model card."""
 
+from sftrun.recipe.model import Recipe
 from sftrun.report.card import card
 from sftrun.report.facts import gather
 from sftrun.report.page import page
+from sftrun.runs.directory import RunDir
 from sftrun.runs.stage import StageWork
 
 
 def report(work: StageWork) -> None:
+    """Writes the report and the model card of a run."""
+    write_report(work.recipe, work.run)
+
+
+def write_report(recipe: Recipe, run: RunDir) -> None:
     """Writes report.html and README.md; a copy of the card goes with the model."""
-    recipe, run = work.recipe, work.run
     facts = gather(run)
     run.write("report.html", page(recipe, facts))
     text = card(recipe, facts)

@@ -37,7 +37,7 @@ def train_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
 
 def _check_samples(run: RunDir) -> None:
     before = run.facts("train").get("samples")
-    now = {file.name: files.digest(file) for file in sorted(run.prepared.glob("*.arrow"))}
+    now = {file.name: files.file_digest(file) for file in sorted(run.prepared.glob("*.arrow"))}
     if before is None:
         run.add_facts("train", samples=now)
         return

@@ -5,12 +5,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from sftrun.files import digest
+from sftrun.files import file_digest
 
 
 def contents(folder: Path) -> dict[str, str]:
     """Returns the SHA-256 of every file below a folder, by its relative path."""
-    return {str(file.relative_to(folder)): digest(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {str(file.relative_to(folder)): file_digest(file) for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 @contextlib.contextmanager

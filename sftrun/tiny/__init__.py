@@ -1,7 +1,7 @@
-"""The embedded model `sftrun/tiny`: a decoder of 0.5 M parameters that learns visibly in a minute on two cores.
+"""The embedded model `sftrun/tiny`: a decoder with 0.5 M parameters that learns visibly in a minute on two cores.
 
-The tokenizer and the chat template lie in this folder; the weights are drawn from a seed when they are asked for,
-so that nothing is downloaded. It knows nothing before it is trained: it is for trying a recipe, and for tests.
+The tokenizer and the chat template are in this folder. The weights are drawn from a seed when they are needed, so
+nothing is downloaded. The model knows nothing before it is trained: it is for trying out recipes, and for tests.
 """
 
 import hashlib
@@ -36,12 +36,12 @@ ARCHITECTURE: dict[str, Any] = {
 
 
 def folder() -> Path:
-    """Where the tokenizer files lie."""
+    """Returns the folder of the tokenizer files."""
     return Path(__file__).resolve().parent
 
 
 def fingerprint() -> str:
-    """A hash that changes when the tokenizer, the template or the architecture does."""
+    """Returns a hash that changes with the tokenizer, the template or the architecture."""
     digest = hashlib.sha256(json.dumps(ARCHITECTURE, sort_keys=True).encode())
     for name in TOKENIZER_FILES:
         digest.update((folder() / name).read_bytes())
@@ -49,13 +49,13 @@ def fingerprint() -> str:
 
 
 def save(directory: Path, seed: int) -> None:
-    """Writes a complete Hugging Face model folder whose weights depend on the seed alone."""
+    """Writes a complete Hugging Face model folder; the weights depend on the seed alone."""
     import torch
     from safetensors.torch import save_file
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(**ARCHITECTURE, architectures=["Qwen3ForCausalLM"], dtype="float32")
-    with torch.device("meta"):  # names and shapes only: the caller's random state is not touched
+    with torch.device("meta"):  # only names and shapes: the random state of the caller does not change
         shapes = {name: parameter.shape for name, parameter in Qwen3ForCausalLM(config).named_parameters()}
     directory.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(directory)
@@ -66,7 +66,7 @@ def save(directory: Path, seed: int) -> None:
 
 
 def _weights(shapes: "dict[str, torch.Size]", seed: int) -> "dict[str, torch.Tensor]":
-    """Drawn in the order of their names, so that no release of transformers changes them."""
+    """Draws weights in the order of their names, so that no release of transformers changes them."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)

@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sftrun.errors import UserError
-from sftrun.recipe.validate import read
+from sftrun.recipe.model import Recipe
+from sftrun.recipe.validate import PathLike, load_with_places
 from sftrun.registry import current
 from sftrun.runs.preflight import DATA_KINDS, check_machine
 from sftrun.runs.session import with_places
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    path: str | Path, overrides: Sequence[str] = (), split: str = "train", origin: str = ""
+    recipe: PathLike | Recipe, overrides: Sequence[str] = (), split: str = "train", origin: str = ""
 ) -> "Iterator[Item]":
     """The samples of a split, or the one that came from `origin`; raises UserError at the end for bad rows."""
-    loaded = read(path, overrides)
+    loaded = load_with_places(recipe, overrides)
     with with_places(loaded.document):
         check_machine(loaded.recipe, DATA_KINDS)
         from sftrun.data.pipeline import Line

@@ -13,7 +13,7 @@ from sftrun.launch import workers
 from sftrun.memory import batches, changes, recover, search
 from sftrun.memory.machine import machine
 from sftrun.recipe.model import Recipe
-from sftrun.recipe.validate import PathLike, read
+from sftrun.recipe.validate import PathLike, load_with_places
 from sftrun.registry import current
 from sftrun.runs import preflight, session
 from sftrun.runs.directory import RunDir
@@ -33,7 +33,7 @@ def plan(
     With `probe`, a few steps are run and measured. Raises UserError as `run` does. Nothing of it stays but what
     preparing leaves in the cache.
     """
-    loaded = read(recipe, overrides)
+    loaded = load_with_places(recipe, overrides)
     with session.temporary_folder(".plan-") as folder, flow.new_run(loaded, folder / "run", watch, KINDS) as work:
         given, run, emit = work.recipe, work.run, work.emit
         estimates = _estimates(given, probe)

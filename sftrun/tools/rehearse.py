@@ -15,7 +15,7 @@ from sftrun.kinds import Emit
 from sftrun.launch import topology, workers
 from sftrun.launch.signals import SIGNALS
 from sftrun.recipe.model import LaunchOptions, Recipe
-from sftrun.recipe.validate import PathLike, read
+from sftrun.recipe.validate import PathLike, load_with_places
 from sftrun.registry import current
 from sftrun.runs import directory, preflight, session
 from sftrun.runs.directory import RunDir
@@ -64,7 +64,7 @@ def rehearse(
 
     The embedded model is used as it is. Without `out` nothing is kept.
     """
-    loaded = read(source, overrides)
+    loaded = load_with_places(source, overrides)
     recipe, heard = loaded.recipe, Listener(watch)
 
     def within(folder: Path) -> Rehearsal:

@@ -37,7 +37,11 @@ class Checkpoint:
     def broken(self) -> str | None:
         """The first file whose content is not what was written."""
         return next(
-            (name for name, (_, digest) in self.files.items() if sftrun.files.digest(self.folder / name) != digest),
+            (
+                name
+                for name, (_, digest) in self.files.items()
+                if sftrun.files.file_digest(self.folder / name) != digest
+            ),
             None,
         )
 
@@ -69,16 +73,16 @@ def seal(made: Path, **facts: Any) -> Path:
     """Makes what stands in `.saving/<name>` the whole checkpoint `<name>`; a kill leaves all of it or nothing."""
     found = {}
     for name in files(made):
-        sftrun.files.sync(made / name)
-        found[name] = ((made / name).stat().st_size, sftrun.files.digest(made / name))
+        sftrun.files.sync_to_disk(made / name)
+        found[name] = ((made / name).stat().st_size, sftrun.files.file_digest(made / name))
     (made / MARKER).write_text(json.dumps({**facts, "files": found}), "utf-8")
-    sftrun.files.sync(made / MARKER)
+    sftrun.files.sync_to_disk(made / MARKER)
     for folder in (made, *(path for path in made.rglob("*") if path.is_dir())):
-        sftrun.files.sync(folder)
+        sftrun.files.sync_to_disk(folder)
     named = made.parent.parent / made.name
     remove(named)
     made.rename(named)
-    sftrun.files.sync(named.parent)
+    sftrun.files.sync_to_disk(named.parent)
     made.parent.rmdir()
     return named
 
@@ -129,7 +133,7 @@ def room_for(what: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not sftrun.files.full(error):
+        if not sftrun.files.is_disk_full(error):
             raise
         if ranks.first():
             shutil.rmtree(folder / SAVING, ignore_errors=True)

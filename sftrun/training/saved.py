@@ -23,7 +23,7 @@ def save(
     exporter merged finds it again. Raises UserError where the disk is full.
     """
     model.generation_config.eos_token_id = stop_ids(run, model) or None
-    with checkpoints.room_for("the model", run.checkpoints), sftrun.files.whole_folder(run.model) as making:
+    with checkpoints.room_for("the model", run.checkpoints), sftrun.files.atomic_folder(run.model) as making:
         write(making)
         sftrun.data.load_tokenizer(recipe.model).save(making)
         if has_adapter(making):

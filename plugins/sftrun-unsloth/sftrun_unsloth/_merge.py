@@ -22,7 +22,7 @@ def merge(work: sftrun.kinds.Exporting, max_difference: float) -> dict[str, Any]
     rows = merging.sample_rows(run)
     model = _model.load_tuned(recipe, run).eval()
     before = list(merging.outputs(model, rows))
-    with sftrun.files.whole_folder(run.export / FOLDER) as making:
+    with sftrun.files.atomic_folder(run.export / FOLDER) as making:
         _write(model, recipe, run, making)
         merged = _model.load(str(making), recipe, merged=True).eval()
         facts = merging.compare_log_probabilities(before, merging.outputs(merged, rows))

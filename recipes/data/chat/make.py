@@ -1,17 +1,18 @@
-"""Makes the small chat data set beside it, and the tokenizer of `sftrun/tiny` that is trained on it.
+"""Generates the small chat data set in this folder, and trains the tokenizer of `sftrun/tiny` on it.
 
     python recipes/data/chat/make.py               # write train.jsonl, val.jsonl, test.jsonl
-    python recipes/data/chat/make.py --check       # fail when the files here are not what would be written
+    python recipes/data/chat/make.py --check       # fail if the files differ from what would be written
     python recipes/data/chat/make.py --tokenizer sftrun/tiny    # train the tokenizer again
 
-Each task draws facts (names, places, numbers) and words a talk about them. A task uses a set of facts once, so
-what is held out is new combinations of known words. A talk has one right last answer: exact match is fair.
+Each task draws facts (names, places, numbers) and writes a conversation about them. A task uses a set of facts once,
+so held-out conversations are new combinations of known words. The last answer of a conversation has one right wording,
+so exact match is a fair metric.
 
-Tasks, shares and words are chosen so that the 2,000 steps of `recipes/chat.yaml` learn them from any seed: measure
-several seeds after a change, since a task can be learnt from one and missed from the next.
+Tasks, shares and words are chosen so that the 2,000 steps of `recipes/chat.yaml` learn them with any seed. Measure
+several seeds after a change: a task can be learned with one seed and missed with the next.
 """
 
-# ruff: noqa: SIM905 - a list of words reads better as a text
+# ruff: noqa: SIM905 - a list of words is easier to read as one string
 
 import argparse
 import json
@@ -21,9 +22,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 Message = dict[str, str]
-Talk = list[Message]
+Conversation = list[Message]
 Facts = tuple[object, ...]
-Asked = tuple[str, str]  # a question and its answer
+Question = tuple[str, str]  # a question and its answer
 
 HERE = Path(__file__).resolve().parent
 SIZES = {"train": 4000, "val": 200, "test": 300}
@@ -43,7 +44,7 @@ GOOD = "lovely excellent great perfect wonderful superb pleasant".split()
 BAD = "awful terrible poor horrible dreadful bad dull".split()
 THINGS = "soup room music coffee view film dessert service garden tour".split()
 
-UNITS = {  # small units in a large one: always a power of ten, so that the answer is digits copied and zeros
+UNITS = {  # small units per large unit: powers of ten, so that an answer is copied digits and zeros
     ("kilometres", "metres"): 1000,
     ("metres", "centimetres"): 100,
     ("centimetres", "millimetres"): 10,
@@ -74,33 +75,33 @@ def greeting(rng: random.Random, name: str, city: str) -> str:
     )
 
 
-def greet(rng: random.Random) -> tuple[Facts, Talk]:
+def greet(rng: random.Random) -> tuple[Facts, Conversation]:
     name, city = rng.choice(NAMES), rng.choice(CITIES)
-    talk = [user(greeting(rng, name, city)), assistant(f"Hello {name}! How is the weather in {city}?")]
-    return (name, city), talk
+    conversation = [user(greeting(rng, name, city)), assistant(f"Hello {name}! How is the weather in {city}?")]
+    return (name, city), conversation
 
 
-def greet_as_pirate(rng: random.Random) -> tuple[Facts, Talk]:
+def greet_as_pirate(rng: random.Random) -> tuple[Facts, Conversation]:
     name, city = rng.choice(NAMES), rng.choice(CITIES)
-    talk = [
+    conversation = [
         system("You are a pirate."),
         user(greeting(rng, name, city)),
         assistant(f"Ahoy, {name}! What treasure lies in {city}?"),
     ]
-    return (name, city), talk
+    return (name, city), conversation
 
 
-def remember(rng: random.Random) -> tuple[Facts, Talk]:
-    """Something said in the first turn is asked for in the second."""
-    (name, city), talk = greet(rng)
+def remember(rng: random.Random) -> tuple[Facts, Conversation]:
+    """Asks in the second turn for a fact of the first turn."""
+    (name, city), conversation = greet(rng)
     question, answer = rng.choice(
         [("What is my name?", f"Your name is {name}."), ("Where do I live?", f"You live in {city}.")]
     )
-    return (name, city, question), [*talk, user(question), assistant(answer)]
+    return (name, city, question), [*conversation, user(question), assistant(answer)]
 
 
-def row_to_json(rng: random.Random) -> tuple[Facts, Talk]:
-    """A row rather than a sentence: no space before a word, as in the answer, so that both have the same tokens."""
+def row_to_json(rng: random.Random) -> tuple[Facts, Conversation]:
+    """Uses a row instead of a sentence: words without a space before them have the same tokens as in the answer."""
     fields = {"name": rng.choice(NAMES), "city": rng.choice(CITIES), "age": rng.randint(18, 89)}
     order = rng.choice([("name", "city", "age"), ("name", "age", "city")])
     row = ",".join(str(fields[key]) for key in order)
@@ -109,64 +110,64 @@ def row_to_json(rng: random.Random) -> tuple[Facts, Talk]:
     return tuple(fields.values()), [user(question), assistant(answer)]
 
 
-def reverse(rng: random.Random) -> tuple[Facts, Talk]:
-    """Words without commas: each is found by the one before it, which two layers learn reliably; a list is not."""
+def reverse(rng: random.Random) -> tuple[Facts, Conversation]:
+    """Uses words without commas: two layers reliably learn to find a word by its neighbour, but not across commas."""
     fruit = rng.sample(FRUIT, rng.randint(3, 4))
     question = rng.choice(["Reverse these words: {}", "Write these words backwards: {}"]).format(" ".join(fruit))
     return tuple(fruit), [user(question), assistant(f"Reversed: {' '.join(reversed(fruit))}")]
 
 
-def reverse_then_pick(rng: random.Random) -> tuple[Facts, Talk]:
-    facts, talk = reverse(rng)
+def reverse_then_pick(rng: random.Random) -> tuple[Facts, Conversation]:
+    facts, conversation = reverse(rng)
     which, place = rng.choice([("first", -1), ("last", 0)])
-    return (*facts, which), [*talk, user(f"Which one is {which} now?"), assistant(f"The {facts[place]}.")]
+    return (*facts, which), [*conversation, user(f"Which one is {which} now?"), assistant(f"The {facts[place]}.")]
 
 
-def amounts(number: int, large: str, small: str) -> str:
+def conversion(number: int, large: str, small: str) -> str:
     return f"{number} {large} are {number * UNITS[large, small]} {small}."
 
 
-def convert(rng: random.Random) -> tuple[Facts, Talk]:
+def convert(rng: random.Random) -> tuple[Facts, Conversation]:
     large, small = rng.choice(list(UNITS))
     number = rng.randint(10, 99)
     question = rng.choice([f"How many {small} are {number} {large}?", f"Convert {number} {large} to {small}."])
-    return (number, large, question[0]), [user(question), assistant(amounts(number, large, small))]
+    return (number, large, question[0]), [user(question), assistant(conversion(number, large, small))]
 
 
-def convert_twice(rng: random.Random) -> tuple[Facts, Talk]:
+def convert_twice(rng: random.Random) -> tuple[Facts, Conversation]:
     large, small = rng.choice(list(UNITS))
     one, two = rng.sample(range(10, 100), 2)
-    talk = [
+    conversation = [
         user(f"Convert {one} {large} to {small}."),
-        assistant(amounts(one, large, small)),
+        assistant(conversion(one, large, small)),
         user(f"And {two} {large}?"),
-        assistant(amounts(two, large, small)),
+        assistant(conversion(two, large, small)),
     ]
-    return (one, two, large), talk
+    return (one, two, large), conversation
 
 
 def review(rng: random.Random) -> tuple[Facts, str, str]:
-    """Facts, the text of a review, and the feeling it has."""
-    feeling, adjectives = rng.choice([("Positive", GOOD), ("Negative", BAD)])
+    """Returns facts, the text of a review, and its sentiment."""
+    sentiment, adjectives = rng.choice([("Positive", GOOD), ("Negative", BAD)])
     one, two = rng.sample(THINGS, 2)
     how, how_too = rng.sample(adjectives, 2)
-    return (one, how, two, how_too), f"The {one} was {how} and the {two} was {how_too}.", feeling
+    return (one, how, two, how_too), f"The {one} was {how} and the {two} was {how_too}.", sentiment
 
 
-def judge(rng: random.Random) -> tuple[Facts, Talk]:
-    facts, text, feeling = review(rng)
+def judge(rng: random.Random) -> tuple[Facts, Conversation]:
+    facts, text, sentiment = review(rng)
     question = rng.choice(["Is this review positive or negative?", "What is the mood of this review?"])
-    return facts, [user(f"{question} {text}"), assistant(f"{feeling}.")]
+    return facts, [user(f"{question} {text}"), assistant(f"{sentiment}.")]
 
 
-def judge_loudly(rng: random.Random) -> tuple[Facts, Talk]:
+def judge_loudly(rng: random.Random) -> tuple[Facts, Conversation]:
     facts, (question, answer) = judge(rng)
     loud = assistant(answer["content"].upper())
     return facts, [system("Answer in upper case."), question, loud]
 
 
-def meeting(rng: random.Random) -> tuple[Facts, str, list[Asked]]:
-    """Facts, the text of a note, and questions about it."""
+def meeting_note(rng: random.Random) -> tuple[Facts, str, list[Question]]:
+    """Returns facts, the text of a note about a meeting, and questions about it."""
     (one, two), city, day = rng.sample(NAMES, 2), rng.choice(CITIES), rng.choice(DAYS)
     text = rng.choice([f"On {day}, {one} will meet {two} in {city}.", f"In {city}, {one} will meet {two} on {day}."])
     questions = [
@@ -177,33 +178,33 @@ def meeting(rng: random.Random) -> tuple[Facts, str, list[Asked]]:
     return (one, two, city, day), text, questions
 
 
-def read(rng: random.Random) -> tuple[Facts, Talk]:
-    facts, text, questions = meeting(rng)
+def read_note(rng: random.Random) -> tuple[Facts, Conversation]:
+    facts, text, questions = meeting_note(rng)
     question, answer = rng.choice(questions)
     return facts, [user(f"{text} {question}"), assistant(answer)]
 
 
-def read_on(rng: random.Random) -> tuple[Facts, Talk]:
-    facts, text, questions = meeting(rng)
+def read_and_follow_up(rng: random.Random) -> tuple[Facts, Conversation]:
+    facts, text, questions = meeting_note(rng)
     (first, answer), (second, answer_too) = rng.sample(questions[:2], 2)
     return facts, [user(f"{text} {first}"), assistant(answer), user(second), assistant(answer_too)]
 
 
-def read_briefly(rng: random.Random) -> tuple[Facts, Talk]:
-    facts, text, questions = meeting(rng)
+def read_briefly(rng: random.Random) -> tuple[Facts, Conversation]:
+    facts, text, questions = meeting_note(rng)
     question, answer = rng.choice(questions[:2])
     brief = answer.removeprefix("They meet ")
     return facts, [system("Answer briefly."), user(f"{text} {question}"), assistant(brief[0].upper() + brief[1:])]
 
 
-def read_and_sign(rng: random.Random) -> tuple[Facts, Talk]:
-    facts, (question, answer) = read(rng)
+def read_and_sign(rng: random.Random) -> tuple[Facts, Conversation]:
+    facts, (question, answer) = read_note(rng)
     bot = rng.choice(BOTS)
     signed = assistant(f"{answer['content']} Yours, {bot}")
     return (*facts, bot), [system(f"Your name is {bot}. Sign every answer."), question, signed]
 
 
-TASKS: dict[Callable[[random.Random], tuple[Facts, Talk]], int] = {  # with their shares of the rows
+TASKS: dict[Callable[[random.Random], tuple[Facts, Conversation]], int] = {  # relative share of the rows
     greet: 2,
     greet_as_pirate: 2,
     remember: 3,
@@ -214,48 +215,50 @@ TASKS: dict[Callable[[random.Random], tuple[Facts, Talk]], int] = {  # with thei
     convert_twice: 3,
     judge: 3,
     judge_loudly: 2,
-    read: 3,
-    read_on: 3,
+    read_note: 3,
+    read_and_follow_up: 3,
     read_briefly: 2,
     read_and_sign: 2,
 }
 
 
-def talks(rng: random.Random) -> Iterator[Talk]:
-    """Talks without end; no two talks of a task share their facts, and no two share their prompt."""
+def conversations(rng: random.Random) -> Iterator[Conversation]:
+    """Yields conversations without end; no two of a task share their facts, and no two share their prompt."""
     seen: set[object] = set()
     while True:
         [task] = rng.choices(list(TASKS), weights=list(TASKS.values()))
-        facts, talk = task(rng)
-        known = {(task.__name__, *facts), json.dumps(talk[:-1])}
+        facts, conversation = task(rng)
+        known = {(task.__name__, *facts), json.dumps(conversation[:-1])}
         if not known & seen:
-            yield talk
+            yield conversation
         seen |= known
 
 
-def splits() -> dict[str, list[Talk]]:
-    stream = talks(random.Random(SEED))
+def make_splits() -> dict[str, list[Conversation]]:
+    stream = conversations(random.Random(SEED))
     return {split: [next(stream) for _ in range(size)] for split, size in SIZES.items()}
 
 
-def texts() -> dict[str, str]:
-    """What each file holds, by its name."""
-    made = splits()
-    refuse_leaks(made)
+def file_contents() -> dict[str, str]:
+    """Returns the content of each file, by name."""
+    splits = make_splits()
+    check_leaks(splits)
     return {
-        f"{split}.jsonl": "".join(json.dumps({"messages": talk}, ensure_ascii=False) + "\n" for talk in rows)
-        for split, rows in made.items()
+        f"{split}.jsonl": "".join(
+            json.dumps({"messages": conversation}, ensure_ascii=False) + "\n" for conversation in rows
+        )
+        for split, rows in splits.items()
     }
 
 
-def refuse_leaks(made: dict[str, list[Talk]]) -> None:
-    prompts = {split: {json.dumps(talk[:-1]) for talk in rows} for split, rows in made.items()}
+def check_leaks(splits: dict[str, list[Conversation]]) -> None:
+    prompts = {split: {json.dumps(conversation[:-1]) for conversation in rows} for split, rows in splits.items()}
     if leaked := prompts["test"] & (prompts["train"] | prompts["val"]) | prompts["val"] & prompts["train"]:
-        raise ValueError(f"{len(leaked)} prompts are held out and trained on, {min(leaked)} among them")
+        raise ValueError(f"{len(leaked)} held-out prompts are in another split, such as {min(leaked)}")
 
 
 def train_tokenizer(folder: Path) -> None:
-    """Byte-level BPE of 768 tokens over the training split, one token a digit."""
+    """Trains byte-level BPE with 768 tokens on the training split, one token per digit."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -269,28 +272,33 @@ def train_tokenizer(folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    pieces = [piece for talk in splits()["train"] for m in talk for piece in (f"{m['role']}\n", m["content"])]
+    pieces = [
+        piece
+        for conversation in make_splits()["train"]
+        for m in conversation
+        for piece in (f"{m['role']}\n", m["content"])
+    ]
     tokenizer.train_from_iterator(pieces, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def stale() -> list[str]:
-    """Names of the files that are not what would be written."""
-    return [name for name, text in texts().items() if (HERE / name).read_bytes() != text.encode()]
+def stale_files() -> list[str]:
+    """Returns the names of files that differ from what would be written."""
+    return [name for name, text in file_contents().items() if (HERE / name).read_bytes() != text.encode()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when a file is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is stale")
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="train FOLDER/tokenizer.json instead")
     options = parser.parse_args()
     if options.check:
-        if names := stale():
+        if names := stale_files():
             sys.exit(f"stale: {', '.join(names)}; run {Path(__file__).name}")
     elif options.tokenizer:
         train_tokenizer(options.tokenizer)
     else:
-        for name, text in texts().items():
+        for name, text in file_contents().items():
             (HERE / name).write_text(text, encoding="utf-8", newline="\n")
 
 

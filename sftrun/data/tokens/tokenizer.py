@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sftrun import tiny
 from sftrun.data.masks.template import Template
 from sftrun.errors import Problem, UserError
+from sftrun.options import is_path
 from sftrun.recipe.model import ModelOptions
 
 if TYPE_CHECKING:
@@ -134,13 +135,9 @@ def folder(model: ModelOptions) -> Path:
     """A local folder that holds the tokenizer's files."""
     if model.name == tiny.NAME:
         return tiny.folder()
-    if _is_path(model.name):
+    if is_path(model.name):
         return _local(model.name)
     return _from_hub(model)
-
-
-def _is_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or Path(name).is_absolute()
 
 
 def _local(name: str) -> Path:

@@ -39,7 +39,7 @@ def merge(recipe: sftrun.Recipe, run: sftrun.RunDir, max_difference: float | Non
     """Writes `export/merged` and returns facts; raises UserError as `merge_adapter` does."""
     merged, facts = merge_adapter(recipe, run, max_difference)
     merged.generation_config.eos_token_id = saved.stop_ids(run, merged) or None
-    with sftrun.files.whole_folder(run.export / "merged") as making:
+    with sftrun.files.atomic_folder(run.export / "merged") as making:
         merged.save_pretrained(making)
         sftrun.data.load_tokenizer(recipe.model).save(making)
     return {"path": "export/merged", **facts}
