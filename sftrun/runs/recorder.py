@@ -69,7 +69,7 @@ class Recorder:
                     raise
                 failed[name] = error
         for name in failed:
-            del self.listeners[name]
+            self.listeners.pop(name, None)
         # each warning is an event too: it follows this one for all that are left
         for name, reason in failed.items():
             self.warn_of(f"the {name} failed and gets no more events", reason)

@@ -74,10 +74,12 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 @contextlib.contextmanager
 def trackers(recipe: Recipe, recorder: Recorder, resumed: bool) -> Iterator[None]:
     """The recipe's trackers, given every event of the run; one that fails is dropped with a warning."""
-    started = dict(_started(recipe, recorder, resumed))
-    recorder.listeners |= {name: tracker.track for name, tracker in started.items()}
+    started: dict[str, Tracker] = {}
     status: TrackedStatus = "failed"
     try:
+        for name, tracker in _started(recipe, recorder, resumed):
+            started[name] = tracker
+        recorder.listeners |= {name: tracker.track for name, tracker in started.items()}
         yield
         status = "done"
     except KeyboardInterrupt:

@@ -33,7 +33,7 @@ class MlflowOptions(sftrun.Options):
     name: Annotated[str | None, sftrun.Meta(description="Name of the run; null is the name of the run directory.")] = (
         None
     )
-    tags: Annotated[dict[str, str], sftrun.Meta(description="Tags of the run, and their values.")] = {}
+    tags: Annotated[dict[str, str], sftrun.Meta(description="Tags of the run, and their values.")] = {}  # noqa: RUF012  (msgspec copies it)
 
 
 @sftrun.hookimpl

@@ -12,6 +12,7 @@ from sftrun.builtin.trackers import _points
 
 STEP = "train/global_step"  # the x axis of every curve, as transformers' trainer names it
 EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 130}
+PATIENCE = 300  # seconds for the upload at the end; what is not sent by then stays on disk, for `wandb sync`
 KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 
 
@@ -68,7 +69,7 @@ class Wandb:
             entity=options.entity,
             name=options.name or work.run.path.name,
             tags=list(options.tags),
-            mode=options.mode,
+            mode=options.mode or os.environ.get("WANDB_MODE"),  # which wandb reads once in a process
             id=identity,
             resume="allow",
             dir=str(work.run.path),
@@ -77,6 +78,7 @@ class Wandb:
                 console="off",  # the display of sftrun owns the terminal
                 disable_code=True,
                 disable_git=True,  # a remote's address may hold a password; lock.json has the commit
+                finish_timeout=float(os.environ.get("WANDB_FINISH_TIMEOUT", PATIENCE)),
                 max_end_of_run_history_metrics=0,
                 max_end_of_run_summary_metrics=0,
             ),
