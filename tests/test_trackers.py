@@ -3,13 +3,18 @@
 import contextlib
 import json
 import os
+import re
+import shlex
 import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
+import msgspec
 import pytest
 from conftest import talk
 
@@ -21,6 +26,7 @@ from sftrun.registry import current
 from sftrun.runs import session
 from sftrun.runs.directory import RunDir
 from sftrun.runs.recorder import Recorder
+from sftrun.tools import rehearse
 
 SFTRUN_API = 1  # this file is a plugin, too
 ROOT = Path(__file__).parents[1]
@@ -209,13 +215,16 @@ def test_nodes_other_than_the_first_start_no_tracker(plugin, write, tmp_path, mo
     assert plugin == []
 
 
-@pytest.mark.slow
-def test_a_rehearsal_sends_nothing_to_a_tracker(plugin, write):
-    from sftrun.tools.rehearse import rehearse
+def test_without_trackers_nothing_is_written(run):
+    follow(run, recipe(), *steps(1))
+    assert [path.name for path in run.path.iterdir()] == ["events.jsonl"]
 
-    done = rehearse(small(write, "recording", "tensorboard"))
-    assert plugin == []
-    assert "trackers: nothing is sent to recording" in done.left_out
+
+def test_a_rehearsal_sends_nothing_to_a_tracker(tmp_path):
+    asked = recipe("tensorboard", {"use": "wandb", "with": {"mode": "online"}})
+    (local,) = [each for each in rehearse._sets(asked, tmp_path, "sftrun/tiny") if each.startswith("trackers=")]
+    assert json.loads(local.removeprefix("trackers=")) == [{"use": "tensorboard", "with": {}}]
+    assert "trackers: nothing is sent to wandb" in rehearse._left_out(asked, Counter())
 
 
 # The libraries themselves, without a network
@@ -414,15 +423,32 @@ def test_a_tracker_says_that_a_run_has_failed(name, named, home):
     assert found.scores() == {}
 
 
-@needs("mlflow")
-@pytest.mark.slow
-def test_mlflow_has_what_was_not_sent_before_the_run_was_killed(named, home):
-    asked = asked_for(home, "mlflow")
-    follow(named, asked, *steps(1, 2))
-    for event in steps(3):  # recorded, and then the process was gone
-        named.event(event)
-    follow(named, asked, events.Resumed(step=3), *steps(4), resumed=True)
-    assert [step for step, _ in MlflowRun(named, home).points("train/loss")] == [1, 2, 3, 4]
+KILLED = """
+import os, sys
+from test_trackers import RunDir, Path, Recorder, events, json, session, steps, typed_recipe
+run = RunDir(Path(sys.argv[1]))
+recorder = Recorder(run, print)
+with session.trackers(typed_recipe(json.loads(sys.argv[2])), recorder, resumed=False):
+    for event in [*steps(1, 2, 3), events.Eval(step=3, loss=0.5)]:
+        recorder(event)
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_points_that_a_library_had_not_written_when_all_was_killed_are_sent_again(name, named, home):
+    asked = asked_for(home, name)
+    plain = msgspec.to_builtins(asked)
+    del plain["extends"]
+    folders = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    words = [sys.executable, "-c", KILLED, str(named.path), json.dumps(plain)]
+    kept = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}  # of this process
+    done = subprocess.run(words, env={**kept, "PYTHONPATH": folders}, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    follow(named, asked, events.Resumed(step=2), *steps(3, 4), resumed=True)
+    found = READ[name](named, home)
+    assert sorted({step for step, _ in found.points("train/loss")}) == [1, 2, 3, 4]
+    assert {step for step, _ in found.points("eval/loss")} == {3}
 
 
 @needs("mlflow")
@@ -430,18 +456,12 @@ def test_mlflow_has_what_was_not_sent_before_the_run_was_killed(named, home):
 def test_mlflow_keeps_params_and_tags_what_has_changed_since(named, home):
     follow(named, asked_for(home, "mlflow"), *steps(1))
     other = asked_for(home, "mlflow")
-    changed = typed_recipe({**json.loads(json.dumps(_plain(other))), "description": "another"})
+    changed = typed_recipe({**msgspec.to_builtins(other), "description": "another"})
     follow(named, changed, *steps(2), resumed=True)
     (found,) = MlflowRun(named, home).found
     assert found.data.params["description"] == ""
     assert found.data.tags["changed.description"] == "another"
     assert found.data.params["train.learning_rate"] == json.dumps(other.train.learning_rate)
-
-
-def _plain(asked):
-    import msgspec
-
-    return msgspec.to_builtins(asked)
 
 
 # Options
@@ -574,7 +594,11 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules
 
 def whole(out, *sets, **environment):
     """Runs recipes/chat.yaml for four steps, in a process of its own."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("WANDB_MODE", "MLFLOW_TRACKING_URI")}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("WANDB_MODE", "WANDB_SERVICE", "MLFLOW_TRACKING_URI")
+    }
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(ROOT / "recipes/chat.yaml"), str(out), *sets],
         env={**kept, "PYTHONPATH": str(ROOT), **environment},
@@ -586,14 +610,6 @@ def whole(out, *sets, **environment):
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     return RunDir(out)
-
-
-@pytest.mark.slow
-def test_without_trackers_nothing_is_written(tmp_path):
-    run = whole(tmp_path / "run", "trackers=[]")
-    assert run.done("report")
-    assert not run.tensorboard.exists()
-    assert not (run.path / "trackers.json").exists()
 
 
 @pytest.mark.slow
@@ -632,3 +648,43 @@ def curve(run, tag):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     return [(each.step, each.value) for each in EventAccumulator(str(run.tensorboard)).Reload().Scalars(tag)]
+
+
+# The page
+
+
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "docs/trackers.md").read_text("utf-8"), re.M | re.S)
+
+
+def test_the_tracker_of_the_page_follows_a_run(run, capsys):
+    (text,) = [text for kind, text in BLOCKS if kind == "python"]
+    module = ModuleType("printed")
+    module.SFTRUN_API = 1
+    exec(compile(text, "trackers.md", "exec"), module.__dict__)
+    current().load("printed", "printed", "1", lambda: module)
+    try:
+        follow(run, recipe("printed"), *steps(1, 2))
+    finally:
+        del current().components["tracker"]["printed"]
+    assert capsys.readouterr().out == "run 1 1.0\nrun 2 0.5\nrun done\n"
+
+
+@needs("mlflow")
+@pytest.mark.slow
+def test_the_command_of_the_page_adds_a_tracker_to_a_run(write, sftrun, tmp_path, monkeypatch):
+    (text,) = [text for kind, text in BLOCKS if kind == "console"]
+    out = tmp_path / "runs/chat-20270101-000000"
+    flow.run(small(write), ["train.max_steps=2", "train.logging_steps=1"], out)
+    monkeypatch.chdir(tmp_path)
+    assert sftrun(*shlex.split(text.removeprefix("$ sftrun "))).code == 0
+    assert [step for step, _ in MlflowRun(RunDir(out), tmp_path).points("train/loss")] == [1, 2]
+
+
+def test_the_page_names_what_is_switched_off_and_every_tracker():
+    from sftrun.builtin.trackers import _points
+
+    page = (ROOT / "docs/trackers.md").read_text("utf-8")
+    assert all(f"`{name}`" in page for name in _points.OFF)
+    named = re.findall(r"^\| `(\w+)` \|", page, re.M)
+    builtin = [each.name for each in current().components["tracker"].values() if each.distribution == "sftrun"]
+    assert sorted(named) == sorted(builtin)

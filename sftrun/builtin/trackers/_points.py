@@ -86,12 +86,10 @@ class Sent:
         return self.last.get(events.Step, 0)
 
 
-def past(run: sftrun.RunDir) -> Iterator[events.Event]:
-    """Yields the steps and validation losses that a run has recorded so far."""
-    for data in run.events():
-        event, _ = events.decode(data)
-        if isinstance(event, events.Step | events.Eval):
-            yield event
+def past(run: sftrun.RunDir) -> Iterator[tuple[events.Event, float]]:
+    """Yields the steps and validation losses of a run so far, and how many seconds before the last of them each was."""
+    found = [(events.decode(data)[0], data["time"]) for data in run.events() if data["event"] in ("step", "eval")]
+    yield from ((event, found[-1][1] - time) for event, time in found)
 
 
 class Memory:
@@ -99,6 +97,10 @@ class Memory:
 
     def __init__(self, run: sftrun.RunDir, goal: str) -> None:
         self.run, self.goal = run, goal
+
+    def sends_late(self, seconds: float) -> float:
+        """Returns how many seconds of points a library may have lost in an attempt that was killed; 0 after others."""
+        return 0.0 if self.recall().get("finished") else seconds
 
     def recall(self) -> dict[str, Any]:
         return dict(self.run.read_json(MEMORY).get(self.goal, {}))

@@ -73,7 +73,7 @@ class Mlflow:
         self.memory = _points.Memory(work.run, f"mlflow {self.options.experiment}")
         self.id: str = self._reopened() or self._new(work.run.path.name)
         self._log_recipe(_points.config(work.recipe))
-        for event in _points.past(work.run):
+        for event, _ in _points.past(work.run):
             self.track(event)
 
     def track(self, event: events.Event) -> None:

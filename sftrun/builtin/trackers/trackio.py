@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import sftrun
 from sftrun.builtin.trackers import _points
 
+LATE = 1.0  # seconds until points are in the database, and some more
+
 
 class TrackioOptions(sftrun.Options):
     """Where the run goes, and under which name."""
@@ -47,13 +49,13 @@ class Trackio:
         _points.switch_telemetry_off()
         options = self.options
         self.memory = _points.Memory(work.run, f"trackio {options.space or ''}/{options.project}")
-        known = self.memory.recall().get("name")
+        known, late = self.memory.recall().get("name"), self.memory.sends_late(LATE)
         name = known or options.name or work.run.path.name
         # a context of its own: Trackio ends the run that is open in the caller's
         self.run: Any = contextvars.Context().run(self._open, name, "allow" if known else "never", work.recipe)
-        self.memory.add(name=name)
-        for event in _points.past(work.run):
-            if known:
+        self.memory.add(name=name, finished=False)
+        for event, age in _points.past(work.run):
+            if known and age >= late:
                 self.sent.add(event)
             else:
                 self.track(event)
@@ -87,6 +89,7 @@ class Trackio:
                 self.run.log(found, step=self.sent.step)
             self.run.alert(title=f"run {status}", level=levels[status])  # a run of Trackio has no status
             self.run.finish()
+        self.memory.add(finished=True)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from sftrun.builtin.trackers import _points
 STEP = "train/global_step"  # the x axis of every curve, as transformers' trainer names it
 EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 130}
 PATIENCE = 300  # seconds for the upload at the end; what is not sent by then stays on disk, for `wandb sync`
+LATE = 15.0  # seconds between two writes of its process: what it loses when all is killed
 KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 
 
@@ -62,14 +63,15 @@ class Wandb:
 
         options = self.options
         self.memory = _points.Memory(work.run, f"wandb {options.entity or ''}/{options.project}")
-        known = self.memory.recall().get("id")
+        known, late = self.memory.recall().get("id"), self.memory.sends_late(LATE)
+        mode: Any = options.mode or os.environ.get("WANDB_MODE")  # wandb reads the variable once in a process
         identity = known or uuid.uuid4().hex[:12]
         self.run: Any = wandb.init(
             project=options.project,
             entity=options.entity,
             name=options.name or work.run.path.name,
             tags=list(options.tags),
-            mode=options.mode or os.environ.get("WANDB_MODE"),  # which wandb reads once in a process
+            mode=mode,
             id=identity,
             resume="allow",
             dir=str(work.run.path),
@@ -84,13 +86,13 @@ class Wandb:
             ),
         )
         if not self.run.disabled:
-            self.memory.add(id=identity)
+            self.memory.add(id=identity, finished=False)
         self.run.config.update(_points.config(work.recipe), allow_val_change=True)
         self.run.define_metric(STEP, hidden=True)
         for tags in ("train/*", "eval/*"):
             self.run.define_metric(tags, step_metric=STEP)
-        for event in _points.past(work.run):
-            if known:
+        for event, age in _points.past(work.run):
+            if known and age >= late:
                 self.sent.add(event)
             else:
                 self.track(event)
@@ -102,6 +104,7 @@ class Wandb:
     def finish(self, status: str) -> None:
         self.run.summary.update({**_points.scores(self.memory.run), "status": status})
         self.run.finish(exit_code=EXIT_CODES[status])
+        self.memory.add(finished=True)
 
 
 def _has_key() -> bool:
