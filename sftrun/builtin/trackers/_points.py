@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 import sftrun
-from sftrun import events
 
 TAGS = {  # fields of a step, as transformers' trainer names them
     "loss": "train/loss",
@@ -35,12 +34,17 @@ def switch_telemetry_off() -> None:
         os.environ.setdefault(name, value)
 
 
-def values(event: events.Event) -> dict[str, float]:
+def values(event: sftrun.events.Event) -> dict[str, float]:
     """Returns the points of an event by tag; none if the event is neither a step nor a validation loss."""
-    if isinstance(event, events.Step):
+    if isinstance(event, sftrun.events.Step):
         found = {tag: getattr(event, field) for field, tag in TAGS.items()}
         return {tag: value for tag, value in found.items() if value is not None}
-    return {"eval/loss": event.loss} if isinstance(event, events.Eval) else {}
+    return {"eval/loss": event.loss} if isinstance(event, sftrun.events.Eval) else {}
+
+
+def run_name(run: sftrun.RunDir) -> str:
+    """Returns the name of the run directory; `<recipe>-latest` leads to it, and is not its name."""
+    return run.path.resolve().name
 
 
 def config(recipe: sftrun.Recipe) -> dict[str, Any]:
@@ -71,9 +75,9 @@ class Sent:
     def __init__(self) -> None:
         self.last: dict[type, int] = {}
 
-    def add(self, event: events.Event) -> bool:
+    def add(self, event: sftrun.events.Event) -> bool:
         """Notes an event with points; returns False if its step was sent before."""
-        if not isinstance(event, events.Step | events.Eval):
+        if not isinstance(event, sftrun.events.Step | sftrun.events.Eval):
             return False
         if event.step <= self.last.get(type(event), -1):
             return False
@@ -83,12 +87,14 @@ class Sent:
     @property
     def step(self) -> int:
         """The last training step."""
-        return self.last.get(events.Step, 0)
+        return self.last.get(sftrun.events.Step, 0)
 
 
-def past(run: sftrun.RunDir) -> Iterator[tuple[events.Event, float]]:
+def past(run: sftrun.RunDir) -> Iterator[tuple[sftrun.events.Event, float]]:
     """Yields the steps and validation losses of a run so far, and how many seconds before the last of them each was."""
-    found = [(events.decode(data)[0], data["time"]) for data in run.events() if data["event"] in ("step", "eval")]
+    found = [
+        (sftrun.events.decode(data)[0], data["time"]) for data in run.events() if data["event"] in ("step", "eval")
+    ]
     yield from ((event, found[-1][1] - time) for event, time in found)
 
 

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import sftrun
-from sftrun import events
 from sftrun.builtin.trackers import _points
 
 STATUSES = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
@@ -71,12 +70,12 @@ class Mlflow:
         uri = self._uri()
         self.client: Any = mlflow.MlflowClient(uri)
         self.memory = _points.Memory(work.run, f"mlflow {self.options.experiment}")
-        self.id: str = self._reopened() or self._new(work.run.path.name)
+        self.id: str = self._reopened() or self._new(_points.run_name(work.run))
         self._log_recipe(_points.config(work.recipe))
         for event, _ in _points.past(work.run):
             self.track(event)
 
-    def track(self, event: events.Event) -> None:
+    def track(self, event: sftrun.events.Event) -> None:
         if self.sent.add(event):
             self._log(_points.values(event), event["step"])
 
@@ -110,7 +109,7 @@ class Mlflow:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
-        for kind, tag in ((events.Step, "train/loss"), (events.Eval, "eval/loss")):
+        for kind, tag in ((sftrun.events.Step, "train/loss"), (sftrun.events.Eval, "eval/loss")):
             steps = [metric.step for metric in self.client.get_metric_history(identity, tag)]
             if steps:
                 self.sent.last[kind] = max(steps)

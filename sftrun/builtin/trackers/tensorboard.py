@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 import sftrun
-from sftrun import events
 from sftrun.builtin.trackers import _points
 
 
@@ -27,9 +26,9 @@ class TensorBoard:
         self.writer: Any = EventFileWriter(str(work.run.tensorboard))
 
     def track(self, event: sftrun.events.Event) -> None:
-        if isinstance(event, events.Step | events.Eval):
+        if isinstance(event, sftrun.events.Step | sftrun.events.Eval):
             self._write(event.step, _points.values(event))
-        elif isinstance(event, events.Resumed):
+        elif isinstance(event, sftrun.events.Resumed):
             self._hide_after(event.step)
 
     def finish(self, status: str) -> None:

@@ -50,7 +50,7 @@ class Trackio:
         options = self.options
         self.memory = _points.Memory(work.run, f"trackio {options.space or ''}/{options.project}")
         known, late = self.memory.recall().get("name"), self.memory.sends_late(LATE)
-        name = known or options.name or work.run.path.name
+        name = known or options.name or _points.run_name(work.run)
         # a context of its own: Trackio ends the run that is open in the caller's
         self.run: Any = contextvars.Context().run(self._open, name, "allow" if known else "never", work.recipe)
         self.memory.add(name=name, finished=False)

@@ -69,7 +69,7 @@ class Wandb:
         self.run: Any = wandb.init(
             project=options.project,
             entity=options.entity,
-            name=options.name or work.run.path.name,
+            name=options.name or _points.run_name(work.run),
             tags=list(options.tags),
             mode=mode,
             id=identity,
