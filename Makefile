@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 UNSLOTH ?= .venv-unsloth
-EXTRAS ?= train,bnb,deepspeed,eval,transforms,test,dev
+EXTRAS ?= train,bnb,deepspeed,eval,transforms,wandb,mlflow,trackio,test,dev
 CONSTRAINTS ?= constraints.txt
 BIN = $(VENV)/bin
 
