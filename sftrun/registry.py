@@ -7,6 +7,7 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -14,21 +15,13 @@ import msgspec
 import pluggy
 
 import sftrun
-import sftrun.builtin
-from sftrun import hookspecs
+from sftrun import api_changes, hookspecs
 from sftrun.errors import Problem, UserError
-from sftrun.hookspecs import API_VERSION, KINDS, OLDEST_API_VERSION, PROJECT
+from sftrun.hookspecs import KINDS, PROJECT
 from sftrun.kinds import OPTIONAL, PROTOCOLS
 from sftrun.options import Use, as_use, expand, parse, schema
 
-# Components of distributions that are not installed, so that an unknown name can say what would bring it.
-ELSEWHERE = {
-    ("formatter", "ticket"): "sftrun-example",
-    ("masker", "final-answer"): "sftrun-example",
-    ("judge", "keyword"): "sftrun-example",
-    ("backend", "unsloth"): "sftrun-unsloth",
-    ("exporter", "unsloth-merged"): "sftrun-unsloth",
-}
+ALIKE = 0.7  # a name that is less like another one was not a typo, so the list of names helps more
 
 
 class Registered(msgspec.Struct, frozen=True):
@@ -42,6 +35,8 @@ class Registered(msgspec.Struct, frozen=True):
     module: str
     distribution: str
     version: str
+    api: int = hookspecs.API_VERSION  # version that the plugin declares
+    warnings: tuple[str, ...] = ()  # uses of deprecated methods
 
     def schema(self) -> dict[str, Any]:
         """The JSON Schema of its `with`: closed, and empty where it has no options."""
@@ -105,14 +100,12 @@ class Registry:
         return Problem(f"unknown {kind} '{name}'", hint=self._suggestion(kind, name))
 
     def _suggestion(self, kind: str, name: str) -> str:
-        package = ELSEWHERE.get((kind, name))
-        if package and package not in [b.distribution for b in self.broken]:
-            return f"it comes with {package}: pip install {package}"
         broken = "".join(f"; the plugin {b.module} of {b.distribution} is broken: {b.reason}" for b in self.broken)
-        close = difflib.get_close_matches(name, self.names(kind), n=1)
+        close = difflib.get_close_matches(name, self.names(kind), n=1, cutoff=ALIKE)
         if close:
             return f"did you mean '{close[0]}'?{broken}"
-        return f"there are: {', '.join(self.names(kind)) or 'none'}{broken}"
+        installed = f"installed are: {', '.join(self.names(kind)) or 'none'}"
+        return f"{installed}{broken or '; docs/plugins.md lists plugins that bring others'}"
 
     def get(self, kind: str, name: str) -> Registered:
         """One component; raises UserError, with a suggestion, where there is none of that name."""
@@ -125,15 +118,25 @@ class Registry:
         """An instance of the component that `use` names, made with its options."""
         item = self.get(kind, use.use)
         factory = _resolve(item.factory)
+        _check_late(item, factory)
         if item.options is None:
             if use.with_:
                 raise UserError(f"the {kind} '{use.use}' has no options, but was given {', '.join(use.with_)}")
             return factory()
         return factory(parse(expand(use.with_), item.options))
 
+    def warnings(self, kind: str, name: str) -> list[Problem]:
+        """Returns warnings about the plugin API that a component uses; it has been created before."""
+        item = self.get(kind, name)
+        hint = f"upgrade {item.distribution}, or tell its authors"
+        return [
+            Problem(f"the {kind} '{name}' of {item.distribution} {item.version} {text}", hint=hint, severity="warning")
+            for text in item.warnings or _check_late(item, _resolve(item.factory))
+        ]
+
 
 def _builtin_modules() -> list[str]:
-    walk = pkgutil.walk_packages(sftrun.builtin.__path__, "sftrun.builtin.")
+    walk = pkgutil.walk_packages([str(Path(__file__).with_name("builtin"))], "sftrun.builtin.")
     return sorted(found.name for found in walk if not found.ispkg and not found.name.rsplit(".", 1)[1].startswith("_"))
 
 
@@ -148,32 +151,33 @@ class Origin(NamedTuple):
 def _collect(plugin: ModuleType, origin: Origin) -> list[Registered]:
     """All that one plugin registers; raises when any of it is wrong."""
     module = origin.module
-    _check_version(plugin, origin)
+    api = _check_version(plugin, origin)
     manager = pluggy.PluginManager(PROJECT)  # one a plugin: nothing that it does reaches another
     manager.add_hookspecs(hookspecs)
     manager.register(plugin, module)
     manager.check_pending()  # a misspelled hook name is an error, not a silent no-op
     found: list[Registered] = []
     for kind in KINDS:
-        getattr(manager.hook, f"register_{kind}s")(register=_register(found, kind, plugin, origin))
+        getattr(manager.hook, f"register_{kind}s")(register=_register(found, kind, plugin, origin, api))
     if not found:
         raise ValueError(f"{module} registers nothing; it needs a function marked @sftrun.hookimpl")
     return found
 
 
-def _check_version(plugin: ModuleType, origin: Origin) -> None:
-    """Raises ValueError for a plugin that needs a newer API than this one, or one that is no longer supported."""
-    module = origin.module
-    needed = API_VERSION if origin.distribution == "sftrun" else getattr(plugin, "SFTRUN_API", None)
+def _check_version(plugin: ModuleType, origin: Origin) -> int:
+    """Returns the API version that a plugin declares; raises ValueError for one that this sftrun does not support."""
+    module, newest, oldest = origin.module, hookspecs.API_VERSION, hookspecs.OLDEST_API_VERSION
+    needed = newest if origin.distribution == "sftrun" else getattr(plugin, "SFTRUN_API", None)
     if needed is None:
-        raise ValueError(f"{module} declares no API version; add SFTRUN_API = {API_VERSION}, the lowest that it needs")
-    if not isinstance(needed, int) or needed > API_VERSION:
-        raise ValueError(f"{module} needs API version {needed}, and this sftrun has {API_VERSION}: upgrade sftrun")
-    if needed < OLDEST_API_VERSION:
-        raise ValueError(f"{module} needs API version {needed}; this sftrun supports {OLDEST_API_VERSION} and newer")
+        raise ValueError(f"{module} declares no API version; add SFTRUN_API = {newest}, the lowest that it needs")
+    if not isinstance(needed, int) or needed > newest:
+        raise ValueError(f"{module} needs API version {needed}, and this sftrun has {newest}: upgrade sftrun")
+    if needed < oldest:
+        raise ValueError(f"{module} needs API version {needed}; this sftrun supports {oldest} and newer")
+    return needed
 
 
-def _register(found: list[Registered], kind: str, plugin: ModuleType, origin: Origin) -> hookspecs.Register:
+def _register(found: list[Registered], kind: str, plugin: ModuleType, origin: Origin, api: int) -> hookspecs.Register:
     def register(
         name: str,
         factory: Callable[..., Any] | str,
@@ -181,33 +185,51 @@ def _register(found: list[Registered], kind: str, plugin: ModuleType, origin: Or
         options: type | None = None,
         description: str | None = None,
     ) -> None:
-        said = description or (plugin if isinstance(factory, str) else factory).__doc__ or ""
-        first = said.strip().split("\n", 1)[0]
-        found.append(Registered(kind, name, factory, options, first, *origin))
+        text = description or (plugin if isinstance(factory, str) else factory).__doc__ or ""
+        first = text.strip().split("\n", 1)[0]
         if options is not None:
             schema(options)  # options that have no schema break the plugin now, not a recipe later
-        if isinstance(factory, type):
-            _check_methods(factory, kind, name)
+        warnings = _check_methods(factory, kind, name, api) if isinstance(factory, type) else ()
+        found.append(Registered(kind, name, factory, options, first, *origin, api, warnings))
 
     return register
 
 
-def _check_methods(factory: type, kind: str, name: str) -> None:
-    """Raises ValueError for a class that lacks a method of its kind, or has one that is nearly an optional method."""
+def _check_late(item: Registered, factory: Callable[..., Any]) -> tuple[str, ...]:
+    """Returns the warnings of a factory that was registered as an import string; raises ValueError as for any other."""
+    late = isinstance(item.factory, str) and isinstance(factory, type)
+    return _check_methods(factory, item.kind, item.name, item.api) if late else ()
+
+
+@functools.cache
+def _check_methods(factory: type, kind: str, name: str, api: int) -> tuple[str, ...]:
+    """Returns warnings about the methods and attributes of a component's class that have changed since `api`.
+
+    Raises ValueError for a missing method, a removed one, or a name that is nearly the name of an optional one.
+    """
     required = [each for each in vars(PROTOCOLS[kind]) if not each.startswith("_")]
     missing = [each for each in required if not callable(getattr(factory, each, None))]
     if missing:
         raise ValueError(f"the {kind} '{name}' lacks the method {', '.join(missing)}()")
-    known = {*required, *OPTIONAL[kind]}
+    changes, known, warnings = api_changes.of_kind(kind), {*required, *OPTIONAL[kind]}, []
+    for own in (each for each in dir(factory) if not each.startswith("_")):
+        change = changes.get(own)
+        if change and change.what == "removed":
+            raise ValueError(f"the {kind} '{name}' {api_changes.removed_message(change)}")
+        if change and (warning := api_changes.warning(change, api)):
+            warnings.append(warning)
+        if own not in known:
+            later = {each for each, change in changes.items() if change.what == "added" and change.version > api}
+            _check_spelling(factory, own, known - later, f"the {kind} '{name}'")
+    return tuple(warnings)
+
+
+def _check_spelling(factory: type, own: str, known: set[str], who: str) -> None:
     spellings = {each.removeprefix("check_"): each for each in known} | {each: each for each in known}
-    for own in (each for each in dir(factory) if not each.startswith("_") and each not in known):
-        close = difflib.get_close_matches(own, spellings, n=1, cutoff=0.8)
-        if close and not hasattr(factory, spellings[close[0]]):
-            meant = spellings[close[0]]
-            raise ValueError(
-                f"the {kind} '{name}' has '{own}', which nothing calls; did you mean '{meant}'? "
-                f"(one of your own that is named so: begin it with an underscore)"
-            )
+    close = difflib.get_close_matches(own, spellings, n=1, cutoff=0.8)
+    if close and not hasattr(factory, spellings[close[0]]):
+        message = f"{who} has '{own}', which nothing calls; did you mean '{spellings[close[0]]}'?"
+        raise ValueError(f"{message} (if the name is your own: begin it with an underscore)")
 
 
 def _resolve(factory: Callable[..., Any] | str) -> Callable[..., Any]:

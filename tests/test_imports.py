@@ -18,7 +18,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "options", "types"},
     {"events", "files", "hub", "tiny"},
-    {"hookspecs", "kinds"},
+    {"api_changes", "hookspecs", "kinds"},
     {"sftrun"},  # the public face; what is heavy in it is loaded on first use
     {"registry"},
     {"recipe"},

@@ -61,10 +61,11 @@ def sftrun_in(environment: Environment, *words: object, code: int = 0) -> subpro
     return done
 
 
-def test_without_it_the_recipe_says_what_to_install(bare):
+def test_without_it_the_recipe_says_what_is_installed_and_where_others_are(bare):
     said = sftrun_in(bare, "validate", RECIPE, code=1).stderr
     for kind, name in NAMES[:2]:
-        assert f"error: unknown {kind} '{name}'; it comes with sftrun-example: pip install sftrun-example" in said
+        (line,) = (line for line in said.splitlines() if f"error: unknown {kind} '{name}'; installed are: " in line)
+        assert line.endswith("; docs/plugins.md lists plugins that bring others")
 
 
 @pytest.mark.parametrize("command", ["run", "prepare", "inspect"])

@@ -47,7 +47,7 @@ def test_the_python_of_the_readme_runs(text, folder):
 def test_every_command_of_the_readme_exists_and_every_command_is_in_the_readme():
     from sftrun.cli.main import COMMANDS
 
-    named = set(re.findall(r"^\| `sftrun (\w+)", (ROOT / "README.md").read_text("utf-8"), re.M))
+    named = set(re.findall(r"^\| `sftrun ([\w-]+)", (ROOT / "README.md").read_text("utf-8"), re.M))
     assert named == (set(COMMANDS) - {"run"}) | {"RECIPE"}
 
 

@@ -4,8 +4,18 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import pytest
+
+from sftrun import api_changes, hookspecs
+from sftrun.api_changes import Change
+from sftrun.errors import UserError
+from sftrun.kinds import OPTIONAL, PROTOCOLS
+from sftrun.options import Use
+from sftrun.recipe.checks import of_component
+from sftrun.recipe.validate import load
+from sftrun.registry import Registry, current
 
 GOOD = """
 \"\"\"A plugin with options.\"\"\"
@@ -22,6 +32,7 @@ class ShoutOptions(sftrun.Options):
 class Shout:
     \"\"\"Makes everything loud.\"\"\"
     def __init__(self, options): self.options = options
+    def apply(self, conversations, context): yield from conversations
     def check_recipe(self, recipe):
         if self.options.volume > recipe.model.max_seq_len:
             yield sftrun.Problem("too loud for the model", path=("model", "max_seq_len"))
@@ -38,6 +49,7 @@ import sftrun
 SFTRUN_API = 1
 class Thing:
     \"\"\"A thing.\"\"\"
+    def choose(self, spans): return [span.generated for span in spans]
 @sftrun.hookimpl
 def register_maskers(register):
     register("thing", Thing)
@@ -51,7 +63,7 @@ BROKEN = {
     "misspelled": (HOOK.replace("register_maskers", "register_masker"), "register_masker"),
     "wrong-api": (
         HOOK.replace("SFTRUN_API = 1", "SFTRUN_API = 99"),
-        "was written for API version 99; this sftrun has 1",
+        "needs API version 99, and this sftrun has 1: upgrade sftrun",
     ),
     "no-api": (HOOK.replace("SFTRUN_API = 1", ""), "declares no API version; add SFTRUN_API = 1"),
     "no-hook": ("SFTRUN_API = 1\n", "registers nothing"),
@@ -60,6 +72,7 @@ BROKEN = {
         HOOK.replace('register("thing", Thing)', 'register("thing", Thing); 1 / 0'),
         "ZeroDivisionError",
     ),
+    "lacks-a-method": (HOOK.replace("def choose", "def _choose"), "the masker 'thing' lacks the method choose()"),
 }
 
 RECIPE = "model: {name: sftrun/tiny}\nsource: {use: jsonl, with: {path: data}}\n"
@@ -84,7 +97,7 @@ def plugins(tmp_path):
         process = subprocess.run(
             [sys.executable, "-m", "sftrun", *args],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(site), **environment},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path]), **environment},
             capture_output=True,
             text=True,
             check=False,
@@ -206,7 +219,203 @@ def test_the_list_is_json_when_asked(plugins):
         "version": "1.2",
         "description": "Makes everything loud.",
         "clash": None,
+        "warnings": [],
     }
     assert [(broken["module"], broken["distribution"]) for broken in data["broken"]] == [
         ("plugin_broken", "plugin-broken")
     ]
+
+
+METHODS = {kind: [name for name in vars(PROTOCOLS[kind]) if not name.startswith("_")] for kind in hookspecs.KINDS}
+
+
+def module(factory, kind="masker", api=1):
+    """Returns a plugin module that registers a component."""
+    found = types.ModuleType("thing_plugin")
+    found.SFTRUN_API = api
+
+    def register(register):
+        register("thing", factory, description="A thing.")
+
+    setattr(found, f"register_{kind}s", hookspecs.hookimpl(register, specname=f"register_{kind}s"))
+    return found
+
+
+def thing(kind="masker", **own):
+    """Returns a class with the methods of a kind, and more of its own."""
+    methods = {name: lambda self, *given: [] for name in METHODS[kind]}
+    return type("Thing", (), {**methods, **own})
+
+
+def loaded(factory, kind="masker", api=1):
+    """Returns a registry that has loaded one more plugin, and the reason if the plugin is broken."""
+    registry = Registry()
+    registry.load("thing_plugin", "sftrun-thing", "1.2", lambda: module(factory, kind, api))
+    reasons = [broken.reason for broken in registry.broken if broken.module == "thing_plugin"]
+    return registry, reasons[0] if reasons else None
+
+
+@pytest.mark.parametrize("kind", hookspecs.KINDS)
+def test_a_component_with_its_methods_and_private_helpers_is_taken(kind):
+    helpers = {f"_{name}": None for name in ("check", "chek_recipe", "ready", *OPTIONAL[kind])}
+    registry, reason = loaded(thing(kind, **helpers), kind)
+    assert reason is None
+    assert "thing" in registry.components[kind]
+
+
+@pytest.mark.parametrize("kind", hookspecs.KINDS)
+def test_each_missing_method_of_a_component_is_named(kind):
+    for name in METHODS[kind]:
+        _, reason = loaded(thing(kind, **{name: None}), kind)
+        assert reason == f"ValueError: the {kind} 'thing' lacks the method {name}()"
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "meant"),
+    [
+        ("masker", "prepare", "check_prepared"),
+        ("masker", "check_prepare", "check_prepared"),
+        ("source", "check_machin", "check_machine"),
+        ("tracker", "machine", "check_machine"),
+        ("formatter", "chek_recipe", "check_recipe"),
+        ("backend", "honour", "honours"),
+        ("backend", "honors", "honours"),
+        ("backend", "estimates", "estimate"),
+        ("backend", "distribute", "distributed"),
+        ("masker", "narow", "narrow"),
+        ("masker", "honour_flags", "honours_flags"),
+        ("transform", "finger_print", "fingerprint"),
+        ("metric", "higher_is_beter", "higher_is_better"),
+        ("metric", "per_rows", "per_row"),
+    ],
+)
+def test_a_name_that_is_nearly_an_optional_one_is_an_error_with_a_suggestion(kind, wrong, meant):
+    registry, reason = loaded(thing(kind, **{wrong: None}), kind)
+    assert "thing" not in registry.components[kind]
+    assert reason == (
+        f"ValueError: the {kind} 'thing' has '{wrong}', which nothing calls; did you mean '{meant}'? "
+        f"(if the name is your own: begin it with an underscore)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        ("masker", "check", "check_recipe"),
+        ("source", "ready", "check_machine"),
+        ("evaluator", "prepared", "check_prepared"),
+        ("backend", "launches", "distributed"),
+        ("masker", "reads_train", "honours_flags"),
+    ],
+)
+def test_a_name_that_drafts_of_the_api_had_is_an_error_with_the_new_one(kind, old, new):
+    _, reason = loaded(thing(kind, **{old: None}), kind)
+    assert reason == (
+        f"ValueError: the {kind} 'thing' has '{old}', which API version 1 has removed; use '{new}' instead"
+    )
+
+
+@pytest.fixture
+def second_version(monkeypatch):
+    """Makes this sftrun one with API version 2, which deprecates, adds and removes a method of maskers."""
+    current()  # the registry of other tests is of version 1
+    monkeypatch.setattr(hookspecs, "API_VERSION", 2)
+    changes = (
+        Change(2, "deprecated", "masker.narrow", "cut"),
+        Change(2, "added", "masker.cut"),
+        Change(2, "removed", "masker.trim", "cut"),
+    )
+    monkeypatch.setattr(api_changes, "CHANGES", (*api_changes.CHANGES, *changes))
+    monkeypatch.setitem(OPTIONAL, "masker", (*OPTIONAL["masker"], "cut"))
+
+
+DEPRECATED = "has 'narrow', which is deprecated since API version 2; use 'cut' instead"
+
+
+@pytest.mark.usefixtures("second_version")
+@pytest.mark.parametrize("api", [1, 2])
+def test_a_plugin_that_uses_what_is_deprecated_is_taken_with_a_warning(api):
+    registry, reason = loaded(thing(narrow=lambda self, text: []), api=api)
+    assert reason is None
+    item = registry.components["masker"]["thing"]
+    assert (item.api, item.warnings) == (api, (DEPRECATED,))
+    (warned,) = registry.warnings("masker", "thing")
+    assert str(warned) == (
+        f"warning: the masker 'thing' of sftrun-thing 1.2 {DEPRECATED}; upgrade sftrun-thing, or tell its authors"
+    )
+
+
+@pytest.mark.usefixtures("second_version")
+def test_a_plugin_of_an_older_version_that_uses_nothing_deprecated_is_taken_without_a_word():
+    registry, reason = loaded(thing(check_recipe=lambda self, recipe: []))
+    assert reason is None
+    assert registry.warnings("masker", "thing") == []
+
+
+@pytest.mark.usefixtures("second_version")
+def test_a_plugins_own_method_that_a_later_version_calls_is_a_warning():
+    registry, reason = loaded(thing(cut=lambda self: None))
+    assert reason is None
+    assert registry.components["masker"]["thing"].warnings == (
+        "has 'cut', which sftrun calls since API version 2; declare SFTRUN_API = 2 if it is meant, or rename it",
+    )
+    registry, _ = loaded(thing(cut=lambda self: None), api=2)
+    assert registry.components["masker"]["thing"].warnings == ()
+
+
+@pytest.mark.usefixtures("second_version")
+def test_a_name_that_is_nearly_one_of_a_later_version_breaks_no_older_plugin():
+    assert loaded(thing(cuts=lambda self: None))[1] is None
+    assert "did you mean 'cut'?" in loaded(thing(cuts=lambda self: None), api=2)[1]
+
+
+@pytest.mark.usefixtures("second_version")
+def test_what_a_later_version_has_removed_breaks_the_plugin():
+    _, reason = loaded(thing(trim=lambda self: None))
+    assert reason == ("ValueError: the masker 'thing' has 'trim', which API version 2 has removed; use 'cut' instead")
+
+
+def test_a_version_that_is_no_longer_supported_is_refused(monkeypatch):
+    monkeypatch.setattr(hookspecs, "API_VERSION", 3)
+    monkeypatch.setattr(hookspecs, "OLDEST_API_VERSION", 2)
+    assert loaded(thing())[1] == "ValueError: thing_plugin needs API version 1; this sftrun supports 2 and newer"
+    assert loaded(thing(), api=2)[1] is None
+
+
+@pytest.mark.usefixtures("second_version")
+def test_validate_warns_of_a_deprecated_component_that_a_recipe_uses(write):
+    recipe = load(write([{"user": "a", "assistant": "b"}]))
+    registry, _ = loaded(thing(narrow=lambda self, text: []))
+    (warned,) = of_component("masker", Use(use="thing"), recipe, registry)
+    assert warned.severity == "warning"
+    assert DEPRECATED in warned.message
+
+
+@pytest.mark.usefixtures("second_version")
+def test_a_component_that_is_imported_late_is_checked_when_it_is_made(write, monkeypatch):
+    recipe = load(write([{"user": "a", "assistant": "b"}]))
+    late = types.ModuleType("thing_work")
+    monkeypatch.setitem(sys.modules, "thing_work", late)
+    late.Thing = thing(narrow=lambda self, text: [])
+    registry, _ = loaded("thing_work:Thing")
+    assert DEPRECATED in of_component("masker", Use(use="thing"), recipe, registry)[0].message
+    late.Thing = thing(chek_recipe=None)
+    (problem,) = of_component("masker", Use(use="thing"), recipe, registry)
+    assert problem.severity == "error"
+    assert "did you mean 'check_recipe'?" in problem.message
+    assert "sftrun-thing 1.2" in problem.hint
+
+
+def test_the_list_shows_warnings(sftrun, monkeypatch, second_version):
+    registry, _ = loaded(thing(narrow=lambda self, text: []))
+    monkeypatch.setattr("sftrun.cli.plugins.current", lambda: registry)
+    assert f"\nwarning: the masker 'thing' of sftrun-thing 1.2 {DEPRECATED}\n" in sftrun("plugins").out
+    listed = json.loads(sftrun("plugins", "--json").out)
+    assert [item["warnings"] for item in listed["components"] if item["name"] == "thing"] == [[DEPRECATED]]
+
+
+def test_an_unknown_name_lists_what_is_installed_and_says_where_others_are():
+    with pytest.raises(UserError, match=r"unknown masker 'final-answer'; installed are: all, assistant, .*; docs/plu"):
+        Registry().get("masker", "final-answer")
+    with pytest.raises(UserError, match=r"unknown masker 'asistant'; did you mean 'assistant'\?$"):
+        Registry().get("masker", "asistant")

@@ -30,6 +30,7 @@ COMMANDS = {
     "generate": ("sftrun.cli.generate", "Answer a file of prompts with the model of a run."),
     "cache": ("sftrun.cli.cache", "Show or clear the cache of prepared data."),
     "plugins": ("sftrun.cli.plugins", "List installed components and broken plugins."),
+    "new-plugin": ("sftrun.cli.new_plugin", "Write the project of a new component, with tests."),
     "schema": ("sftrun.cli.schema", "Print the JSON Schema of a recipe, for editors."),
 }
 RUN = "run"  # the command that `sftrun RECIPE` is short for

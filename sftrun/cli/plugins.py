@@ -25,6 +25,7 @@ def _data(registry: Registry) -> dict[str, Any]:
             "version": item.version,
             "description": item.description,
             "clash": problem.message if (problem := registry.clashes.get((kind, item.name))) else None,
+            "warnings": list(item.warnings),
         }
         for kind, items in registry.components.items()
         for item in sorted(items.values(), key=lambda item: item.name)
@@ -46,6 +47,11 @@ def _table(data: dict[str, Any]) -> str:
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
     ]
     lines += [f"clash: {item['clash']}" for item in data["components"] if item["clash"]]
+    lines += [
+        f"warning: the {item['kind']} '{item['name']}' of {item['distribution']} {item['version']} {text}"
+        for item in data["components"]
+        for text in item["warnings"]
+    ]
     for plugin in data["broken"]:
         reason = " ".join(plugin["reason"].split())
         lines.append(f"broken: {plugin['module']} of {plugin['distribution']} {plugin['version']}: {reason}")

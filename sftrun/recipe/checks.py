@@ -179,7 +179,8 @@ def of_component(kind: str, use: Use, recipe: Recipe, registry: Registry) -> lis
         return []
     try:
         component = registry.create(kind, use)
-        return list(component.check_recipe(recipe)) if hasattr(component, "check_recipe") else []
+        found = registry.warnings(kind, use.use)
+        return [*found, *component.check_recipe(recipe)] if hasattr(component, "check_recipe") else found
     except UserError as error:
         return list(error.problems)
     except ImportError as error:  # the package may be installed where the recipe runs

@@ -97,7 +97,7 @@ def _check_without_model(exporter: kinds.Exporter, run: RunDir) -> None:
 
 def _check_nothing_left(run: RunDir, before: dict[str, str], cause: str) -> None:
     left = sorted(contents(run.export).keys() - before.keys())
-    assert not left, f"an export that failed ({cause}) left {', '.join(left)}; write with sftrun.files.whole_folder"
+    assert not left, f"an export that failed ({cause}) left {', '.join(left)}; write with sftrun.files.atomic_folder"
     lost = sorted(before.keys() - contents(run.export).keys())
     assert not lost, f"an export that failed ({cause}) removed {', '.join(lost)} of an earlier one"
 

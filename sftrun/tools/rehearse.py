@@ -24,6 +24,7 @@ from sftrun.types import BadRow
 STEPS = 4  # optimizer steps
 INTERVAL = 2  # steps between evaluations, and between saves
 BATCH = 4  # rows in a batch, at most
+LOCAL = ("tensorboard",)  # trackers that send nothing: the curves of random weights belong on no server
 
 
 class Rehearsal(msgspec.Struct, frozen=True):
@@ -141,6 +142,8 @@ def _shrink_recipe(recipe: Recipe, rows: Path, model: str) -> Iterator[str]:
     yield f"launch={json.dumps(msgspec.to_builtins(LaunchOptions(processes=1)))}"
     yield "data.max_lost=1"  # a few rows may all be too long
     yield "expect_mask=null"
+    local = [use for use in recipe.trackers if use.use in LOCAL]
+    yield f"trackers={json.dumps(msgspec.to_builtins(local))}"
     yield f"train.max_steps={STEPS}"
     yield f"train.epochs={STEPS * BATCH * BATCH}"  # enough epochs for max_steps steps
     yield "train.logging_steps=1"
@@ -201,6 +204,8 @@ def _list_left_out(recipe: Recipe, counts: Counter[str]) -> Iterator[str]:
     yield "memory and time of the real model: sftrun plan --probe measures them"
     if recipe.train.batch_size == "auto":
         yield "the choice of train.batch_size: sftrun plan shows it"
+    if sent := [use.use for use in recipe.trackers if use.use not in LOCAL]:
+        yield f"trackers: nothing is sent to {', '.join(sent)}"
     if topology.world_size(recipe) > 1:
         yield f"training in {topology.world_size(recipe)} processes: a single one trained"
     if not counts["eval"]:
