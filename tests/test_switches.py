@@ -14,7 +14,6 @@ from sftrun.recipe.validate import load
 from sftrun.runs.directory import RunDir
 from sftrun.training.model import switches
 
-NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
 ROWS = [talk(f"What comes after {number}?", str(number + 1)) for number in range(12)]
 SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -55,7 +54,6 @@ def small(config, **more):
     return transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**SMALL, pad_token_id=0, **more))
 
 
-@NO_GPU
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
@@ -77,7 +75,6 @@ def test_what_needs_a_gpu_is_refused_before_a_model_is_loaded(recipe, setting, s
     assert problem.hint
 
 
-@NO_GPU
 def test_all_that_cannot_be_had_is_said_at_once(recipe):
     with pytest.raises(UserError) as caught:
         switches.check_switches(recipe("train.tf32=true", "train.attention=flex", "train.activation_offload=true"))
@@ -120,8 +117,7 @@ def test_a_model_gets_the_attention_that_is_asked_for(recipe, wanted, packed):
     ours = packed == "best-fit" and wanted != "eager"
     expected = "sftrun-packed" if ours else "eager" if wanted == "eager" else "sdpa"
     assert model.config._attn_implementation == expected
-    if not torch.cuda.is_available():
-        assert used["attention"] == ("sdpa, sequence by sequence" if ours else expected)
+    assert used["attention"] == ("sdpa, sequence by sequence" if ours else expected)
     warned = [event for event in events if event["event"] == "warning"]
     assert bool(warned) == (packed == "best-fit" and wanted == "eager")
 
