@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 UNSLOTH ?= .venv-unsloth
-EXTRAS ?= train,bnb,deepspeed,eval,transforms,test,dev
+EXTRAS ?= train,bnb,deepspeed,eval,transforms,wandb,mlflow,trackio,test,dev
 CONSTRAINTS ?= constraints.txt
 BIN = $(VENV)/bin
 
@@ -22,6 +22,7 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	MYPYPATH=plugins/sftrun-unsloth $(BIN)/mypy -p sftrun_unsloth
 	$(BIN)/sftrun schema --builtin | diff - schemas/recipe.schema.json
 	$(BIN)/sftrun validate recipes

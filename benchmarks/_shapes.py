@@ -1,4 +1,4 @@
-"""Shapes of public models with random weights, rows of made-up text for them, and the FLOPs that training takes."""
+"""Shapes of public models with random weights, rows of random text, and the FLOPs of a training."""
 
 import random
 import shutil
@@ -27,29 +27,29 @@ SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "n
 
 
 def case(name: str, small: bool) -> dict[str, Any]:
-    """A case, in its size or in small."""
-    found = CASES[name]
+    """Returns a case in its real size, or with tiny shapes."""
+    real = CASES[name]
     if not small:
-        return found
-    kind, sizes = found["config"]
-    rows = {"rows": 4 if found["full"] else 16, "length": 256, "batch": 1, "trl_batch": 2}
-    return {**found, **rows, "config": (kind, {**sizes, **SMALL})}
+        return real
+    kind, sizes = real["config"]
+    rows = {"rows": 4 if real["full"] else 16, "length": 256, "batch": 1, "trl_batch": 2}
+    return {**real, **rows, "config": (kind, {**sizes, **SMALL})}
 
 
-def made_up(count: int, length: int, full: bool) -> list[dict[str, str]]:
-    """Rows that fill a pack each, or with the lengths of short chats; a letter is a token of the embedded tokenizer."""
+def random_rows(count: int, length: int, full: bool) -> list[dict[str, str]]:
+    """Returns rows that fill a pack each, or rows of short-chat lengths; each letter is one token."""
     draw = random.Random(_ways.SEED)
-    found = []
+    rows = []
     for _ in range(count):
         tokens = length - 32 if full else min(max(int(draw.lognormvariate(4.3, 0.68)), 16), length - 32)
-        asked = max(tokens // 3, 4)
-        texts = ["".join(draw.choices("bcdfghjklmnpqrstvwxz", k=each)) for each in (asked, max(tokens - asked, 4))]
-        found.append({"prompt": texts[0], "completion": texts[1]})
-    return found
+        prompt = max(tokens // 3, 4)
+        texts = ["".join(draw.choices("bcdfghjklmnpqrstvwxz", k=each)) for each in (prompt, max(tokens - prompt, 4))]
+        rows.append({"prompt": texts[0], "completion": texts[1]})
+    return rows
 
 
 def set_up(folder: Path, name: str, small: bool, train: dict[str, Any]) -> None:
-    """The model's shape and tokenizer, the rows and the recipe, with these keys of `train`."""
+    """Writes the model's config and tokenizer, the rows and the recipe, with these keys of `train`."""
     import torch
     import transformers
 
@@ -68,18 +68,18 @@ def set_up(folder: Path, name: str, small: bool, train: dict[str, Any]) -> None:
         "packing": {"strategy": "best-fit"},
         "train": {"batch_size": about["batch"], "precision": precision, **train},
     }
-    _ways.write(folder, made_up(about["rows"], about["length"], about["full"]), keys)
+    _ways.write(folder, random_rows(about["rows"], about["length"], about["full"]), keys)
 
 
 def config(folder: Path) -> Any:
-    """The shape of a case's model."""
+    """Returns the config of a case's model."""
     import transformers
 
     return transformers.AutoConfig.from_pretrained(folder / "model")
 
 
-def built(folder: Path, name: str) -> Any:
-    """A model with random weights, made where it is trained: in fp32 if all of it is trained, else in 16 bits."""
+def build_model(folder: Path, name: str) -> Any:
+    """Builds a model with random weights on its device: fp32 in full tuning, else 16 bits on a GPU."""
     import torch
     import transformers
 
@@ -91,12 +91,12 @@ def built(folder: Path, name: str) -> Any:
 
 
 def flops(folder: Path, name: str) -> dict[str, float]:
-    """What a pass over the rows needs, with its tokens and trained tokens.
+    """Returns the FLOPs of a pass over the rows, with its tokens and trained tokens.
 
-    `flop`: for each token 2 for each weight of a matrix forward, 2 backward, and 2 more where the weight is trained;
-    the head for trained tokens alone; and 12 · layers · width · length / 2 for attention, of which a causal mask leaves
-    half (Chowdhery et al. 2022, PaLM, appendix B). `flop_by_parameters`: 4 for each token and parameter, or 6 where all
-    are trained, and nothing for attention, as is often reckoned.
+    `flop`: for each token and weight of a matrix 2 forward, 2 backward, and 2 more if the weight is trained; the head
+    for trained tokens only; and 12 · layers · width · length / 2 for attention, because a causal mask leaves half
+    (Chowdhery et al. 2022, PaLM, appendix B). `flop_by_parameters` is the usual estimate: 4 for each token and
+    parameter, or 6 in full tuning, and nothing for attention.
     """
     import torch
     import transformers

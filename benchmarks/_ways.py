@@ -1,7 +1,7 @@
-"""Ways of training the same rows, each for a process of its own: a bare loop, sftrun, and trl as it comes.
+"""Ways of training the same rows, each in its own process: a bare loop, sftrun, and trl with its defaults.
 
-Rows are seen twice. The first pass is a warm-up; times are of the second, so that every way has worked on the very same
-rows, whatever it makes batches of.
+Every way sees the rows twice. The first pass is a warm-up; the second pass is timed. So every way is timed on the same
+rows, with any batches.
 """
 
 import itertools
@@ -22,7 +22,7 @@ END = "<|im_end|>"
 
 
 def write(folder: Path, rows: list[dict[str, str]], keys: dict[str, Any]) -> None:
-    """Puts rows and a recipe next to the model in `folder`/model, and prepares them."""
+    """Writes rows and a recipe next to the model in `folder`/model, and prepares them."""
     from sftrun.flow import prepare
 
     lines = [
@@ -39,25 +39,25 @@ def write(folder: Path, rows: list[dict[str, str]], keys: dict[str, Any]) -> Non
     prepare(folder / "recipe.yaml", (), folder / "prepared-run")
 
 
-def loaded(folder: Path) -> Any:
-    """The recipe of a folder."""
+def load_recipe(folder: Path) -> Any:
+    """Returns the recipe of a folder."""
     import sftrun
 
     return sftrun.load(folder / "recipe.yaml")
 
 
 def bare(folder: Path) -> dict[str, Any]:
-    """A plain loop on sftrun's own batches, whose head also sees trained positions alone."""
+    """Trains with a plain loop on sftrun's own batches; its head also computes trained positions only."""
     import torch
     import transformers
 
     from sftrun.training import batches
     from sftrun.training.rows import Rows
 
-    recipe = loaded(folder)
+    recipe = load_recipe(folder)
     size = recipe.train.batch_size
     rows = Rows(folder / "prepared-run" / "prepared" / "train.arrow")
-    order, collate = batches.ByLength(rows.lengths, size, SEED), batches.collator(rows, 0)
+    order, collate = batches.LengthGroupedSampler(rows.lengths, size, SEED), batches.choose_collator(rows, 0)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     taken, spent, tokens = [], [], 0
@@ -84,31 +84,29 @@ def bare(folder: Path) -> dict[str, Any]:
 
 
 def sftrun(folder: Path) -> dict[str, Any]:
-    """The stage train, as its worker runs it; a step is from one event to the next."""
+    """Runs the stage train as its worker does; a step lasts from one event to the next."""
+    from sftrun.events import Step
     from sftrun.runs.directory import RunDir
     from sftrun.stages.train import train_here
 
     run = Path(tempfile.mkdtemp(dir=folder)) / "run"
     shutil.copytree(folder / "prepared-run", run)
-    events: list[dict[str, Any]] = []
+    steps: list[Step] = []
+    at: list[tuple[float, float]] = []
 
-    def note(event: dict[str, Any]) -> None:
-        if event["event"] == "step":
-            events.append({**event, "at": clocks(event["step"] in (event["steps"] // 2, event["steps"]))})
+    def note(event: Any) -> None:
+        if isinstance(event, Step):
+            steps.append(event)
+            at.append(clocks(event.step in (event.steps // 2, event.steps)))
 
-    train_here(loaded(folder), RunDir(run), note)
+    train_here(load_recipe(folder), RunDir(run), note)
     shutil.rmtree(run.parent)
-    return _of_events(events)
-
-
-def _of_events(steps: list[dict[str, Any]]) -> dict[str, Any]:
-    # the first step's own beginning is not told: it is of the warm-up
-    at = [steps[0]["at"], *(event["at"] for event in steps)]
-    return {**between(at), "tokens": steps[-1]["tokens"], "trained": steps[-1]["trained_tokens"]}
+    # no event marks the start of the first step, which belongs to the warm-up
+    return {**between([at[0], *at]), "tokens": steps[-1].tokens, "trained": steps[-1].trained_tokens}
 
 
 def clocks(wait: bool) -> tuple[float, float]:
-    """Wall and CPU seconds; with `wait`, as between the two passes, when a GPU has ended its work."""
+    """Returns wall and CPU seconds; with `wait`, synchronises the GPU first, as between the two passes."""
     import torch
 
     if wait and torch.cuda.is_available():
@@ -117,13 +115,13 @@ def clocks(wait: bool) -> tuple[float, float]:
 
 
 def between(at: list[tuple[float, float]]) -> dict[str, list[float]]:
-    """Seconds of steps, from the clocks between them."""
+    """Returns the seconds of steps, from the clocks between them."""
     pairs = list(itertools.pairwise(at))
     return {name: [after[i] - before[i] for before, after in pairs] for i, name in enumerate(("steps", "cpu"))}
 
 
 def trl(folder: Path, model: Any = None, peft_config: Any = None, **settings: Any) -> dict[str, Any]:
-    """trl's trainer with masks by completion, its own batches, padding and head; computing in the same precision."""
+    """Trains with trl's trainer, completion masks, its own batches, padding and head, in the same precision."""
     import datasets
     import torch
     import transformers
@@ -139,7 +137,7 @@ def trl(folder: Path, model: Any = None, peft_config: Any = None, **settings: An
             at.append(clocks(state.global_step in (state.max_steps // 2, state.max_steps)))
 
     datasets.disable_progress_bars()
-    recipe, pairs = loaded(folder), json.loads((folder / "pairs.json").read_text())
+    recipe, pairs = load_recipe(folder), json.loads((folder / "pairs.json").read_text())
     texts = [{"prompt": TURN.format(prompt=row["prompt"]), "completion": row["completion"] + END} for row in pairs]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
     tokenizer.eos_token = END
@@ -158,28 +156,28 @@ def trl(folder: Path, model: Any = None, peft_config: Any = None, **settings: An
     return {**between(at), "tokens": int(trainer._total_train_tokens), "trained": 2 * trained}
 
 
-def measured(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a way found, with the seconds of its second pass and the most memory that this process had (MB)."""
-    found = work()
-    second, spent = (found[name][len(found["steps"]) // 2 :] for name in ("steps", "cpu"))
-    result = {**found, "seconds": sum(second), "cpu_seconds": sum(spent)}
+def measure(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Runs a way; adds the seconds of its second pass and the peak memory of this process (MB)."""
+    output = work()
+    second, spent = (output[name][len(output["steps"]) // 2 :] for name in ("steps", "cpu"))
+    result = {**output, "seconds": sum(second), "cpu_seconds": sum(spent)}
     result |= {"ms_per_step": 1000 * sum(second) / len(second), "peak_mb": peak()}
-    if found.get("trained"):
-        result["trained_per_s"] = found["trained"] / 2 / sum(second)
+    if output.get("trained"):
+        result["trained_per_s"] = output["trained"] / 2 / sum(second)
     return result
 
 
 def peak() -> int:
-    """Largest resident memory of this process in MB; the kernel's ru_maxrss counts what forked it too."""
+    """Returns the largest resident memory of this process in MB; ru_maxrss would include the parent's before fork."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) // 1024
 
 
-def apart(script: str, way: str, folder: Path, *more: str) -> dict[str, Any]:
-    """The same in a process of its own, with an environment of its own."""
+def measure_in_process(script: str, way: str, folder: Path, *more: str) -> dict[str, Any]:
+    """Measures a way in its own process and environment."""
     environment = {**os.environ, "SFTRUN_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, script, "--one", way, str(folder), *more]
-    said = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if said.returncode:
-        raise SystemExit(f"{way} failed:\n{said.stderr[-3000:]}")
-    return dict(json.loads(said.stdout.splitlines()[-1]))
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if result.returncode:
+        raise SystemExit(f"{way} failed:\n{result.stderr[-3000:]}")
+    return dict(json.loads(result.stdout.splitlines()[-1]))

@@ -1,10 +1,10 @@
-"""Preparation of more and more rows: its memory and its rate.
+"""Preparation of a growing number of rows: memory and rate.
 
     python benchmarks/bounded.py [ROWS …] [--short] [--rounds N]
 
-Rows are those of the preparation benchmark, over and over with a number in each, or with --short generated sums of
-one line. Each size is prepared in a process of its own; `anonymous` is the largest anonymous memory (MB) that it
-had, seen every 20 ms, and `rows_per_s` is of the whole stage. Prints JSON.
+Rows repeat those of the preparation benchmark with a number in each; with --short they are generated sums of one line.
+Each size is prepared in its own process. `anonymous` is its largest anonymous memory (MB), sampled every 20 ms;
+`rows_per_s` is the rate of the whole stage. Prints JSON.
 """
 
 import argparse
@@ -25,12 +25,12 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def rows(count: int, short: bool) -> Iterator[bytes]:
-    """So many rows, no two of them equal."""
+    """Yields `count` different rows."""
     if short:
         for number in range(count):
             a, b = number % 997, number // 997
-            talk = [("user", f"What is {a} + {b}?"), ("assistant", f"It is {a + b}.")]
-            yield json.dumps({"messages": [{"role": role, "content": text} for role, text in talk]}).encode()
+            messages = [("user", f"What is {a} + {b}?"), ("assistant", f"It is {a + b}.")]
+            yield json.dumps({"messages": [{"role": role, "content": text} for role, text in messages]}).encode()
         return
     with gzip.open(DATA / "chat52k.jsonl.gz", "rb") as lines:
         known = [json.loads(line) for line in lines]
@@ -41,12 +41,12 @@ def rows(count: int, short: bool) -> Iterator[bytes]:
 
 
 def anonymous() -> float:
-    """Anonymous resident memory of this process, in MB."""
+    """Returns the anonymous resident memory of this process, in MB."""
     return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]) / 1024
 
 
 def prepare(folder: Path) -> dict[str, float]:
-    """Prepares what is in a folder, with a watch on memory."""
+    """Prepares the rows of a folder, and watches the memory."""
     from sftrun.flow import prepare
 
     most, done = [0.0], threading.Event()
@@ -71,10 +71,10 @@ def prepare(folder: Path) -> dict[str, float]:
     }
 
 
-def measured(count: int, short: bool) -> dict[str, float]:
-    """One size, in a process of its own."""
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+def measure(count: int, short: bool) -> dict[str, float]:
+    """Measures one size in its own process."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         model = folder / "model"
         shutil.copytree(DATA / "tokenizer-qwen", model)
         with (folder / "train.jsonl").open("wb") as out:
@@ -86,9 +86,9 @@ def measured(count: int, short: bool) -> dict[str, float]:
         }
         (folder / "recipe.yaml").write_text(json.dumps(recipe))
         environment = {**os.environ, "SFTRUN_CACHE": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "true"}
-        command = [sys.executable, __file__, "--one", made]
-        said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        return dict(json.loads(said.stdout.splitlines()[-1]))
+        command = [sys.executable, __file__, "--one", scratch]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        return dict(json.loads(result.stdout.splitlines()[-1]))
 
 
 def main() -> None:
@@ -104,7 +104,7 @@ def main() -> None:
         return
     for _ in range(args.rounds):
         for count in args.rows:
-            print(json.dumps(measured(count, args.short)), flush=True)
+            print(json.dumps(measure(count, args.short)), flush=True)
 
 
 if __name__ == "__main__":

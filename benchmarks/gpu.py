@@ -1,23 +1,23 @@
-"""Training on one GPU: tokens a second, TFLOP/s, MFU and peak memory of sftrun, beside trl as it comes.
+"""Training on one GPU: tokens a second, TFLOP/s, MFU and peak memory of sftrun, next to trl with its defaults.
 
     python benchmarks/gpu.py [--case NAME] [--ways NAMES] [--rounds N] [--minutes N] [--out FILE] [--set KEY=VALUE]…
     python benchmarks/gpu.py --plan
 
 Cases: `llama-8b-lora`, the shape of Llama 3 8B with LoRA (r 16, all linear layers) in bf16 on rows that fill packs of
-4,096 tokens; and `qwen-0.5b-full`, the shape of Qwen2.5 0.5B, every weight trained, on rows with the lengths of short
-chats, packed. Weights are random, text is made up and read by the embedded tokenizer: nothing is downloaded. Ways, in
-turn and each in a process of its own: `sftrun`; `trl`, SFTTrainer with its own defaults (checkpointing, padding, no
-packing) at about the same rows a step, fewer at a time where memory runs out; `trl-plain`, the same without
-checkpointing; and `unsloth`, where it and sftrun-unsloth are installed, through sftrun (its model is written to disk
-first). Each logs every step. Rows are seen twice, and the second pass is measured. `--set train.batch_size=2` changes
-the recipe of sftrun. A way that fails is noted, and the others go on. FILE is written after each of them; if it is
-there already, its rounds stay and new ones are added, and with `--minutes` nothing is begun that would not end in time,
-so that short calls add up. `--plan` compares what `sftrun plan` estimates with the peak of torch's memory, for both
-shapes, each with two settings. `--small` is the same with tiny shapes, for a CPU too.
+4,096 tokens; and `qwen-0.5b-full`, the shape of Qwen2.5 0.5B in full tuning on packed rows with the lengths of short
+chats. Weights and text are random, and the tokenizer is the embedded one: nothing is downloaded. The ways take turns,
+each in its own process: `sftrun`; `trl`, SFTTrainer with its defaults (checkpointing, padding, no packing) and about
+the same rows a step, with smaller micro-batches if memory runs out; `trl-plain`, the same without checkpointing; and
+`unsloth` through sftrun, if it and sftrun-unsloth are installed (its model is written to disk first). Every step is
+logged. Each way sees the rows twice, and the second pass is measured. `--set train.batch_size=2` changes sftrun's
+recipe. A failed way is recorded, and the others continue. FILE is written after each way; rounds of an existing FILE
+stay, and new ones are added. With `--minutes` nothing starts that would not end in time, so several short calls add up.
+`--plan` compares the estimate of `sftrun plan` with torch's peak memory, for both shapes with two settings each.
+`--small` runs tiny shapes, also on a CPU.
 
-`mfu` is FLOP/s over the dense bf16 peak of the GPU's data sheet, FLOPs being those that the training needs, whatever a
-way computes besides (padding, activations again). `tflops_by_parameters` is what others reckon, from 4 FLOPs for each
-token and parameter of a frozen base; `_shapes.flops` has both.
+`mfu` is FLOP/s over the dense bf16 peak of the GPU's data sheet. FLOPs are those that the training needs; padding and
+recomputed activations do not count. `tflops_by_parameters` uses the common estimate of 4 FLOPs for each token and
+parameter of a frozen base; see `_shapes.flops`.
 """
 
 import argparse
@@ -46,18 +46,18 @@ OUT_OF_MEMORY = "out of memory"
 
 
 def sftrun(folder: Path, name: str) -> dict[str, Any]:
-    """sftrun's worker; its base is made in place, and not read from a disk."""
+    """Trains with sftrun's worker; the base is built in place, not read from a disk."""
     from sftrun.training.model import load
 
-    load.load_base = lambda *_, **__: _shapes.built(folder, name)
+    load.load_base = lambda *_, **__: _shapes.build_model(folder, name)
     return _ways.sftrun(folder)
 
 
 def unsloth(folder: Path, name: str) -> dict[str, Any]:
-    """The same recipe with the backend unsloth, which pads."""
+    """Trains the same recipe with the backend unsloth, which pads."""
     import torch
 
-    _shapes.built(folder, name).save_pretrained(folder / "model")
+    _shapes.build_model(folder, name).save_pretrained(folder / "model")
     torch.cuda.empty_cache()
     recipe = json.loads((folder / "recipe.yaml").read_text())
     recipe["packing"], recipe["backend"] = {"strategy": "none"}, "unsloth"
@@ -71,7 +71,7 @@ def unsloth(folder: Path, name: str) -> dict[str, Any]:
 
 
 def trl(folder: Path, name: str, checkpointing: bool, batch: int, steps: int) -> dict[str, Any]:
-    """trl's trainer, so many rows at a time, of which so many are summed."""
+    """Trains with trl's trainer, with a micro-batch of `batch` rows and `steps` of gradient accumulation."""
     import peft
     import torch
 
@@ -80,47 +80,47 @@ def trl(folder: Path, name: str, checkpointing: bool, batch: int, steps: int) ->
         adapter = {"r": _shapes.RANK, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
         more = {"learning_rate": 2e-4, "peft_config": peft.LoraConfig(**adapter)}
     return _ways.trl(
-        folder, _shapes.built(folder, name), bf16=torch.cuda.is_available(), gradient_checkpointing=checkpointing,
+        folder, _shapes.build_model(folder, name), bf16=torch.cuda.is_available(), gradient_checkpointing=checkpointing,
         per_device_train_batch_size=batch, gradient_accumulation_steps=steps, logging_steps=1, **more,
     )  # fmt: skip
 
 
-def planned(folder: Path) -> dict[str, Any]:
-    """What `sftrun plan` says of a recipe: the peak of what torch allocates, without the libraries."""
+def estimate_peak(folder: Path) -> dict[str, Any]:
+    """Returns the peak that `sftrun plan` estimates for torch's allocator, without the libraries."""
     from sftrun.memory import batches
     from sftrun.training.memory import estimate
 
-    recipe = _ways.loaded(folder)
+    recipe = _ways.load_recipe(folder)
     rows = batches.read(folder / "prepared-run" / "prepared", "train", packed=True)
     moments = estimate.estimate(recipe, batches.training(recipe, rows), None).memory.values()
     return {"estimated_mb": max(sum(each.values()) - each["libraries"] for each in moments) // 2**20}
 
 
 def one(way: str, folder: Path, name: str, batch: int, steps: int) -> dict[str, Any]:
-    """A way in this process: what it took, and its peak memory on the device."""
+    """Runs a way in this process; returns its times and its peak memory on the device."""
     import torch
 
     if way == "plan":
-        return planned(folder)
+        return estimate_peak(folder)
     ways = {
         "sftrun": lambda: sftrun(folder, name),
         "trl": lambda: trl(folder, name, True, batch, steps),
         "trl-plain": lambda: trl(folder, name, False, batch, steps),
         "unsloth": lambda: unsloth(folder, name),
     }
-    found = _ways.measured(ways[way])
+    result = _ways.measure(ways[way])
     if torch.cuda.is_available():
-        found |= {"gpu_mb": torch.cuda.max_memory_allocated() // 2**20, "device": torch.cuda.get_device_name()}
-        found["reserved_mb"] = torch.cuda.max_memory_reserved() // 2**20
-    return found
+        result |= {"gpu_mb": torch.cuda.max_memory_allocated() // 2**20, "device": torch.cuda.get_device_name()}
+        result["reserved_mb"] = torch.cuda.max_memory_reserved() // 2**20
+    return result
 
 
-def tried(way: str, folder: Path, name: str, batch: int) -> dict[str, Any]:
-    """A way in a process of its own; trl's batch is split where it does not fit, and what fails is told."""
+def try_way(way: str, folder: Path, name: str, batch: int) -> dict[str, Any]:
+    """Runs a way in its own process; splits trl's batch if memory runs out, and returns the error of a failure."""
     for steps in (2**power for power in range(batch.bit_length())):
         more = ("--case", name, "--batch", str(batch // steps), "--steps", str(steps))
         try:
-            return {**_ways.apart(__file__, way, folder, *more), "split": steps}
+            return {**_ways.measure_in_process(__file__, way, folder, *more), "split": steps}
         except SystemExit as error:
             failed = {"failed": str(error)[-1500:]}
             if not way.startswith("trl") or OUT_OF_MEMORY not in str(error):
@@ -128,11 +128,11 @@ def tried(way: str, folder: Path, name: str, batch: int) -> dict[str, Any]:
     return failed
 
 
-def rates(found: dict[str, Any], needed: dict[str, float], peak: float | None) -> dict[str, Any]:
-    """Tokens, trained tokens and TFLOP a second, MFU and memory of a way."""
-    if "failed" in found:
+def rates(result: dict[str, Any], needed: dict[str, float], peak: float | None) -> dict[str, Any]:
+    """Returns tokens, trained tokens and TFLOP a second, MFU and memory of a way."""
+    if "failed" in result:
         return {}
-    per_second = {key: needed[key] / found["seconds"] for key in needed}
+    per_second = {key: needed[key] / result["seconds"] for key in needed}
     tflops = {key: round(per_second[key] / 1e12, 3) for key in needed if "flop" in key}
     return {
         "tokens_per_s": round(per_second["tokens"]),
@@ -140,24 +140,24 @@ def rates(found: dict[str, Any], needed: dict[str, float], peak: float | None) -
         "tflops": tflops["flop"],
         "tflops_by_parameters": tflops["flop_by_parameters"],
         "mfu": round(tflops["flop"] / peak, 3) if peak else None,
-        "gpu_mb": found.get("gpu_mb"),
-        "reserved_mb": found.get("reserved_mb"),
-        "split": found["split"],
+        "gpu_mb": result.get("gpu_mb"),
+        "reserved_mb": result.get("reserved_mb"),
+        "split": result["split"],
     }
 
 
-def summed_up(rounds: list[dict[str, Any]], needed: dict[str, float], peak: float | None) -> dict[str, Any]:
-    """Medians over the rounds that each way has ended."""
+def summarise(rounds: list[dict[str, Any]], needed: dict[str, float], peak: float | None) -> dict[str, Any]:
+    """Returns medians over the complete rounds of each way."""
     medians: dict[str, Any] = {}
     device = "CPU"
     for way in dict.fromkeys(way for each in rounds for way in each):
         ended = [each[way] for each in rounds if "failed" not in each.get(way, {"failed": "not begun"})]
         device = next((each["device"] for each in ended if "device" in each), device)
         known = peak or next((value for key, value in PEAKS.items() if key in device), None)
-        told = [rates(each, needed, known) for each in ended]
+        values = [rates(each, needed, known) for each in ended]
         medians[way] = {
-            key: statistics.median(each[key] for each in told) if told[0][key] is not None else None
-            for key in (told[0] if told else ())
+            key: statistics.median(each[key] for each in values) if values[0][key] is not None else None
+            for key in (values[0] if values else ())
         } or {"failed": next(each[way]["failed"].strip().splitlines()[-1] for each in rounds if way in each)}
     own = medians.get("sftrun", {}).get("tokens_per_s")
     over = {
@@ -168,33 +168,33 @@ def summed_up(rounds: list[dict[str, Any]], needed: dict[str, float], peak: floa
     return {"device": device, "medians": medians, "sftrun_over": over, "needed": needed, "rounds": rounds}
 
 
-class Book:
-    """The file of results: read at the start, written after each part, with the time that is left."""
+class ResultFile:
+    """The file of results: it is read at the start and written after each part; it also watches the time limit."""
 
     def __init__(self, file: Path | None, minutes: float) -> None:
         self.file, self.ends, self.longest = file, time.monotonic() + 60 * minutes, 0.0
-        self.found: dict[str, Any] = json.loads(file.read_text()) if file and file.is_file() else {}
+        self.results: dict[str, Any] = json.loads(file.read_text()) if file and file.is_file() else {}
 
     def enough_time(self) -> bool:
-        """Whether a part as long as the longest one so far would end in time."""
+        """Returns True if a part as long as the longest one so far would end in time."""
         return time.monotonic() + self.longest < self.ends
 
     def part(self, *what: Any) -> dict[str, Any]:
-        """Tries a way, and notes how long it took."""
+        """Runs a way, and records its time."""
         began = time.monotonic()
-        made = tried(*what)
+        result = try_way(*what)
         self.longest = max(self.longest, time.monotonic() - began)
-        return made
+        return result
 
     def write(self, key: str, value: Any) -> None:
-        """Puts a result into the file."""
-        self.found[key] = value
+        """Writes a result to the file."""
+        self.results[key] = value
         if self.file:
-            self.file.write_text(json.dumps(self.found, indent=1) + "\n")
+            self.file.write_text(json.dumps(self.results, indent=1) + "\n")
 
 
-def measure(name: str, args: argparse.Namespace, book: Book) -> None:
-    """All ways of a case, round by round."""
+def measure(name: str, args: argparse.Namespace, book: ResultFile) -> None:
+    """Measures all ways of a case, round by round."""
     ways = args.ways or ["sftrun", "trl", "trl-plain"] + ["unsloth"] * bool(
         find_spec("unsloth") and find_spec("sftrun_unsloth")
     )
@@ -202,9 +202,9 @@ def measure(name: str, args: argparse.Namespace, book: Book) -> None:
         key.removeprefix("train."): json.loads(value) for key, _, value in (each.partition("=") for each in args.set)
     }
     key = " ".join([name, *args.set])
-    rounds: list[dict[str, Any]] = book.found.get(key, {}).get("rounds", [])
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    rounds: list[dict[str, Any]] = book.results.get(key, {}).get("rounds", [])
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         os.environ["SFTRUN_CACHE"] = str(folder / "cache")
         _shapes.set_up(folder, name, args.small, sets)
         needed, batch = _shapes.flops(folder, name), _shapes.case(name, args.small)["trl_batch"]
@@ -214,16 +214,16 @@ def measure(name: str, args: argparse.Namespace, book: Book) -> None:
                 if not book.enough_time():
                     return
                 rounds[-1][way] = book.part(way, folder, name, batch)
-                book.write(key, summed_up(rounds, needed, args.peak))
+                book.write(key, summarise(rounds, needed, args.peak))
 
 
-def plans(args: argparse.Namespace, book: Book) -> None:
-    """Estimates beside what was allocated and reserved."""
+def plans(args: argparse.Namespace, book: ResultFile) -> None:
+    """Compares estimates with allocated and reserved memory."""
     for name, train in PLANS:
         if not book.enough_time():
             return
-        with tempfile.TemporaryDirectory() as made:
-            folder = Path(made)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
             os.environ["SFTRUN_CACHE"] = str(folder / "cache")
             _shapes.set_up(folder, name, args.small, {**train, "max_steps": 2})
             work = {way: book.part(way, folder, name, 1) for way in ("plan", "sftrun")}
@@ -242,11 +242,13 @@ def main() -> None:
     """Measures and prints; all numbers go to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=_shapes.CASES, default=None)
-    parser.add_argument("--ways", type=lambda text: text.split(","), default=None, help="Of the ways, with commas.")
+    parser.add_argument(
+        "--ways", type=lambda text: text.split(","), default=None, help="Ways to run, separated by commas."
+    )
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--minutes", type=float, default=60.0, help="Nothing is begun that would not end within them.")
+    parser.add_argument("--minutes", type=float, default=60.0, help="Start nothing that would not end in time.")
     parser.add_argument("--out", type=Path, default=None, help="A file for all numbers, as JSON.")
-    parser.add_argument("--peak", type=float, default=None, help="Dense bf16 TFLOP/s of a GPU that is not known here.")
+    parser.add_argument("--peak", type=float, default=None, help="Dense bf16 TFLOP/s of a GPU that is not listed.")
     parser.add_argument("--set", action="append", default=[], metavar="train.KEY=VALUE")
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--small", action="store_true")
@@ -260,14 +262,14 @@ def main() -> None:
     import torch
 
     if not torch.cuda.is_available() and not args.small:
-        sys.exit("there is no GPU; --small runs the same in small")
-    book = Book(args.out, args.minutes)
+        sys.exit("there is no GPU; --small runs tiny shapes")
+    book = ResultFile(args.out, args.minutes)
     if args.plan:
         plans(args, book)
     for name in [] if args.plan else [args.case] if args.case else _shapes.CASES:
         measure(name, args, book)
     short = {
-        name: {key: each[key] for key in each if key not in ("rounds", "needed")} for name, each in book.found.items()
+        name: {key: each[key] for key in each if key not in ("rounds", "needed")} for name, each in book.results.items()
     }
     print(json.dumps(short, indent=1))
 

@@ -1,9 +1,9 @@
-"""A packed training step on the CPU, beside the same sequences apart: forward and backward, same tokens, same model.
+"""A packed training step on the CPU, compared with separate sequences: forward and backward, same tokens and model.
 
     python benchmarks/packed_step.py [--tokens N] [--hidden N] [--layers N] [--longest N] [--rounds N] [--threads N]
 
-The sequences fill one row of `tokens`. Ways, in turn in each round: packed (attention by sequence, as the backend
-trains), packed with sdpa's mask of length × length, one by one, and padded in batches of 8 of similar lengths.
+The sequences fill one row of `tokens`. Each round runs four ways: packed (attention by sequence, as the backend
+trains), packed with sdpa's mask of length × length, one by one, and padded in batches of 8 rows of similar lengths.
 Prints one JSON object: median seconds, and the median over rounds of packed ÷ each other way.
 """
 
@@ -18,15 +18,15 @@ import numpy as np
 import torch
 import transformers
 
-from sftrun.training.batches import Padded, flattened
+from sftrun.training.batches import PaddingCollator, flatten_packs
 from sftrun.training.model import attention, isolation
 
 BATCH = 8  # rows that are padded together
 WORDS = 8192
 
 
-def built(hidden: int, layers: int, positions: int) -> Any:
-    """A Qwen3 with grouped heads; 18 M parameters by default."""
+def build_model(hidden: int, layers: int, positions: int) -> Any:
+    """Builds a Qwen3 with grouped heads; 18 M parameters by default."""
     config = transformers.Qwen3Config(
         vocab_size=WORDS,
         hidden_size=hidden,
@@ -43,7 +43,7 @@ def built(hidden: int, layers: int, positions: int) -> Any:
 
 
 def samples(tokens: int, longest: int) -> list[dict[str, Any]]:
-    """Sequences with the lengths of short chat rows, and together exactly `tokens`."""
+    """Returns sequences with the lengths of short chats, `tokens` in total."""
     random = np.random.default_rng(0)
     lengths: list[int] = []
     while (left := tokens - sum(lengths)) > 0:
@@ -53,20 +53,20 @@ def samples(tokens: int, longest: int) -> list[dict[str, Any]]:
 
 
 def packed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All rows as one."""
-    whole = {name: np.concatenate([row[name] for row in rows]) for name in ("input_ids", "labels")}
-    return [flattened([{**whole, "seq_lengths": [len(row["input_ids"]) for row in rows]}])]
+    """Returns all rows as one pack."""
+    joined = {name: np.concatenate([row[name] for row in rows]) for name in ("input_ids", "labels")}
+    return [flatten_packs([{**joined, "seq_lengths": [len(row["input_ids"]) for row in rows]}])]
 
 
 def padded(rows: list[dict[str, Any]], batch: int) -> list[dict[str, Any]]:
-    """Batches of rows of similar lengths."""
-    collate = Padded(0)
+    """Returns padded batches of rows of similar lengths."""
+    collate = PaddingCollator(0)
     rows = sorted(rows, key=lambda row: len(row["input_ids"]))
     return [collate(rows[start : start + batch]) for start in range(0, len(rows), batch)]
 
 
 def step(model: Any, batches: list[dict[str, Any]], attention: str) -> float:
-    """Seconds for the forward and backward passes of all batches."""
+    """Returns the seconds of the forward and backward passes of all batches."""
     model.set_attn_implementation(attention)
     model.zero_grad(set_to_none=True)
     count = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
@@ -77,7 +77,7 @@ def step(model: Any, batches: list[dict[str, Any]], attention: str) -> float:
 
 
 def rounds(model: Any, ways: dict[str, Callable[[], float]], count: int) -> Iterator[dict[str, float]]:
-    """Seconds of each way, round by round, after one that does not count."""
+    """Yields the seconds of each way, round by round, after a warm-up round."""
     for number in range(count + 1):
         took = {name: way() for name, way in ways.items()}
         if number:
@@ -96,11 +96,12 @@ def main() -> None:
         "threads": 0,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads or torch.get_num_threads())
-    model, rows = built(given.hidden, given.layers, given.tokens), samples(given.tokens, given.longest)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    model = build_model(arguments.hidden, arguments.layers, arguments.tokens)
+    rows = samples(arguments.tokens, arguments.longest)
     attention.isolate(model)
-    isolation.check(model, "fp32")
+    isolation.check_isolation(model, "fp32")
     batches = {"packed": packed(rows), "one by one": padded(rows, 1), "padded": padded(rows, BATCH)}
     ways: dict[str, Callable[[], float]] = {
         "packed": lambda: step(model, batches["packed"], attention.NAME),
@@ -108,12 +109,12 @@ def main() -> None:
         "one by one": lambda: step(model, batches["one by one"], "sdpa"),
         "padded": lambda: step(model, batches["padded"], "sdpa"),
     }
-    took = list(rounds(model, ways, given.rounds))
-    found = {
+    took = list(rounds(model, ways, arguments.rounds))
+    result = {
         "parameters": model.num_parameters(),
-        "tokens": given.tokens,
+        "tokens": arguments.tokens,
         "sequences": len(rows),
-        "padding": round(1 - given.tokens / sum(batch["input_ids"].numel() for batch in batches["padded"]), 3),
+        "padding": round(1 - arguments.tokens / sum(batch["input_ids"].numel() for batch in batches["padded"]), 3),
         "seconds": {name: round(statistics.median(each[name] for each in took), 3) for name in ways},
         "packed_over": {
             name: round(statistics.median(each["packed"] / each[name] for each in took), 3)
@@ -121,7 +122,7 @@ def main() -> None:
             if name != "packed"
         },
     }
-    print(json.dumps(found, indent=2, ensure_ascii=False))
+    print(json.dumps(result, indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":

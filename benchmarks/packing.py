@@ -1,10 +1,10 @@
-"""Packing: samples a second, packs and fill, beside trl's and a sample-by-sample best-fit decreasing.
+"""Packing: samples a second, packs and fill, compared with trl and with best-fit decreasing sample by sample.
 
     python benchmarks/packing.py [--lengths FILE.npy] [--samples N] [--capacity TOKENS] [--rounds N]
 
-Lengths are drawn from a log-normal distribution (mean 94 tokens, as of short chat rows) unless a file is given. trl
-packs a `datasets.Dataset` with those lengths: in the batches of 1,000 that are its default, and the whole set at once.
-It moves the tokens as well, while ours gives their order. Prints one JSON object.
+Lengths are drawn from a log-normal distribution (mean 94 tokens, like short chats) unless a file is given. trl packs a
+`datasets.Dataset` with the same lengths: in its default batches of 1,000, and the whole set at once. trl also moves the
+tokens, while sftrun returns their order. Prints one JSON object.
 """
 
 import argparse
@@ -19,22 +19,22 @@ import numpy as np
 
 from sftrun.data.pack import best_fit
 
-ONE_BY_ONE = 50_000  # samples are enough to time the slow ones on
+ONE_BY_ONE = 50_000  # samples for the slow ways
 
 
-def drawn(samples: int) -> Any:
-    """Lengths of short chat rows."""
+def draw_lengths(samples: int) -> Any:
+    """Returns lengths of short chats."""
     lengths = np.random.default_rng(0).lognormal(4.3, 0.68, samples)
     return np.clip(lengths, 16, 2048).astype(np.int32)
 
 
 def ours(lengths: Any, capacity: int) -> int:
-    """The number of packs."""
+    """Packs with sftrun; returns the number of packs."""
     return len(best_fit(lengths, capacity))
 
 
 def one_by_one(lengths: Any, capacity: int) -> int:
-    """Best-fit decreasing over a sorted list of free spaces."""
+    """Packs with best-fit decreasing over a sorted list of free spaces; returns the number of packs."""
     spaces: list[int] = []
     count = 0
     for length in sorted(lengths.tolist(), reverse=True):
@@ -47,7 +47,7 @@ def one_by_one(lengths: Any, capacity: int) -> int:
 
 
 def trl(lengths: Any, capacity: int, at_once: bool) -> Callable[[], int]:
-    """trl's packing of rows with these lengths."""
+    """Returns a function that packs rows of these lengths with trl."""
     import datasets
     import pyarrow as pa
     from trl.data_utils import pack_dataset
@@ -60,8 +60,8 @@ def trl(lengths: Any, capacity: int, at_once: bool) -> Callable[[], int]:
     return lambda: len(pack_dataset(rows, capacity, "bfd", how))
 
 
-def measured(work: Callable[[], int], lengths: Any, capacity: int, rounds: int) -> dict[str, Any]:
-    """Median rate, packs and fill."""
+def measure(work: Callable[[], int], lengths: Any, capacity: int, rounds: int) -> dict[str, Any]:
+    """Returns median rate, packs and fill."""
     took = []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -79,18 +79,18 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5_000_000)
     parser.add_argument("--capacity", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
-    lengths = np.load(given.lengths) if given.lengths else drawn(given.samples)
-    few, capacity, rounds = lengths[:ONE_BY_ONE], given.capacity, given.rounds
+    arguments = parser.parse_args()
+    lengths = np.load(arguments.lengths) if arguments.lengths else draw_lengths(arguments.samples)
+    few, capacity, rounds = lengths[:ONE_BY_ONE], arguments.capacity, arguments.rounds
     ours(few, capacity)  # imports
-    found = {
-        "sftrun": measured(lambda: ours(lengths, capacity), lengths, capacity, rounds),
-        "sftrun, fewer": measured(lambda: ours(few, capacity), few, capacity, rounds),
-        "one by one": measured(lambda: one_by_one(few, capacity), few, capacity, rounds),
-        "trl bfd": measured(trl(few, capacity, False), few, capacity, rounds),
-        "trl bfd, whole set": measured(trl(few, capacity, True), few, capacity, rounds),
+    result = {
+        "sftrun": measure(lambda: ours(lengths, capacity), lengths, capacity, rounds),
+        "sftrun, fewer": measure(lambda: ours(few, capacity), few, capacity, rounds),
+        "one by one": measure(lambda: one_by_one(few, capacity), few, capacity, rounds),
+        "trl bfd": measure(trl(few, capacity, False), few, capacity, rounds),
+        "trl bfd, whole set": measure(trl(few, capacity, True), few, capacity, rounds),
     }
-    print(json.dumps({"capacity": capacity, **found}, indent=2))
+    print(json.dumps({"capacity": capacity, **result}, indent=2))
 
 
 if __name__ == "__main__":

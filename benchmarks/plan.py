@@ -1,12 +1,12 @@
-"""What `sftrun plan` estimates, beside what a training process really takes at most, on the CPU.
+"""Compares the estimate of `sftrun plan` with the peak memory of a training process on the CPU.
 
     python benchmarks/plan.py [--steps N] [--others | --shared] [--only WORD]
 
-Each case, of two sizes of models with random weights, full tuning and LoRA, and two batch sizes, is estimated and then
-trained for a few steps on rows of one length, in processes of their own. With `--others`, cases beside these: a larger
-vocabulary, longer rows, more layers, checkpointing, packing, a base in 4 bits. With `--shared`, two processes that
-share the model, of which the larger one counts. Prints a line a case: parameters, estimated and measured peak (the
-largest resident size of the worker, as the system counts it), and their ratio.
+The cases are two model sizes with random weights, full tuning and LoRA, and two batch sizes. Each case is estimated,
+and then trained for a few steps on rows of one length, in its own process. `--others` runs more cases: a larger
+vocabulary, longer rows, more layers, checkpointing, packing, a base in 4 bits. `--shared` runs two processes that share
+the model, and takes the larger peak. Prints a line for each case: parameters, estimated and measured peak (the largest
+resident size of the worker), and their ratio.
 """
 
 import argparse
@@ -64,7 +64,7 @@ SHARED: dict[str, Case] = {
 
 
 def model(folder: Path, hidden: int, layers: int, words: int) -> None:
-    """A llama with random weights and the tokenizer of the embedded model."""
+    """Saves a llama with random weights and the tokenizer of the embedded model."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -79,7 +79,7 @@ def model(folder: Path, hidden: int, layers: int, words: int) -> None:
 
 
 def recipe(folder: Path, file: str, case: Case, steps: int) -> Path:
-    """A recipe of one case."""
+    """Writes the recipe of a case."""
     size, length, keys = case
     rows = [{"role": "user", "content": "say x"}, {"role": "assistant", "content": "x" * length}]
     (folder / f"rows-{length}.jsonl").write_text((json.dumps({"messages": rows}) + "\n") * ROWS)
@@ -93,7 +93,7 @@ def recipe(folder: Path, file: str, case: Case, steps: int) -> Path:
 
 
 def case(file: Path) -> dict[str, Any]:
-    """Estimates one recipe, trains it, and compares; this process has had no other children that large."""
+    """Estimates a recipe and trains it; this process must have had no larger children before."""
     import sftrun
     from sftrun.tools.plan import plan
 
@@ -101,7 +101,7 @@ def case(file: Path) -> dict[str, Any]:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     sftrun.run(file, out=file.with_suffix(""))
     most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    assert most > before, "the worker that estimates took more than the one that trains"
+    assert most > before, "the estimating worker took more memory than the training worker"
     return {"parameters": planned["parameters"], "estimated": planned["peak"], "measured": most * 1024}
 
 
@@ -109,32 +109,32 @@ def main() -> None:
     """Runs every case."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--others", action="store_true", help="cases that the estimate was not tuned on")
+    parser.add_argument("--others", action="store_true", help="cases that the estimate was not fitted to")
     parser.add_argument("--shared", action="store_true", help="two processes that share the model")
-    parser.add_argument("--only", default="", help="cases whose name has this word")
+    parser.add_argument("--only", default="", help="cases whose name contains this word")
     parser.add_argument("--case", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.case:
-        print(json.dumps(case(given.case)))
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(json.dumps(case(arguments.case)))
         return
-    cases = OTHERS if given.others else SHARED if given.shared else CASES
+    cases = OTHERS if arguments.others else SHARED if arguments.shared else CASES
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        wanted = [(name, each) for name, each in cases.items() if given.only in name]
+        wanted = [(name, each) for name, each in cases.items() if arguments.only in name]
         for size, sizes in {**SIZES, **OTHER_SIZES}.items():
             if size in {each[0] for _, each in wanted}:
                 model(folder / size, *sizes)
         for number, (name, each) in enumerate(wanted):
-            file = recipe(folder, f"case-{number}.yaml", each, given.steps)
+            file = recipe(folder, f"case-{number}.yaml", each, arguments.steps)
             command = [sys.executable, __file__, "--case", str(file)]
             cache = {**os.environ, "SFTRUN_CACHE": str(folder / "cache")}
-            said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=cache).stdout
-            show(name, json.loads(said.splitlines()[-1]))
+            output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=cache).stdout
+            show(name, json.loads(output.splitlines()[-1]))
 
 
-def show(name: str, found: dict[str, Any]) -> None:
-    """One line."""
-    estimated, measured, parameters = found["estimated"], found["measured"], found["parameters"]
+def show(name: str, result: dict[str, Any]) -> None:
+    """Prints the line of a case."""
+    estimated, measured, parameters = result["estimated"], result["measured"], result["parameters"]
     counts = f"{parameters['trained'] / 1e6:7.2f} M trained {parameters['frozen'] / 1e6:7.2f} M frozen"
     sizes = f"estimated {estimated / 1e6:7.0f} MB  measured {measured / 1e6:7.0f} MB"
     print(f"{name:21} {counts}  {sizes}  ratio {estimated / measured:.3f}", flush=True)

@@ -1,11 +1,11 @@
-"""Preparation: rows to packed Arrow with masks, beside the bare tokenizer and trl's own preparation.
+"""Preparation: rows to packed Arrow with masks, compared with the bare tokenizer and with trl's preparation.
 
     python benchmarks/prepare.py [--rows FILE.jsonl[.gz]] [--tokenizer FOLDER] [--rounds 5] [--limit N] [--long 0]
 
-Each way runs in a process of its own, round by round in turn; times are of the work alone, without imports.
-`floor` is the faster of the tokenizer's two batch calls, on strings rendered before. `sftrun` is the whole stage,
-rows on disk to packed Arrow, every row verified; `trl-1` and `trl-2` are trl with one process and with two, with
-the training twin of the same template. Prints medians, ratios and peak memory as JSON.
+The ways take turns, round by round, each in its own process; times exclude imports. `floor` is the faster of the
+tokenizer's two batch calls, on rendered strings. `sftrun` is the whole stage, from rows on disk to packed Arrow, with
+every row verified. `trl-1` and `trl-2` are trl with one and with two processes, with the training version of the same
+template. Prints medians, ratios and peak memory as JSON.
 """
 
 import argparse
@@ -28,19 +28,19 @@ LENGTH = 2048
 
 
 def cpu() -> float:
-    """CPU seconds of this process and of its finished children."""
+    """Returns the CPU seconds of this process and of its finished children."""
     return sum(os.times()[:4])
 
 
-def timed(work: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """CPU and wall seconds of a piece of work, and what it says of itself."""
+def measure(work: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Returns the CPU and wall seconds of a function, and its own result."""
     spent, started = cpu(), time.perf_counter()
-    said = work()
-    return {"cpu": cpu() - spent, "wall": time.perf_counter() - started, **said}
+    result = work()
+    return {"cpu": cpu() - spent, "wall": time.perf_counter() - started, **result}
 
 
 def floor(folder: Path) -> dict[str, float]:
-    """The tokenizer alone."""
+    """Measures the tokenizer alone."""
     import msgspec
     from tokenizers import Tokenizer
 
@@ -52,12 +52,12 @@ def floor(folder: Path) -> dict[str, float]:
             call(texts[first : first + 1024], add_special_tokens=False)
         return {}
 
-    both = [timed(lambda call=call: encode(call)) for call in (engine.encode_batch_fast, engine.encode_batch)]
+    both = [measure(lambda call=call: encode(call)) for call in (engine.encode_batch_fast, engine.encode_batch)]
     return {**min(both, key=lambda each: each["cpu"]), "with_offsets_cpu": both[1]["cpu"]}
 
 
 def sftrun(folder: Path) -> dict[str, float]:
-    """The stage prepare, through the public function."""
+    """Measures the stage prepare, through the public function."""
     import jinja2  # noqa: F401
     import numpy  # noqa: F401
     import pyarrow  # noqa: F401
@@ -73,13 +73,13 @@ def sftrun(folder: Path) -> dict[str, float]:
         stats = prepare(folder / "recipe.yaml", (), out).read_json("prepared/stats.json")["train"]
         return {"rows": stats["rows"], "tokens": stats["tokens"], "fill": stats["packing"]["fill"]}
 
-    result = timed(work)
+    result = measure(work)
     assert "torch" not in sys.modules
     return result
 
 
 def trl(folder: Path, processes: int) -> dict[str, float]:
-    """trl's preparation of the same rows, with assistant masks and packing."""
+    """Measures trl's preparation of the same rows, with assistant masks and packing."""
     import datasets
     import multiprocess
     import transformers
@@ -102,10 +102,10 @@ def trl(folder: Path, processes: int) -> dict[str, float]:
     def work() -> dict[str, float]:
         rows = datasets.load_dataset("json", data_files=str(folder / "train.jsonl"), split="train", cache_dir=cache)
         trainer = SFTTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer)
-        multiprocess.active_children()  # whose CPU seconds count only when they are waited for
+        multiprocess.active_children()  # joins them: only then their CPU seconds count
         return {"sequences": len(trainer.train_dataset)}
 
-    return timed(work)
+    return measure(work)
 
 
 def set_up(folder: Path, args: argparse.Namespace) -> int:
@@ -122,7 +122,7 @@ def set_up(folder: Path, args: argparse.Namespace) -> int:
     opened = gzip.open if args.rows.suffix == ".gz" else open
     with opened(args.rows, "rb") as lines:
         rows = [msgspec.json.decode(line) for line in lines][: args.limit]
-    rows = _joined(rows, args.long) if args.long else rows
+    rows = _join(rows, args.long) if args.long else rows
     (folder / "train.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, rows)) + b"\n")
     recipe = {
         "model": {"name": str(folder / "model"), "max_seq_len": LENGTH},
@@ -134,23 +134,23 @@ def set_up(folder: Path, args: argparse.Namespace) -> int:
     return len(rows)
 
 
-def _joined(rows: list[dict[str, object]], turns: int) -> list[dict[str, object]]:
-    """Longer conversations: the turns of so many rows in one."""
+def _join(rows: list[dict[str, object]], turns: int) -> list[dict[str, object]]:
+    """Joins the turns of `turns` rows to one conversation."""
     groups = [rows[first : first + turns] for first in range(0, len(rows), turns)]
     return [{"messages": [message for row in group for message in row["messages"]]} for group in groups]
 
 
 def _texts(folder: Path) -> list[str]:
-    from sftrun.data.pipeline import Line
-    from sftrun.recipe.validate import load_with_places
+    from sftrun.data.pipeline import Pipeline
+    from sftrun.recipe.validate import read
     from sftrun.registry import current
 
-    line = Line(load_with_places(folder / "recipe.yaml").recipe, current())
-    return [rendered.text for batch in line.batches("train") for _, rendered in batch.pairs]
+    pipeline = Pipeline(read(folder / "recipe.yaml").recipe, current())
+    return [rendered.text for batch in pipeline.make_batches("train") for _, rendered in batch.pairs]
 
 
 def run(way: str, folder: Path) -> dict[str, float]:
-    """One way in this process; peak memory in MB, of trl's largest child too."""
+    """Runs a way in this process; returns its times and peak memory (MB), also of trl's largest child."""
     name, _, processes = way.partition("-")
     result = {"floor": floor, "sftrun": sftrun}[name](folder) if not processes else trl(folder, int(processes))
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024 if processes else 0
@@ -158,7 +158,7 @@ def run(way: str, folder: Path) -> dict[str, float]:
 
 
 def peak() -> int:
-    """Largest resident memory of this process in MB; the kernel's ru_maxrss counts what forked it too."""
+    """Returns the largest resident memory of this process in MB; ru_maxrss would include the parent's before fork."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) // 1024
 
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=DATA / "tokenizer-qwen")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--limit", type=int, default=None)
-    parser.add_argument("--long", type=int, default=0, help="Join so many rows into one conversation.")
+    parser.add_argument("--long", type=int, default=0, help="Number of rows to join into one conversation.")
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--one", nargs=2, metavar=("WAY", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -178,18 +178,18 @@ def main() -> None:
         print(json.dumps(run(args.one[0], Path(args.one[1]))))
         return
     ways = args.ways.split(",")
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         rows = set_up(folder, args)
-        found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        results: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
         for _ in range(args.rounds):
             for way in ways:
-                command = [sys.executable, __file__, "--one", way, made]
+                command = [sys.executable, __file__, "--one", way, scratch]
                 environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1"}
-                said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-                found[way].append(json.loads(said.stdout.splitlines()[-1]))
+                result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+                results[way].append(json.loads(result.stdout.splitlines()[-1]))
     middle = {
-        way: {key: statistics.median(each[key] for each in runs) for key in runs[0]} for way, runs in found.items()
+        way: {key: statistics.median(each[key] for each in runs) for key in runs[0]} for way, runs in results.items()
     }
     ratios = {
         way: {key: round(each[key] / middle["floor"][key], 3) for key in ("cpu", "wall")}

@@ -1,8 +1,8 @@
-"""Start-up: how long `sftrun --help` and `sftrun validate recipes` take as whole processes, beside a bare Python.
+"""Start-up: process times of `sftrun --help` and `sftrun validate recipes`, next to a bare Python.
 
     python benchmarks/startup.py [ROUNDS]
 
-Prints medians in seconds and the modules that must not be imported.
+Prints medians in seconds, and heavy modules that were imported by mistake.
 """
 
 import statistics
@@ -22,17 +22,17 @@ COMMANDS = {
 
 
 def seconds(command: list[str]) -> float:
-    """Wall time of one process."""
+    """Returns the wall time of one process."""
     started = time.perf_counter()
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
     return time.perf_counter() - started
 
 
-def imported(words: list[str]) -> list[str]:
-    """Heavy modules that a command line imports."""
+def heavy_imports(words: list[str]) -> list[str]:
+    """Returns the heavy modules that a command line imports."""
     code = f"import sys; from sftrun.cli.main import run; run({words}); print([m for m in {HEAVY} if m in sys.modules])"
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return list(said.stdout.strip().splitlines()[-1:])
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return list(result.stdout.strip().splitlines()[-1:])
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
             took[name].append(seconds(command))
     for name, values in took.items():
         print(f"{name:26} median {statistics.median(values):.3f}  min {min(values):.3f}  of {rounds}")
-    print("heavy modules imported:", *imported(["--help"]), *imported(["validate", "recipes"]))
+    print("heavy modules imported:", *heavy_imports(["--help"]), *heavy_imports(["validate", "recipes"]))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""Training on a CPU: sftrun beside a bare PyTorch loop on the same batches, and beside trl on the same rows.
+"""Training on a CPU: sftrun next to a bare PyTorch loop on the same batches, and next to trl on the same rows.
 
     python benchmarks/train.py [--rounds N] [--rows N] [--batch N] [--hidden N] [--layers N] [--words N]
     python benchmarks/train.py --gsm8k [--data FOLDER]
 
-Ways take turns, round by round, each in a process of its own; rows are seen twice, and the second pass is measured.
-`bare` is a loop of a few lines, with the same batches (asserted), a head on trained positions alone and fused AdamW.
-`sftrun` is the worker of its stage train. `trl` is SFTTrainer with masks by completion and its own defaults for
-batches, padding and the head; it computes in fp32 without checkpointing, as the others do. The model is a Qwen2 with
-random weights, 110 M parameters by default. With --gsm8k, rows are those of GSM8K with Qwen's tokenizer of 151,936
-tokens, sftrun packs them, and what counts is trained tokens a second.
+The ways take turns, round by round, each in its own process. Each sees the rows twice, and the second pass is measured.
+`bare` is a loop of a few lines, with the same batches (asserted), a head on trained positions and fused AdamW. `sftrun`
+is the worker of the stage train. `trl` is SFTTrainer with completion masks and its defaults for batches, padding and
+the head. All compute in fp32 without checkpointing. The model is a Qwen2 with random weights, 110 M parameters by
+default. With --gsm8k, the rows are those of GSM8K with Qwen's tokenizer of 151,936 tokens, sftrun packs them, and the
+result is trained tokens a second.
 
 Two rounds take eight to ten minutes on two cores. Prints JSON: medians of rounds, and the median over rounds of each
-ratio; above 1 sftrun is slower than bare, and faster than trl. On a machine that is busy, wall times say little; with
-OMP_NUM_THREADS=1, CPU times still do.
+ratio; above 1 sftrun is slower than bare, or faster than trl. Wall times are not reliable on a busy machine; with
+OMP_NUM_THREADS=1, CPU times are.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WAYS = {"bare": _ways.bare, "sftrun": _ways.sftrun, "trl": _ways.trl}
 
 
 def model(folder: Path, args: argparse.Namespace) -> None:
-    """A Qwen2 with random weights, in a folder that has a tokenizer."""
+    """Saves a Qwen2 with random weights to a folder with a tokenizer."""
     import torch
     import transformers
 
@@ -49,8 +49,8 @@ def model(folder: Path, args: argparse.Namespace) -> None:
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
-def made_up(count: int) -> list[dict[str, str]]:
-    """Rows of many lengths, such as short chats have: a few dozen to a few hundred tokens."""
+def random_rows(count: int) -> list[dict[str, str]]:
+    """Returns rows with the lengths of short chats: a few dozen to a few hundred tokens."""
     draw = random.Random(_ways.SEED)
     letters = "abcdefghijklmnopqrstuvwxyz "
 
@@ -61,14 +61,14 @@ def made_up(count: int) -> list[dict[str, str]]:
 
 
 def gsm8k(count: int, data: Path) -> list[dict[str, str]]:
-    """The first rows of GSM8K."""
+    """Returns the first rows of GSM8K."""
     with (data / "gsm8k" / "train.jsonl").open() as lines:
         rows = [json.loads(line) for _, line in zip(range(count), lines, strict=False)]
     return [{"prompt": row["question"], "completion": row["answer"]} for row in rows]
 
 
 def set_up(folder: Path, args: argparse.Namespace) -> None:
-    """The model, the rows and the recipe."""
+    """Writes the model, the rows and the recipe."""
     from sftrun import tiny
 
     model(folder / "model", args)
@@ -77,7 +77,7 @@ def set_up(folder: Path, args: argparse.Namespace) -> None:
     keys: dict[str, Any] = {"model": {"max_seq_len": 1024}, "tuning": {"mode": "full"}}
     train = {"batch_size": args.batch, "precision": "fp32"}
     if not args.gsm8k:
-        _ways.write(folder, made_up(args.rows), {**keys, "train": train})
+        _ways.write(folder, random_rows(args.rows), {**keys, "train": train})
         return
     for file in (args.data / "tokenizer-qwen").iterdir():
         shutil.copyfile(file, folder / "model" / file.name)
@@ -85,8 +85,8 @@ def set_up(folder: Path, args: argparse.Namespace) -> None:
     _ways.write(folder, gsm8k(args.rows, args.data), {**keys, **packed})
 
 
-def compared(rounds: list[dict[str, Any]], gsm8k: bool) -> dict[str, float]:
-    """The median over rounds of each ratio."""
+def compare(rounds: list[dict[str, Any]], gsm8k: bool) -> dict[str, float]:
+    """Returns the median over rounds of each ratio."""
 
     def middle(over: str, under: str, key: str) -> float:
         return round(statistics.median(each[over][key] / each[under][key] for each in rounds), 3)
@@ -104,12 +104,15 @@ def compared(rounds: list[dict[str, Any]], gsm8k: bool) -> dict[str, float]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All rounds."""
+    """Measures all rounds."""
     ways = ("sftrun", "trl") if args.gsm8k else ("bare", "sftrun", "trl")
-    with tempfile.TemporaryDirectory() as made:
-        set_up(Path(made), args)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        set_up(folder, args)
         more = ("--gsm8k-batch", str(args.batch)) if args.gsm8k else ()
-        rounds = [{way: _ways.apart(__file__, way, Path(made), *more) for way in ways} for _ in range(args.rounds)]
+        rounds = [
+            {way: _ways.measure_in_process(__file__, way, folder, *more) for way in ways} for _ in range(args.rounds)
+        ]
     if not args.gsm8k:
         assert all(each["bare"]["tokens"] == each["sftrun"]["tokens"] for each in rounds), "not the same batches"
     keys = ("ms_per_step", "seconds", "cpu_seconds", "trained_per_s", "peak_mb")
@@ -117,7 +120,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         way: {key: round(statistics.median(each[way][key] for each in rounds)) for key in keys if key in rounds[0][way]}
         for way in ways
     }
-    return {"ratios": compared(rounds, args.gsm8k), "medians": medians, "rounds": rounds}
+    return {"ratios": compare(rounds, args.gsm8k), "medians": medians, "rounds": rounds}
 
 
 def main() -> None:
@@ -140,7 +143,7 @@ def main() -> None:
         settings = {"per_device_train_batch_size": args.gsm8k_batch} if args.gsm8k_batch else {}
         way, folder = args.one
         work = WAYS[way]
-        print(json.dumps(_ways.measured(lambda: work(Path(folder), **(settings if way == "trl" else {})))))
+        print(json.dumps(_ways.measure(lambda: work(Path(folder), **(settings if way == "trl" else {})))))
         return
     print(json.dumps({"settings": {name: getattr(args, name) for name in usual}, **measure(args)}, indent=1))
 

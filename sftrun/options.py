@@ -125,6 +125,15 @@ def expand(value: Any) -> Any:
     return ENV.sub(_variable, value) if isinstance(value, str) else value
 
 
+def variables(value: Any) -> Iterator[str]:
+    """Yields the names of the environment variables in every string below `value` that are set."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from variables(item)
+    elif isinstance(value, str):
+        yield from (name for name in ENV.findall(value) if name in os.environ)
+
+
 def _variable(match: re.Match[str]) -> str:
     name = match[1]
     if name not in os.environ:

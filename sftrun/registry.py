@@ -7,6 +7,7 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ import msgspec
 import pluggy
 
 import sftrun
-import sftrun.builtin
 from sftrun import api_changes, hookspecs
 from sftrun.errors import Problem, UserError
 from sftrun.hookspecs import KINDS, PROJECT
@@ -136,7 +136,7 @@ class Registry:
 
 
 def _builtin_modules() -> list[str]:
-    walk = pkgutil.walk_packages(sftrun.builtin.__path__, "sftrun.builtin.")
+    walk = pkgutil.walk_packages([str(Path(__file__).with_name("builtin"))], "sftrun.builtin.")
     return sorted(found.name for found in walk if not found.ispkg and not found.name.rsplit(".", 1)[1].startswith("_"))
 
 

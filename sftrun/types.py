@@ -1,9 +1,12 @@
 """The nouns that pass between components."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+
+if TYPE_CHECKING:
+    from sftrun.data.masks.skeleton import Skeleton
 
 Message = dict[str, Any]
 """One message in the OpenAI chat shape: `role`, `content`, and what else the template reads.
@@ -64,15 +67,17 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Rendered:
-    """A conversation as the model reads it, with the spans that tile it.
+    """A conversation as the model reads it, with the spans that tile the text.
 
-    Those of one `shape` (the same object) have spans that differ in `start` and `end` alone; None says nothing.
-    Spans may be given as what makes them: most rows are never asked for theirs.
+    Renders that share a `shape` object have equal spans except for `start` and `end`; None means unknown. `spans` may
+    be a callable, called on first use, because the spans of most rows are never needed.
     """
 
     __slots__ = ("_spans", "shape", "text")
 
-    def __init__(self, text: str, spans: list[Span] | Callable[[], list[Span]], shape: Any = None) -> None:
+    def __init__(
+        self, text: str, spans: list[Span] | Callable[[], list[Span]], shape: "Skeleton | None" = None
+    ) -> None:
         self.text = text
         self.shape = shape
         self._spans = spans

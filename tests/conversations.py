@@ -1,4 +1,4 @@
-"""Kinds of conversation that chat templates are tried on."""
+"""Kinds of conversation for tests of chat templates."""
 
 from typing import Any
 
@@ -95,7 +95,7 @@ KINDS: dict[str, Conversation] = {
     ),
     "tool call": Conversation([WEATHER, call({"city": "Oslo", "days": 2}), result('{"t": 7}'), REPORT], tools=[TOOL]),
     "tool call last": Conversation([WEATHER, call({"city": 'Os"lo\n'}, None)], tools=[TOOL]),
-    "tool call, text beside": Conversation(
+    "tool call with text": Conversation(
         [WEATHER, call({"city": "Oslo"}, "Let me look."), result("7 °C"), REPORT, ASK2, ANSWER2], tools=[TOOL]
     ),
     "call without arguments": Conversation([WEATHER, call({}, "Let me look."), result("7 °C"), REPORT], tools=[TOOL]),
@@ -123,9 +123,14 @@ KINDS: dict[str, Conversation] = {
 }
 
 
-def as_lists(talk: Conversation) -> Conversation:
+def as_lists(conversation: Conversation) -> Conversation:
     """The same conversation with each content as a list of one part."""
-    return Conversation([_as_list(message) for message in talk.messages], talk.origin, talk.tools, talk.template_kwargs)
+    return Conversation(
+        [_as_list(message) for message in conversation.messages],
+        conversation.origin,
+        conversation.tools,
+        conversation.template_kwargs,
+    )
 
 
 def _as_list(message: Message) -> Message:

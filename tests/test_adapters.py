@@ -181,7 +181,7 @@ def test_rslora_scales_by_the_root_of_the_rank(prepared):
 WRONG = {
     ("target_modules", "q_prj"): "the model has no module q_prj; did you mean 'q_proj'? there are: down_proj, embed",
     ("target_modules", "self_attn"): "self_attn is no linear layer, so it can have no adapter; there are: down_proj",
-    ("target_modules", "embed_tokens"): "embed_tokens is the head too, in this model, and an adapter would change only",
+    ("target_modules", "embed_tokens"): "embed_tokens is also the head in this model, and an adapter would change only",
     ("modules_to_save", "lm_haed"): "the model has no module lm_haed; did you mean 'lm_head'?",
 }
 
@@ -284,9 +284,9 @@ def stepped(base_dtype, ours, **more):
         transformers.LlamaConfig(vocab_size=700, **sizes), dtype=base_dtype
     )
     model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **more))
-    adapter.in_fp32(model)
+    adapter.cast_trained_to_fp32(model)
     if ours:
-        adapter.leave_to_autocast(model)
+        adapter.disable_input_casts(model)
     kept = {}
 
     def keep(tensor):

@@ -43,7 +43,7 @@ def test_what_was_used_lately_can_stay(made, write, sftrun, tmp_path):
 
 
 def test_what_a_process_is_at_stays(made, sftrun):
-    with store.locked(made.name, lambda: None):
+    with store.entry_lock(made.name, lambda: None):
         assert "0 removed" in sftrun("cache", "--clear").err
     assert made.exists()
 

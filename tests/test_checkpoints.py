@@ -18,15 +18,15 @@ def written(folder, step, loss=None, finished=False):
 
 
 def steps(folder):
-    return [each.step for each in checkpoints.whole(folder)]
+    return [each.step for each in checkpoints.complete_checkpoints(folder)]
 
 
 def test_what_was_sealed_is_read_back(tmp_path):
     written(tmp_path, 5, 1.5, finished=True)
-    (found,) = checkpoints.whole(tmp_path)
+    (found,) = checkpoints.complete_checkpoints(tmp_path)
     assert (found.step, found.loss, found.finished, found.progress) == (5, 1.5, True, {"tokens": 5})
     assert set(found.files) == {"optimizer.pt", "inner/weights"}
-    assert found.broken() is None
+    assert found.broken_file() is None
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
@@ -43,7 +43,7 @@ def test_a_checkpoint_that_is_still_written_does_not_count(tmp_path):
     made.mkdir()
     (made / "optimizer.pt").write_bytes(b"half")
     assert steps(tmp_path) == [5]
-    assert checkpoints.last(tmp_path, print).step == 5
+    assert checkpoints.latest_intact(tmp_path, print).step == 5
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
@@ -60,15 +60,15 @@ def test_a_byte_that_has_changed_is_found_and_the_one_before_is_taken(tmp_path):
     content[3] ^= 1
     file.write_bytes(content)
     said = []
-    assert checkpoints.last(tmp_path, said.append).step == 5
-    assert "checkpoint-10 is left out: optimizer.pt is not what was written there" in said[0]["message"]
+    assert checkpoints.latest_intact(tmp_path, said.append).step == 5
+    assert "checkpoint-10 is not used: optimizer.pt has changed since it was written" in said[0]["message"]
     assert steps(tmp_path) == [5]
 
 
 def test_the_newest_are_kept_and_the_best_besides(tmp_path):
     for step, loss in [(5, 3.0), (10, 1.0), (15, None), (20, 2.0), (25, 1.0)]:
         written(tmp_path, step, loss)
-        checkpoints.thin_out(tmp_path, 2)
+        checkpoints.prune(tmp_path, 2)
     assert steps(tmp_path) == [10, 20, 25]
     assert checkpoints.best(tmp_path).step == 10
 
@@ -76,7 +76,7 @@ def test_the_newest_are_kept_and_the_best_besides(tmp_path):
 def test_without_a_limit_all_are_kept(tmp_path):
     for step in range(1, 6):
         written(tmp_path, step)
-        checkpoints.thin_out(tmp_path, None)
+        checkpoints.prune(tmp_path, None)
     assert steps(tmp_path) == [1, 2, 3, 4, 5]
 
 
@@ -104,11 +104,11 @@ def test_a_kill_at_any_write_leaves_the_checkpoint_before_it(tmp_path, monkeypat
             patched.setattr(os, name, counted(getattr(os, name)))
         try:
             written(tmp_path, 10)
-            checkpoints.thin_out(tmp_path, 1)
+            checkpoints.prune(tmp_path, 1)
         except Killed:
             pass
     assert steps(tmp_path) in ([5], [10], [5, 10])
-    assert checkpoints.last(tmp_path, print).broken() is None
+    assert checkpoints.latest_intact(tmp_path, print).broken_file() is None
     written(tmp_path, 15)  # and the next one finds its place
     assert steps(tmp_path)[-1] == 15
 
@@ -125,14 +125,14 @@ def test_a_kill_at_any_write_leaves_the_checkpoint_before_it(tmp_path, monkeypat
 def test_a_full_disk_is_said_with_the_last_whole_checkpoint(tmp_path, error):
     written(tmp_path, 5)
     (checkpoints.begin(tmp_path) / "half").write_bytes(b"x")
-    told = pytest.raises(UserError, match=r"step 10 could not be written, .*checkpoint-5; make room")
-    with told, checkpoints.room_for("the checkpoint of step 10", tmp_path):
+    told = pytest.raises(UserError, match=r"step 10 could not be written: .*checkpoint-5; make room")
+    with told, checkpoints.disk_errors("the checkpoint of step 10", tmp_path):
         raise error
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
 
 
 def test_another_error_stays_what_it_is(tmp_path):
-    with pytest.raises(KeyError), checkpoints.room_for("it", tmp_path):
+    with pytest.raises(KeyError), checkpoints.disk_errors("it", tmp_path):
         raise KeyError("a bug")
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import sftrun
 from sftrun import testing
+from sftrun.recipe.model import ModelOptions, Recipe
 from sftrun.registry import current
 from sftrun.types import Conversation, Row
 
@@ -327,12 +328,18 @@ def test_a_transform_may_add_conversations():
     testing.check_transform(each(louder, lambda talk: (talk.origin, "changed", "louder")))
 
 
+def appended(work):
+    work.prompt.messages.append({"role": "user", "content": "?"})
+    return sftrun.Grade(1, "good")
+
+
 JUDGES = {
-    "must return a Grade, not float": lambda prompt, answer: 0.5,
-    "must be from 0 to 1, not 2": lambda prompt, answer: sftrun.Grade(2, "good"),
-    "must be from 0 to 1, not nan": lambda prompt, answer: sftrun.Grade(float("nan"), "good"),
-    "there must be a reason": lambda prompt, answer: sftrun.Grade(1, ""),
-    "not the same grade a second time": lambda prompt, answer: sftrun.Grade(1, ANY()),
+    "must return a Grade, not float": lambda work: 0.5,
+    "must be from 0 to 1, not 2": lambda work: sftrun.Grade(2, "good"),
+    "must be from 0 to 1, not nan": lambda work: sftrun.Grade(float("nan"), "good"),
+    "there must be a reason": lambda work: sftrun.Grade(1, ""),
+    "not the same grade a second time": lambda work: sftrun.Grade(1, ANY()),
+    "the prompt was changed in place": appended,
 }
 
 
@@ -344,28 +351,43 @@ def test_a_judge_that_breaks_a_promise_fails(reason):
 
 
 def scored(metrics, samples=()):
-    return lambda model, prompts: sftrun.Scores(metrics, list(samples))
+    return lambda work: sftrun.Scores(metrics, list(samples))
 
 
-def said(model, prompts):
-    asked = [prompt for each in prompts.values() for prompt in each if model.decode(model.generate([[1]], 9, 1)[0])]
-    samples = [{"origin": prompt.origin, "messages": [], "reference": ""} for prompt in asked]
-    return sftrun.Scores({"share": 1.0}, samples)
+def answer(work):
+    """Returns what the model of a check always answers."""
+    return work.model.decode(work.model.generate([[1]], sftrun.types.Decoding(max_new_tokens=9))[0])
+
+
+def only_if_answered(work):
+    asked = [prompt for each in work.prompts.values() for prompt in each if answer(work)]
+    samples = [{"origin": prompt.origin, "messages": [], "reference": "", "answer": ""} for prompt in asked]
+    return sftrun.Scores({"share": sftrun.Measure(1.0)}, samples)
+
+
+def measured(value, **declared):
+    return sftrun.Scores({"share": sftrun.Measure(value, **declared)})
+
+
+def untyped(work):
+    work.emit({"event": "custom"})
 
 
 EVALUATORS = {
-    "must return Scores, not dict": lambda model, prompts: {},
+    "must return Scores, not dict": lambda work: {},
     "there is no metric": scored({}),
     "share must be finite, not nan": scored({"share": float("nan")}),
     "share must be a number, not '1'": scored({"share": "1"}),
-    "a sample lacks messages, reference": scored({"share": 1.0}, [{"origin": "a:1"}]),
-    "not the same a second time": lambda model, prompts: sftrun.Scores({"share": float(ANY())}),
-    "the names of the metrics depend on the model": lambda model, prompts: sftrun.Scores(
-        {model.decode(model.generate([[1]], 9, 1)[0]): 1.0}
-    ),
-    "must be of the same prompts": said,
-    "without prompts: must be a UserError, not KeyError": lambda model, prompts: sftrun.Scores(
-        {"prompts": float(len(prompts["test"]))}
+    "share has no direction": scored({"share": 1.0}),
+    "share is 3.0, outside its range 0.0 to 1.0": scored({"share": sftrun.Measure(3.0)}),
+    "a sample lacks answer, messages, reference": scored({"share": sftrun.Measure(1.0)}, [{"origin": "a:1"}]),
+    "not the same a second time": lambda work: measured(float(ANY()), range=(0, None)),
+    "the names of the metrics depend on the model": lambda work: sftrun.Scores({answer(work): sftrun.Measure(1.0)}),
+    "the range of share depends on the model": lambda work: measured(1.0, higher_is_better=work.which == "base"),
+    "must be of the same prompts": only_if_answered,
+    "an event must be one of sftrun.events": untyped,
+    "without prompts: must be a UserError, not KeyError": lambda work: measured(
+        float(len(work.prompts["test"])), range=(0, None)
     ),
 }
 
@@ -374,6 +396,236 @@ EVALUATORS = {
 def test_an_evaluator_that_breaks_a_promise_fails(reason):
     with pytest.raises(AssertionError) as caught:
         testing.check_evaluator(Fake(score=EVALUATORS[reason]))
+    assert reason in str(caught.value)
+
+
+def test_an_evaluator_may_ask_for_log_likelihoods():
+    def score(work):
+        pairs = [(prompt.ids, work.model.encode(prompt.reference)) for prompt in work.prompts.get("test", [])]
+        found = work.model.loglikelihood([pair for pair in pairs if pair[1]])
+        return measured(sum(each.sum for each in found), range=(None, 0), per_row=False)
+
+    testing.check_evaluator(Fake(score=score))
+
+
+METRICS_BUILT_IN = ["exact_match", "token_f1", "bleu", "rouge_1", "rouge_2", "rouge_l"]
+
+
+@pytest.mark.parametrize("use", METRICS_BUILT_IN)
+def test_metrics_keep_their_promises(use):
+    metric = create("metric", use)
+    if list(getattr(metric, "check_machine", lambda recipe: ())(None)):
+        pytest.skip("its package is not installed here")
+    testing.check_metric(metric)
+
+
+def each_row(value):
+    """A metric's method that scores row by row."""
+    return lambda work: [value(*pair) for pair in zip(work.answers, work.references, strict=True)]
+
+
+def missing_letters(answer, reference):
+    return float(len(set(reference) - set(answer)))
+
+
+def test_a_metric_may_be_an_error_without_an_upper_end_or_of_the_whole_corpus():
+    testing.check_metric(Fake(measure=each_row(missing_letters), higher_is_better=False, range=(0, None)))
+    share = Fake(measure=lambda work: len(set(work.answers) & set(work.references)) / len(set(work.references)))
+    testing.check_metric(Fake(**vars(share), per_row=False))
+
+
+def equal(answer, reference):
+    return float(answer == reference)
+
+
+METRICS = {
+    "higher_is_better must be True or False, not 'yes'": Fake(measure=each_row(equal), higher_is_better="yes"),
+    "range must be (lowest, highest)": Fake(measure=each_row(equal), range=1.0),
+    "range must begin with its lowest value": Fake(measure=each_row(equal), range=(1.0, 0.0)),
+    "but the best value is 1.0": Fake(measure=each_row(lambda *_: 0.5)),
+    "and wrong ones 0.0, but lower is better": Fake(measure=each_row(equal), higher_is_better=False, range=(None, 1)),
+    "outside its range 0.0 to 1.0": Fake(measure=each_row(lambda *_: 100.0)),
+    "must return 4 values, one per answer": Fake(measure=lambda work: 1.0),
+    "must return one number, not [": Fake(measure=each_row(equal), per_row=False),
+    "must return numbers, not 'right'": Fake(measure=each_row(lambda *_: "right")),
+    "a value must be finite, not nan": Fake(measure=each_row(lambda *_: float("nan"))),
+    "ZeroDivisionError: float division by zero": Fake(
+        measure=each_row(lambda answer, _: equal(answer, _) * len(answer) / len(answer))
+    ),
+    "not the same a second time": Fake(measure=each_row(lambda *_: -float(ANY())), range=(None, None)),
+    "depend on the order of the rows": Fake(
+        measure=lambda work: [each + (work.answers[0] == "") for each in each_row(equal)(work)], range=(0, None)
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", METRICS)
+def test_a_metric_that_breaks_a_promise_fails(reason):
+    with pytest.raises(AssertionError) as caught:
+        testing.check_metric(METRICS[reason])
+    assert reason in str(caught.value)
+
+
+def test_the_tracker_tensorboard_keeps_its_promises():
+    testing.check_tracker(create("tracker", "tensorboard"))
+
+
+class Tracker:
+    """A tracker that writes a line per event."""
+
+    def start(self, work):
+        assert not hasattr(self, "run"), "started twice"
+        self.run = work.run
+        self.resumed = work.resumed
+
+    def track(self, event):
+        with (self.run.path / "tracker.txt").open("a") as file:
+            file.write(type(event).__name__ + "\n")
+
+    def finish(self, status):
+        pass
+
+
+class OnlyNew(Tracker):
+    def start(self, work):
+        super().start(work)
+        if work.resumed:
+            raise ValueError("no")
+
+
+class OnlySteps(Tracker):
+    def track(self, event):
+        return event.step
+
+
+class Needy(Tracker):
+    def track(self, event):
+        return float(event.loss) if hasattr(event, "loss") else 0
+
+
+class Closing(Tracker):
+    def finish(self, status):
+        self.run.log.touch()
+
+
+class Elsewhere(Tracker):
+    def track(self, event):
+        with open("tracker.txt", "w") as file:
+            file.write("")
+
+
+class Meddling(Tracker):
+    def finish(self, status):
+        if hasattr(self, "run"):
+            self.run.write_json("state.json", {})
+
+
+class Fussy(Tracker):
+    def finish(self, status):
+        if status == "interrupted":
+            raise ValueError("no")
+
+
+TRACKERS = {
+    "start() of a resumed run must not fail": OnlyNew,
+    "track() of StageChanged(": OnlySteps,
+    "track() of Step(step=3, loss=None": Needy,
+    "finish() without start() must not fail": Closing,
+    "wrote tracker.txt into the current folder": Elsewhere,
+    "the tracker changed state.json of the run": Meddling,
+    "finish('interrupted') must not fail": Fussy,
+}
+
+
+def test_a_tracker_that_writes_into_the_run_passes():
+    testing.check_tracker(Tracker())
+
+
+@pytest.mark.parametrize("reason", TRACKERS)
+def test_a_tracker_that_breaks_a_promise_fails(reason):
+    with pytest.raises(AssertionError) as caught:
+        testing.check_tracker(TRACKERS[reason]())
+    assert reason in str(caught.value)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run that has trained, as an exporter that only copies sees it."""
+    recipe = Recipe(model=ModelOptions(name="sftrun/tiny"), source=sftrun.Use(use="jsonl", with_={"path": "."}))
+    run = sftrun.RunDir(tmp_path / "run")
+    run.model.mkdir(parents=True)
+    run.write_recipe(recipe)
+    (run.model / "weights").write_bytes(b"1" * (1 << 18))
+    return run
+
+
+def copied(work, folder):
+    """Copies the weights of a run, and refuses a run without them."""
+    if not work.run.model.is_dir():
+        raise sftrun.UserError("there is no model")
+    (folder / "weights").write_bytes((work.run.model / "weights").read_bytes())
+    return {"path": "export/copy"}
+
+
+def export(work):
+    with sftrun.files.atomic_folder(work.run.export / "copy") as making:
+        return copied(work, making)
+
+
+def in_place(work):
+    folder = work.run.export / "copy"
+    folder.mkdir(parents=True, exist_ok=True)
+    return copied(work, folder)
+
+
+def stamped(work):
+    facts = export(work)
+    (work.run.export / "copy/stamp").write_text(ANY())
+    return facts
+
+
+def without_refusal(work):
+    return export(work) if work.run.model.is_dir() else None
+
+
+def into_the_model(work):
+    (work.run.model / "merged").touch()
+    return export(work)
+
+
+def into_the_current_folder(work):
+    with open("copy", "w") as file:
+        file.write("")
+    return export(work)
+
+
+EXPORTERS = {
+    "must return a dict of facts, not str": lambda work: export(work)["path"],
+    "the facts must be JSON": lambda work: {**export(work), "size": object()},
+    "the facts must be JSON: Out of range": lambda work: {**export(work), "difference": float("nan")},
+    "the same when read back from JSON": lambda work: {**export(work), "shape": (1, 2)},
+    "must have the path of what was written": lambda work: {**export(work), "path": None},
+    "path must lie below export/": lambda work: {**export(work), "path": "model"},
+    "there is nothing at export/other": lambda work: {**export(work), "path": "export/other"},
+    "the facts are not the same a second time": lambda work: {**export(work), "time": ANY()},
+    "not the same files a second time: copy/stamp": stamped,
+    "changed model/merged of the run": into_the_model,
+    "an export that failed (a full disk) left copy/weights": in_place,
+    "a run without a model must be a UserError": without_refusal,
+    "must be a UserError, not FileNotFoundError": lambda work: list(work.run.model.iterdir()) and export(work),
+    "wrote copy into the current folder": into_the_current_folder,
+}
+
+
+def test_an_exporter_that_copies_the_model_passes(finished):
+    testing.check_exporter(Fake(export=export), finished)
+    assert not finished.export.exists()
+
+
+@pytest.mark.parametrize("reason", EXPORTERS)
+def test_an_exporter_that_breaks_a_promise_fails(reason, finished):
+    with pytest.raises(AssertionError) as caught:
+        testing.check_exporter(Fake(export=EXPORTERS[reason]), finished)
     assert reason in str(caught.value)
 
 
@@ -394,6 +646,7 @@ PLUGINS = {
     "a name is lower-case words": PLUGIN.replace('"thing"', '"Thing One"'),
     "has no description": PLUGIN.replace('"""A thing."""', ""),
     "lacks the method choose": PLUGIN.replace("def choose", "def chose"),
+    "did you mean 'narrow'": PLUGIN.replace("\n@sftrun", "\n    def narow(self, text): return []\n@sftrun"),
     "its factory cannot be called": PLUGIN.replace("Thing)", "'sys:path', description='A thing.')"),
 }
 
@@ -415,6 +668,27 @@ def plugin(tmp_path, monkeypatch, request):
 
 def test_a_whole_plugin_passes(plugin):
     testing.check_plugin(plugin(PLUGIN))
+
+
+METRIC = """
+import sftrun
+SFTRUN_API = 1
+class Thing:
+    \"\"\"A thing.\"\"\"
+    def measure(self, work): return [1.0 for _ in work.answers]
+@sftrun.hookimpl
+def register_metrics(register):
+    register("my_thing", Thing)
+"""
+TRACKER = METRIC.replace("measure(self, work)", "start(self, work)").replace("register_metrics", "register_trackers")
+
+
+def test_a_metric_may_have_underscores_in_its_name_and_no_other_kind(plugin):
+    testing.check_plugin(plugin(METRIC))
+    methods = "    def track(self, event): pass\n    def finish(self, status): pass\n@sftrun"
+    tracker = plugin(TRACKER.replace("@sftrun", methods))
+    with pytest.raises(AssertionError, match=r"the tracker 'my_thing'.*a name is lower-case words with hyphens"):
+        testing.check_plugin(tracker)
 
 
 @pytest.mark.parametrize("reason", PLUGINS)

@@ -196,7 +196,7 @@ def test_inspect_shows_one_row_by_its_origin(sftrun, write):
 
 
 def flagged(*flags):
-    """A talk of two turns, whose messages say whether they are trained."""
+    """A conversation of two turns, whose messages say whether they are trained."""
     messages = talk("a", "b", "c", "d")["messages"]
     return {
         "messages": [
@@ -206,9 +206,9 @@ def flagged(*flags):
 
 
 FLAGS = {
-    "assistant-off": (flagged(None, False, None, None), "assistant", "says train: false, but this masker trains it"),
-    "last-on": (flagged(None, True, None, None), "last-reply", "says train: true, but this masker does not train it"),
-    "user-on": (flagged(True, None, None, None), "flagged", "but only answers are trained by it; use masker: roles"),
+    "assistant-off": (flagged(None, False, None, None), "assistant", "has train: false, but this masker trains it"),
+    "last-on": (flagged(None, True, None, None), "last-reply", "has train: true, but this masker does not train it"),
+    "user-on": (flagged(True, None, None, None), "flagged", "but that key only works on answers; use masker: roles"),
 }
 
 

@@ -28,7 +28,7 @@ def built(name):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**USUAL, **more)).train()
     attention.isolate(model)
-    head.add(model)
+    head.patch_forward(model)
     return model
 
 
@@ -40,7 +40,7 @@ def batch(packed):
         labels = ids.copy()
         labels[: length // 2] = -100
         rows.append({"input_ids": ids, "labels": labels, "seq_lengths": [length]})
-    return head.collated(batches.flattened if packed else batches.Padded(0), rows)
+    return head.collate_scored(batches.flatten_packs if packed else batches.PaddingCollator(0), rows)
 
 
 def step(model, given, device):

@@ -265,7 +265,7 @@ def test_a_backend_that_does_not_know_of_others_trains_alone(write, sftrun):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("known", "words"), [(2, "has not wrapped the model for ddp, but as Linear"), (1, "of 1")])
+@pytest.mark.parametrize(("known", "words"), [(2, "has wrapped the model as Linear, not for ddp"), (1, "accelerate 1")])
 def test_a_trainer_that_is_not_set_up_for_all_is_refused(run, known, words):
     with pytest.raises(UserError, match=words):
         work("workers:unwrapped", described(run, str(known), processes=2), print, TWO)

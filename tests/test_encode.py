@@ -57,10 +57,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tokenizers")
 
 
-def rendered(renderer: Renderer, talks: list[Conversation]) -> Iterator[Rendered]:
-    for talk in talks:
+def rendered(renderer: Renderer, conversations: list[Conversation]) -> Iterator[Rendered]:
+    for conversation in conversations:
         try:
-            yield renderer.render(talk)
+            yield renderer.render(conversation)
         except RowError:
             continue
 
@@ -68,29 +68,31 @@ def rendered(renderer: Renderer, talks: list[Conversation]) -> Iterator[Rendered
 def both_ways(reader: Tokenizer, rows: list[Rendered]) -> int:
     """Compares the two ways on every row; returns how many went the fast one."""
     encoder = Encoder(reader, EveryAnswer(), ANY)
-    encoded = encoder.encode(rows, encoder.read([row.text for row in rows]))
-    slow = encoder._by_offsets(rows, range(len(rows)))
-    for index in np.flatnonzero(encoded.plain):
+    encoded = encoder.encode(rows, encoder.tokenize([row.text for row in rows]))
+    slow = encoder._encode_by_offsets(rows, range(len(rows)))
+    for index in np.flatnonzero(encoded.fast):
         part = slice(encoded.starts[index], encoded.starts[index + 1])
         assert encoded.ids[part].tolist() == slow[index].ids.tolist()
         assert encoded.trained[part].tolist() == slow[index].trained.tolist(), rows[index].text
-    return int(encoded.plain.sum())
+    return int(encoded.fast.sum())
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_fast_way_is_the_slow_way_on_every_template(template, folder):
     reader = tokenizer(template, folder)
     renderer = Renderer(reader.template)
-    talks = [each for talk in KINDS.values() for each in (talk, as_lists(talk))]
-    rows = list(rendered(renderer, [*talks, *talks]))
+    conversations = [each for kind in KINDS.values() for each in (kind, as_lists(kind))]
+    rows = list(rendered(renderer, [*conversations, *conversations]))
     both_ways(reader, rows)
 
 
 @pytest.mark.parametrize("template", ["qwen2_5", "qwen3", "llama3", "gemma3", "phi3", "gptoss"])
 def test_usual_rows_go_the_fast_way(template, folder):
     reader = tokenizer(template, folder)
-    talk = Conversation([user("Name a river."), assistant("The Danube."), user("And a lake?"), assistant("Baikal.")])
-    rows = list(rendered(Renderer(reader.template), [talk] * 3))
+    conversation = Conversation(
+        [user("Name a river."), assistant("The Danube."), user("And a lake?"), assistant("Baikal.")]
+    )
+    rows = list(rendered(Renderer(reader.template), [conversation] * 3))
     assert both_ways(reader, rows) == 3
 
 
@@ -124,14 +126,16 @@ def conversation(first: str | None, turns: list[tuple[str, str]]) -> Conversatio
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(talks=st.lists(st.builds(conversation, st.none() | TEXTS, TURNS), min_size=2, max_size=6), data=st.data())
-def test_trained_tokens_decode_to_the_answers_and_their_ends(talks, data, folder):
+@given(
+    conversations=st.lists(st.builds(conversation, st.none() | TEXTS, TURNS), min_size=2, max_size=6), data=st.data()
+)
+def test_trained_tokens_decode_to_the_answers_and_their_ends(conversations, data, folder):
     template = data.draw(st.sampled_from(["qwen2_5", "qwen3", "llama3", "gemma3", "phi3"]))
     reader = tokenizer(template, folder)
-    rows = list(rendered(Renderer(reader.template), talks * 2))
+    rows = list(rendered(Renderer(reader.template), conversations * 2))
     both_ways(reader, rows)
     encoder = Encoder(reader, EveryAnswer(), ANY)
-    for index, row in encoder._by_offsets(rows, range(len(rows))).items():
+    for index, row in encoder._encode_by_offsets(rows, range(len(rows))).items():
         generated = "".join(rows[index].text[span.start : span.end] for span in rows[index].spans if span.generated)
         text = reader.decode(row.ids[row.trained], skip_special_tokens=False)
         assert text == generated or row.straddling, rows[index].text
@@ -153,9 +157,9 @@ class ByPosition:
 
 def test_a_masker_that_chooses_by_position_is_an_error(folder):
     reader = tokenizer("qwen2_5", folder)
-    talks = [Conversation([user("?" * size), assistant("yes")]) for size in (1, 1, 200)]
-    rows = list(rendered(Renderer(reader.template), talks))
+    conversations = [Conversation([user("?" * size), assistant("yes")]) for size in (1, 1, 200)]
+    rows = list(rendered(Renderer(reader.template), conversations))
     encoder = Encoder(reader, ByPosition(), ANY)
-    read = encoder.read([row.text for row in rows])
+    read = encoder.tokenize([row.text for row in rows])
     with pytest.raises(UserError, match="ByPosition chooses by the position of spans"):
         encoder.encode(rows, read)

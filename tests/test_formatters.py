@@ -51,8 +51,8 @@ def test_roles_have_many_spellings(user, assistant):
 
 @pytest.mark.parametrize("spelled", ["tool", "function", "observation", "tool_response"])
 def test_what_a_tool_says_has_many_spellings(spelled):
-    talk = chat({"conversations": [turn("human", "?"), turn(spelled, "7"), turn("gpt", "Seven.")]})
-    assert talk.messages[1] == {"role": "tool", "content": "7"}
+    conversation = chat({"conversations": [turn("human", "?"), turn(spelled, "7"), turn("gpt", "Seven.")]})
+    assert conversation.messages[1] == {"role": "tool", "content": "7"}
 
 
 def test_a_developer_writes_a_system_prompt():
@@ -126,8 +126,8 @@ def test_a_call_without_arguments_has_none():
         ({"tool_calls": [{"name": "f", "parameters": {}}]}, "messages[1].tool_calls[0] has 'parameters'"),
         ({"tool_calls": [{"name": "f", "arguments": "x=1"}]}, "messages[1].tool_calls[0].arguments is not valid JSON"),
         ({"tool_calls": [{"name": "f", "arguments": [1]}]}, "arguments must be an object, not a list"),
-        ({"tool_calls": [{"type": "search", "name": "f"}]}, "only functions are known as tools, not 'search'"),
-        ({"tool_calls": [{}]}, "messages[1].tool_calls[0] has no name of a function"),
+        ({"tool_calls": [{"type": "search", "name": "f"}]}, "only functions are supported as tools, not 'search'"),
+        ({"tool_calls": [{}]}, "messages[1].tool_calls[0] has no function name"),
         ({"tool_calls": [CALL], "function_call": CALL}, "has both tool_calls and function_call"),
         ({"role": "user", "tool_calls": [CALL]}, "only an assistant calls tools; its role is user"),
         ({"role": "function_call"}, "messages[1].function_call must be a list, not the number 4"),
@@ -198,7 +198,7 @@ def test_no_tools_are_none(empty):
     [
         ({"tools": "find"}, "tools is not valid JSON"),
         ({"tools": {"name": "find"}}, "tools must be a list, not an object"),
-        ({"tools": [{"description": "x"}]}, "tools[0] has no name of a function"),
+        ({"tools": [{"description": "x"}]}, "tools[0] has no function name"),
         ({"tools": [TOOL], "functions": [BARE]}, "has both tools and functions"),
         ({"tools": [{"name": "f", "x": float("nan")}]}, "tools holds the number nan, which JSON does not have"),
         ({"tools": "[" * 100 + "]" * 100}, "tools is nested more than 64 deep"),
@@ -236,9 +236,9 @@ def test_a_null_in_json_text_was_meant():
 
 def test_the_template_is_given_the_variables_of_the_recipe_and_before_them_those_of_the_row():
     kwargs = {"enable_thinking": False, "date": "today"}
-    talk = {"messages": [ASK, ANSWER]}
-    assert chat(talk, template_kwargs=kwargs).template_kwargs == kwargs
-    own = chat({**talk, "chat_template_kwargs": {"date": "yesterday"}}, template_kwargs=kwargs)
+    conversation = {"messages": [ASK, ANSWER]}
+    assert chat(conversation, template_kwargs=kwargs).template_kwargs == kwargs
+    own = chat({**conversation, "chat_template_kwargs": {"date": "yesterday"}}, template_kwargs=kwargs)
     assert own.template_kwargs == {"enable_thinking": False, "date": "yesterday"}
 
 
@@ -277,12 +277,19 @@ def test_every_row_of_a_sharegpt_file_with_tools_is_formatted_and_rendered(templ
     pytest.importorskip("trl")
     read, renderer = formatter("chat"), tool_renderer(template)
     rows = json.loads((DATA / "demos" / "glaive_toolcall_en_demo.json").read_text("utf-8"))
-    talks = [read.format(sftrun.Row(row, f"glaive:{index}")) for index, row in enumerate(rows)]
-    called = [call for talk in talks for message in talk.messages for call in message.get("tool_calls", ())]
-    assert (len(talks), len(called)) == (300, 211)
-    assert all(isinstance(tool["function"]["name"], str) for talk in talks for tool in talk.tools or ())
-    for talk in talks[::10]:
-        assert any(span.generated for span in renderer.render(talk).spans)
+    conversations = [read.format(sftrun.Row(row, f"glaive:{index}")) for index, row in enumerate(rows)]
+    called = [
+        call
+        for conversation in conversations
+        for message in conversation.messages
+        for call in message.get("tool_calls", ())
+    ]
+    assert (len(conversations), len(called)) == (300, 211)
+    assert all(
+        isinstance(tool["function"]["name"], str) for conversation in conversations for tool in conversation.tools or ()
+    )
+    for conversation in conversations[::10]:
+        assert any(span.generated for span in renderer.render(conversation).spans)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the data lies beside the repository only")
@@ -295,6 +302,6 @@ def test_the_usual_row_costs_next_to_nothing():
 
 
 def test_a_row_that_needs_no_reading_gives_the_conversation_that_reading_it_gives():
-    talk = [{"role": "system", "content": "s"}, ASK, ANSWER]
-    assert chat({"messages": talk}) == chat({"messages": [{**each, "name": None} for each in talk]})
-    assert chat({"messages": talk}) == Conversation(talk, "train.jsonl:1")
+    conversation = [{"role": "system", "content": "s"}, ASK, ANSWER]
+    assert chat({"messages": conversation}) == chat({"messages": [{**each, "name": None} for each in conversation]})
+    assert chat({"messages": conversation}) == Conversation(conversation, "train.jsonl:1")

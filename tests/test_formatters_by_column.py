@@ -87,45 +87,49 @@ def test_an_alpaca_row_that_does_not_fit_says_why(change, reason):
 
 def test_a_missing_column_is_named_with_the_one_that_was_meant():
     said = refused("alpaca", {"instruction": "Add.", "outptu": "4"})
-    assert said == "has no column 'output'; there are: instruction, outptu; did you mean 'outptu'?"
+    assert said == "has no column 'output'; its columns: instruction, outptu; did you mean 'outptu'?"
 
 
 def test_a_prompt_that_leaves_out_the_input_is_an_error_in_the_recipe(sftrun, write):
     for prompt in ("{instruction}", "{instruction} {input} {output}"):
         said = sftrun("validate", write([], formatter={"use": "alpaca", "with": {"prompt": prompt}}))
-        assert "error: prompt must name {instruction} and {input}, and no other" in said.out + said.err
+        assert "error: prompt must name {instruction} and {input}, and no other column" in said.out + said.err
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the data lies beside the repository only")
 @pytest.mark.parametrize(("name", "rows", "asked"), [("alpaca_en_demo", 999, 412), ("identity", 91, 0)])
 def test_alpaca_files_are_read_from_end_to_end(name, rows, asked):
     data = json.loads((DATA / "demos" / f"{name}.json").read_text("utf-8"))
-    talks = [formatted("alpaca", row) for row in data]
-    assert len(talks) == rows
-    joined = [row for row, talk in zip(data, talks, strict=True) if talk.messages[0]["content"] != row["instruction"]]
+    conversations = [formatted("alpaca", row) for row in data]
+    assert len(conversations) == rows
+    joined = [
+        row
+        for row, conversation in zip(data, conversations, strict=True)
+        if conversation.messages[0]["content"] != row["instruction"]
+    ]
     assert len(joined) == asked
     assert all(row["input"] for row in joined)
 
 
 def test_a_prompt_and_a_completion_are_one_plain_text():
-    talk = formatted("prompt-completion", {"prompt": "2+2=", "completion": "4"})
+    conversation = formatted("prompt-completion", {"prompt": "2+2=", "completion": "4"})
     said = [{"role": "prompt", "content": "2+2="}, {"role": "completion", "content": "4"}]
-    assert talk == Conversation(said, "a:1", plain=True)
+    assert conversation == Conversation(said, "a:1", plain=True)
 
 
 def test_of_messages_the_completion_is_trained_and_the_prompt_is_not():
     tool = {"role": "tool", "content": "7"}
     row = {"prompt": [ASK, ANSWER, ASK], "completion": [ANSWER, tool, {**ANSWER, "weight": 0}, ANSWER]}
-    talk = formatted("prompt-completion", row)
-    assert [message["train"] for message in talk.messages] == [False, False, False, True, False, False, True]
-    assert not talk.plain
+    conversation = formatted("prompt-completion", row)
+    assert [message["train"] for message in conversation.messages] == [False, False, False, True, False, False, True]
+    assert not conversation.plain
 
 
 def test_messages_of_a_prompt_bring_tools_and_variables():
     row = {"prompt": [ASK], "completion": [ANSWER], "tools": '[{"name": "find"}]', "chat_template_kwargs": {"a": 1}}
-    talk = formatted("prompt-completion", row)
-    assert talk.tools == [{"type": "function", "function": {"name": "find"}}]
-    assert talk.template_kwargs == {"a": 1}
+    conversation = formatted("prompt-completion", row)
+    assert conversation.tools == [{"type": "function", "function": {"name": "find"}}]
+    assert conversation.template_kwargs == {"a": 1}
 
 
 @pytest.mark.parametrize("field", ["prompt", "completion"])
@@ -139,7 +143,7 @@ def test_prompt_and_completion_may_have_other_names(field):
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"prompt": "a", "response": "b"}, "has no column 'completion'; there are: prompt, response"),
+        ({"prompt": "a", "response": "b"}, "has no column 'completion'; its columns: prompt, response"),
         (
             {"prompt": "a", "completion": [ANSWER]},
             "prompt is a string and completion is a list; both must be texts, or",
@@ -147,8 +151,11 @@ def test_prompt_and_completion_may_have_other_names(field):
         ({"prompt": "a", "completion": ""}, "completion is empty"),
         ({"prompt": [], "completion": [ANSWER]}, "prompt is empty"),
         ({"prompt": [ASK], "completion": [ASK]}, "ends on a user turn"),
-        ({"prompt": [{**ASK, "train": True}], "completion": [ANSWER]}, "prompt: a message says that it is trained"),
-        ({"prompt": "a", "completion": "b", "tools": [{"name": "f"}]}, "texts are given to no chat template"),
+        (
+            {"prompt": [{**ASK, "train": True}], "completion": [ANSWER]},
+            "prompt: a message has train: true, but prompts are never trained",
+        ),
+        ({"prompt": "a", "completion": "b", "tools": [{"name": "f"}]}, "texts are rendered without a chat template"),
     ],
 )
 def test_a_prompt_and_completion_that_do_not_fit_say_why(row, reason):
@@ -225,7 +232,7 @@ def test_columns_may_be_several_turns():
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{anwser}", "has no column 'anwser'; there are: title, question,"),
+        ("{anwser}", "has no column 'anwser'; its columns: title, question,"),
         ("{hint}", "hint is empty"),
         ("{other}", "other must be a string, not null"),
         ("{list}", "list must be a string, not a list"),
@@ -243,11 +250,11 @@ def test_a_column_that_cannot_be_told_says_why(template, reason):
         ({}, "columns needs user and assistant, or messages"),
         ({"user": "{q}"}, "columns needs assistant, or messages"),
         ({"user": "{q", "assistant": "a"}, "not a template of columns: expected '}' before end of string"),
-        ({"user": "{q.x}", "assistant": "a"}, "{q.x}: between braces stands the name of a column and nothing else"),
-        ({"user": "{q!r}", "assistant": "a"}, "between braces stands the name of a column and nothing else"),
-        ({"user": "{}", "assistant": "a"}, "between braces stands the name of a column and nothing else"),
-        ({"user": " ", "assistant": "a"}, "nothing is said here"),
-        ({"user": "q", "messages": [{"role": "assistant", "content": "a"}]}, "columns has messages beside user"),
+        ({"user": "{q.x}", "assistant": "a"}, "{q.x}: braces must contain the name of a column and nothing else"),
+        ({"user": "{q!r}", "assistant": "a"}, "braces must contain the name of a column and nothing else"),
+        ({"user": "{}", "assistant": "a"}, "braces must contain the name of a column and nothing else"),
+        ({"user": " ", "assistant": "a"}, "the template is empty"),
+        ({"user": "q", "messages": [{"role": "assistant", "content": "a"}]}, "columns has both messages and user"),
         ({"messages": [{"role": "user", "content": "a"}]}, "the last message is user's"),
         ({"messages": [{"role": role, "content": "a"} for role in ("user", "system", "assistant")]}, "must come first"),
     ],
@@ -296,11 +303,11 @@ FORMATTERS = {
 @given(row=st.dictionaries(st.sampled_from(words), anything, max_size=6))
 def test_any_row_is_a_conversation_that_can_be_kept_or_says_why_not(use, row):
     try:
-        talk = formatted(use, row, **FORMATTERS[use])
+        conversation = formatted(use, row, **FORMATTERS[use])
     except RowError as error:
         assert str(error)  # noqa: PT017
     else:
-        assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(talk)), Conversation) == talk
+        assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(conversation)), Conversation) == conversation
 
 
 PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text("utf-8").partition("\n## Formatters\n")[2]

@@ -37,7 +37,7 @@ def stepped(model, kernel, trained):
     """The loss and the gradients of a row of which so many tokens are trained."""
     from sftrun.training.model import head
 
-    head.add(model, kernel)
+    head.patch_forward(model, kernel)
     model.zero_grad()
     ids = torch.arange(1, 18)[None]
     labels = ids.where(torch.arange(17) < trained, -100)
@@ -58,7 +58,7 @@ def differences(adapter):
     from sftrun.training.model import fused
 
     model = built(adapter)
-    kernel = fused.kernel(model, recipe("liger"))
+    kernel = fused.load_kernel(model, recipe("liger"))
     pairs = zip(stepped(model, None, 9), stepped(model, kernel, 9), strict=True)
     nothing = max(float(each.abs().max()) for each in stepped(model, kernel, 0))
     return [max(float((one - other).abs().max()) for one, other in pairs), nothing]
@@ -70,7 +70,7 @@ def refusal(name, precision="fp32", **more):
     from sftrun.training.model import fused
 
     with pytest.raises(UserError) as caught:
-        fused.kernel(built(**more), recipe(name, precision))
+        fused.load_kernel(built(**more), recipe(name, precision))
     return str(caught.value)
 
 
@@ -93,7 +93,7 @@ def test_liger_gives_the_loss_and_the_gradients_of_the_models_own_head(seen, tra
 
 
 def test_a_head_that_liger_does_not_compute_is_refused(seen):
-    assert "liger does not compute this model's head: its gradient is" in seen["scaled"]
+    assert "liger does not reproduce this model's head: its gradient is" in seen["scaled"]
 
 
 def test_what_a_kernel_cannot_compute_in_is_refused():

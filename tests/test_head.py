@@ -68,11 +68,11 @@ def rows():
 
 def batch(packed):
     if not packed:
-        return batches.Padded(0)(rows())
+        return batches.PaddingCollator(0)(rows())
     row = {
         name: torch.cat([torch.from_numpy(each[name]) for each in rows()]).numpy() for name in ("input_ids", "labels")
     }
-    return batches.flattened([{**row, "seq_lengths": [20, 9, 15]}])
+    return batches.flatten_packs([{**row, "seq_lengths": [20, 9, 15]}])
 
 
 def gradients(model, loss):
@@ -108,11 +108,11 @@ def agree(model, given):
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("name", MODELS)
 def test_loss_and_gradient_are_those_of_all_logits(name, packed, at_once, monkeypatch):
-    monkeypatch.setattr(head, "AT_ONCE", at_once)
+    monkeypatch.setattr(head, "PART_BYTES", at_once)
     model = built(name)
     if packed:
         attention.isolate(model)
-    head.add(model)
+    head.patch_forward(model)
     agree(model, batch(packed))
 
 
@@ -124,14 +124,14 @@ def test_whatever_an_adapter_does_to_the_head_is_trained(kind):
     with torch.no_grad():  # an adapter is nothing at first, and so is half of its gradient
         for each in model.parameters():
             each.add_(0.2 * torch.randn_like(each)) if each.requires_grad else None
-    head.add(model)
+    head.patch_forward(model)
     agree(model, batch(packed=False))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_only_trained_positions_reach_the_head(name):
     model, seen = built(name), []
-    head.add(model)
+    head.patch_forward(model)
     hook = model.lm_head.register_forward_pre_hook(lambda _module, given: seen.append(given[0].shape[-2]))
     of_the_head(model, batch(packed=False))
     hook.remove()
@@ -140,7 +140,7 @@ def test_only_trained_positions_reach_the_head(name):
 
 def test_a_batch_with_nothing_trained_has_a_loss_and_a_gradient_of_nothing():
     model, given = built("llama"), batch(packed=False)
-    head.add(model)
+    head.patch_forward(model)
     given["labels"] = torch.full_like(given["labels"], -100)
     loss = of_the_head(model, given)
     assert loss.item() == 0
@@ -149,7 +149,7 @@ def test_a_batch_with_nothing_trained_has_a_loss_and_a_gradient_of_nothing():
 
 def test_without_gradients_it_counts_what_was_argmax():
     model, given = built("llama"), batch(packed=False)
-    head.add(model)
+    head.patch_forward(model)
     labels = given.pop("labels")
     with torch.no_grad():
         found = model(**given, scored=labels, use_cache=False)
@@ -164,20 +164,20 @@ def test_a_router_of_experts_keeps_its_own_loss():
     given = batch(packed=False)
     labels = given.pop("labels")
     alone = model(**given, use_cache=False, output_router_logits=True).aux_loss
-    head.add(model)
+    head.patch_forward(model)
     found = model(**given, scored=labels, use_cache=False, output_router_logits=True)
     assert found["aux_loss"].item() == pytest.approx(alone.item(), abs=1e-6)
     assert alone.item() > 0
 
 
 def test_the_logits_are_in_memory_twice_at_most():
-    from sftrun.training.memory.live import Live
+    from sftrun.training.memory.tracker import MemoryTracker
 
     model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**{**USUAL, "vocab_size": 20_000}))
-    head.add(model)
+    head.patch_forward(model)
     ids = torch.arange(1, 61)[None]
-    live = Live("step", model.parameters())
-    with live:
+    tracker = MemoryTracker("step", model.parameters())
+    with tracker:
         model(input_ids=ids, scored=ids, use_cache=False)["loss"]
     logits, gradient = 59 * 20_000 * 4, 32 * 20_000 * 4  # of the head
-    assert 2 * logits < live.most < 2.5 * logits + gradient
+    assert 2 * logits < tracker.most < 2.5 * logits + gradient

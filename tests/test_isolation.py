@@ -9,7 +9,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from sftrun import UserError
-from sftrun.training.batches import flattened
+from sftrun.training.batches import flatten_packs
 from sftrun.training.model import attention, isolation
 
 pytestmark = pytest.mark.older
@@ -68,7 +68,7 @@ def sequences():
 
 def pack():
     ids = np.concatenate([each.numpy() for each in sequences()])
-    return flattened([{"input_ids": ids, "labels": ids.copy(), "seq_lengths": list(LENGTHS)}])
+    return flatten_packs([{"input_ids": ids, "labels": ids.copy(), "seq_lengths": list(LENGTHS)}])
 
 
 def token_losses(made, row):
@@ -97,7 +97,7 @@ def attending(name, how):
 @pytest.mark.parametrize("name", EXACT)
 def test_the_loss_of_a_sequence_is_the_same_packed_and_alone(name, how):
     chosen, row = attending(name, how), pack()
-    isolation.check(chosen, "fp32")
+    isolation.check_isolation(chosen, "fp32")
     with torch.no_grad():
         packed = [each.sum().item() for each in token_losses(read(chosen, row), row).split([16, 1, 9, 23])]
         alone = []
@@ -128,7 +128,7 @@ def test_a_model_whose_sequences_see_each_other_is_refused(name, precision):
     chosen = model(name)
     attention.isolate(chosen)
     with pytest.raises(UserError, match="cannot be trained on packed rows") as caught:
-        isolation.check(chosen, precision)
+        isolation.check_isolation(chosen, precision)
     (problem,) = caught.value.problems
     assert problem.path == ("packing", "strategy")
     assert "set packing: {strategy: none}" in problem.hint
@@ -148,15 +148,15 @@ def test_positions_that_do_not_start_again_are_refused():
             row = self.forward_of.get_input_embeddings()(input_ids)
             return type("Made", (), {"logits": row.cumsum(-1) * torch.arange(row.shape[1])[None, :, None]})
 
-    with pytest.raises(UserError, match="sequences read otherwise in one row than apart"):
-        isolation.check(Unplaced(), "fp32")
+    with pytest.raises(UserError, match="packed sequences have other logits than separate ones"):
+        isolation.check_isolation(Unplaced(), "fp32")
 
 
 def test_the_check_leaves_no_trace():
     chosen = model("gpt2").train()
     before = torch.random.get_rng_state()
     attention.isolate(chosen)
-    isolation.check(chosen, "fp32")
+    isolation.check_isolation(chosen, "fp32")
     assert chosen.training
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(parameter.grad is None for parameter in chosen.parameters())
@@ -217,7 +217,7 @@ def test_on_a_gpu_one_kernel_reads_all_sequences(name):
     chosen = chosen.to("cuda", torch.bfloat16)
     try:
         assert attention._kernel(True) is not None
-        isolation.check(chosen, "bf16")
+        isolation.check_isolation(chosen, "bf16")
         packed = read(chosen, row).logits[0].float()
         alone = torch.cat(
             [chosen(input_ids=ids[None].cuda(), use_cache=False).logits[0].float() for ids in sequences()]

@@ -123,7 +123,7 @@ def test_a_trainer_alone_is_refused_where_the_recipe_asks_for_many(folder, two):
     from sftrun import load
     from sftrun.stages.train import train_here
 
-    with pytest.raises(UserError, match="the recipe asks for 2 processes, and there is 1"):
+    with pytest.raises(UserError, match="the recipe asks for 2 processes, and the launcher has started 1"):
         train_here(load(folder / "recipe.yaml", [PROCESSES]), two, print)
 
 

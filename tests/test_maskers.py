@@ -1,4 +1,4 @@
-"""The maskers, on one talk with thoughts, a call and an answer. What is trained stands between ⟦ and ⟧."""
+"""The maskers, on one conversation with thoughts, a call and an answer. What is trained stands between ⟦ and ⟧."""
 
 import json
 import re
@@ -35,9 +35,9 @@ def masker(use, **options):
     return create("masker", Use(use=use, with_=options))
 
 
-def shown(masker, talk=TALK):
-    """The rendered talk with trained text marked, stretches that touch joined."""
-    rendered = RENDERER.render(talk)
+def shown(masker, conversation=TALK):
+    """The rendered conversation with trained text marked, stretches that touch joined."""
+    rendered = RENDERER.render(conversation)
     text = ""
     for span, chosen in zip(rendered.spans, masker.choose(rendered.spans), strict=True):
         inner = rendered.text[span.start : span.end]
@@ -51,12 +51,12 @@ def shown(masker, talk=TALK):
     return text.replace("⟧⟦", "")
 
 
-def trained(masker, talk=TALK):
-    return re.findall("⟦(.*?)⟧", shown(masker, talk), re.DOTALL)
+def trained(masker, conversation=TALK):
+    return re.findall("⟦(.*?)⟧", shown(masker, conversation), re.DOTALL)
 
 
 def said(**options):
-    """The trained text of the talk, with the masker `assistant`."""
+    """The trained text of the conversation, with the masker `assistant`."""
     return trained(masker("assistant", **options))
 
 
@@ -98,9 +98,9 @@ def test_each_part_of_an_answer_can_be_left_out():
     ],
 )
 def test_thoughts_in_the_content_are_thoughts_too(content, rest):
-    talk = Conversation([user("?"), assistant(content)])
-    assert trained(masker("assistant", reasoning=False), talk) == rest
-    assert trained(masker("assistant"), talk) == [f"{content}<end>"]
+    conversation = Conversation([user("?"), assistant(content)])
+    assert trained(masker("assistant", reasoning=False), conversation) == rest
+    assert trained(masker("assistant"), conversation) == [f"{content}<end>"]
 
 
 def test_last_reply_trains_the_last_answer_only():
@@ -127,9 +127,9 @@ def test_completion_trains_what_follows_the_prompt():
 
 def test_a_completion_of_several_messages_is_told_by_their_flags():
     flags = [False, False, True, False, True]
-    talk = Conversation([{**m, "train": flag} for m, flag in zip(TALK.messages, flags, strict=True)])
+    conversation = Conversation([{**m, "train": flag} for m, flag in zip(TALK.messages, flags, strict=True)])
     assert trained(masker("completion", reasoning=False, tool_calls=False)) == ["It is 7.<end>"]
-    assert trained(masker("completion", reasoning=False, tool_calls=False), talk) == [
+    assert trained(masker("completion", reasoning=False, tool_calls=False), conversation) == [
         "I look.",
         "<end>",
         "It is 7.<end>",
@@ -144,10 +144,10 @@ def flagged(*flags):
 
 
 def test_flagged_trains_the_answers_that_say_so():
-    talk = flagged(None, True, None, False, None, None)
-    assert trained(masker("flagged"), talk) == ["b<end>", "f<end>"]
-    assert trained(masker("flagged", otherwise="skip"), talk) == ["b<end>"]
-    assert trained(masker("flagged", end_of_turn=False), talk) == ["b", "f"]
+    conversation = flagged(None, True, None, False, None, None)
+    assert trained(masker("flagged"), conversation) == ["b<end>", "f<end>"]
+    assert trained(masker("flagged", otherwise="skip"), conversation) == ["b<end>"]
+    assert trained(masker("flagged", end_of_turn=False), conversation) == ["b", "f"]
     assert masker("flagged").honours_flags
 
 
@@ -173,7 +173,7 @@ def test_roles_says_which_role_there_is_not(tmp_path):
     (tmp_path / "prepared/proof.json").write_text(json.dumps({"splits": {"train": {"by_role": roles}}}))
     found = list(masker("roles", roles=["assistant", "asistant"]).check_prepared(None, RunDir(tmp_path)))
     assert [str(problem) for problem in found] == [
-        "error: no message has the role asistant; there are: assistant, user"
+        "error: no message has the role asistant; the data has assistant, user"
     ]
 
 
@@ -210,8 +210,8 @@ def test_spans_looks_in_the_content_unless_told_otherwise():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give either a pattern or a start"),
-        ({"pattern": "a", "start": "b"}, "give either a pattern or a start"),
+        ({}, "set either pattern or start"),
+        ({"pattern": "a", "start": "b"}, "set either pattern or start"),
         ({"pattern": "a", "end": "b"}, "end has no effect with a pattern"),
         ({"pattern": "(a"}, "not a regular expression: missing ), unterminated subpattern"),
     ],

@@ -96,6 +96,7 @@ PREPARED = {
     "formatter chat: fields.assistant": "a",
 }
 ELSEWHERE = {
+    "data.crosscheck": "test_crosscheck.py: a difference is a warning, or stops the run",
     "description": "test_report.py: it heads the report",
     "extends": "test_recipe_load.py: another file is merged in",
     "source": "test_plugin_example.py and PREPARED: rows come from what it names",
@@ -119,6 +120,16 @@ ELSEWHERE = {
     "backend": "test_registry.py: an unknown backend is an error",
     "evaluators": "test_training.py: each of them scores",
     "exporters": "test_training.py: each of them writes",
+    "trackers": "test_trackers.py: each of them is given the events, and without any nothing is written",
+    **{
+        f"tracker {name}: {leaf}": "test_trackers.py: it says where the run goes"
+        for name, leaves_ in {
+            "wandb": ("project", "entity", "name", "tags", "mode"),
+            "mlflow": ("tracking_uri", "experiment", "name", "tags"),
+            "trackio": ("project", "name", "group", "space", "private"),
+        }.items()
+        for leaf in leaves_
+    },
     "model.name": "test_training.py: the adapter is trained on another model than the embedded one",
     "transform dedupe: by": "test_transforms.py: by prompt, one answer is kept for each question",
     "transform dedupe: ignore_case": "test_transforms.py: case does not count",

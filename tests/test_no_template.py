@@ -27,7 +27,7 @@ def test_texts_are_trained_and_no_template_is_saved_with_the_model(recipe, sftru
     assert not (tmp_path / "run/model/chat_template.jinja").exists()
     said = sftrun("chat", tmp_path / "run")
     assert said.code == 1
-    assert "has no chat template to write messages with; it was trained on texts" in said.err
+    assert "has no chat template to render messages with; it was trained on texts" in said.err
 
 
 @pytest.mark.parametrize("command", ["prepare", "inspect", "run"])
@@ -36,7 +36,7 @@ def test_messages_are_refused_with_what_to_set(recipe, sftrun, tmp_path, command
     said = sftrun(command, recipe([talk("1?", "2")]), *out)
     assert said.code == 1
     assert "recipe.yaml:" in said.err
-    assert "has no chat template to write messages with; set model.chat_template: a .jinja file, or" in said.err
+    assert "has no chat template to render messages with; set model.chat_template to a .jinja file, or" in said.err
     assert not (tmp_path / "run/model").exists()
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sftrun.data import read_packs
-from sftrun.data.pack import best_fit, write
+from sftrun.data.pack import best_fit, write_packs
 from sftrun.kinds import Training
 
 ROWS = [talk("Count!", " ".join(map(str, range(1 + number % 9)))) for number in range(40)]
@@ -76,12 +76,12 @@ def test_a_sample_that_cannot_be_packed_is_an_error(lengths):
 
 def test_packs_are_read_back_as_they_were_written_without_being_loaded(tmp_path):
     packs = best_fit(np.arange(1, 1000), 1000)
-    write(tmp_path / "packs.arrow", packs)
+    write_packs(tmp_path / "packs.arrow", packs)
     again = read_packs(tmp_path / "packs.arrow")
     assert np.array_equal(again.order, packs.order)
     assert np.array_equal(again.starts, packs.starts)
     assert not again.order.flags.owndata
-    write(tmp_path / "none.arrow", best_fit(np.array([], np.int32), 10))
+    write_packs(tmp_path / "none.arrow", best_fit(np.array([], np.int32), 10))
     assert len(read_packs(tmp_path / "none.arrow")) == 0
 
 
@@ -140,13 +140,13 @@ def test_packs_of_other_rows_are_an_error(prepared):
 
 
 def test_a_batch_of_packs_is_one_row_whose_positions_start_again():
-    from sftrun.training.batches import flattened
+    from sftrun.training.batches import flatten_packs
 
     packs = [
         {"input_ids": np.array([1, 2, 3]), "labels": np.array([1, -100, 3]), "seq_lengths": [2, 1]},
         {"input_ids": np.array([4, 5, 6]), "labels": np.array([4, 5, 6]), "seq_lengths": [3]},
     ]
-    assert {name: value.tolist() for name, value in flattened(packs).items()} == {
+    assert {name: value.tolist() for name, value in flatten_packs(packs).items()} == {
         "input_ids": [[1, 2, 3, 4, 5, 6]],
         "labels": [[-100, -100, -100, -100, 5, 6]],
         "position_ids": [[0, 1, 0, 0, 1, 2]],
@@ -180,16 +180,21 @@ def padding(lengths, batch, sampler):
 
 
 def test_rows_of_a_batch_are_of_similar_lengths_and_the_seed_decides_which():
-    from sftrun.training.batches import ByLength
+    from sftrun.training.batches import LengthGroupedSampler
 
     random = np.random.default_rng(0)
     lengths = random.integers(10, 500, 1003)
-    sampler = ByLength(lengths, 8, seed=0)
+    sampler = LengthGroupedSampler(lengths, 8, seed=0)
     assert padding(lengths, 8, sampler) < padding(lengths, 8, random.permutation(1003)) / 4
     first = list(sampler)
     sampler.set_epoch(1)
-    assert list(sampler) != first == list(ByLength(lengths, 8, seed=0)) != list(ByLength(lengths, 8, seed=1))
-    assert len(list(ByLength(lengths[:3], 8, seed=0))) == 3
+    assert (
+        list(sampler)
+        != first
+        == list(LengthGroupedSampler(lengths, 8, seed=0))
+        != list(LengthGroupedSampler(lengths, 8, seed=1))
+    )
+    assert len(list(LengthGroupedSampler(lengths[:3], 8, seed=0))) == 3
 
 
 def trained(recipe, name, **changes):

@@ -102,22 +102,6 @@ def test_rows_of_one_length_need_no_mask(recipe):
     assert padded["activations"] - alike["activations"] > 4 * 400 * 400
 
 
-def test_objects_in_the_ends_of_blocks_keep_malloc_from_using_gaps_again():
-    from sftrun.training.memory import gaps
-
-    size, count = 2**20, 20
-    kept = [2 * number for number in range(count)]
-
-    def trace(graph):
-        """Of each two tensors one is kept until the end, as activations are."""
-        for number in kept:
-            yield from ((number, size, graph), (number + 1, size, graph), (number + 1, 0, 0))
-
-    without, between = (gaps.taken(trace(graph), []) / (count * size) for graph in (0, 1))
-    assert 1 < without < 1.3
-    assert between > 2  # no gap is used again
-
-
 def test_eager_attention_takes_memory_for_length_by_length(recipe):
     shape = BatchShape([50] * 16, 400, packed=True)
     eager, sdpa = (
@@ -132,7 +116,7 @@ def test_logits_are_of_trained_positions_and_so_many_at_a_time(recipe, monkeypat
 
     few, many = (step(estimate(recipe(), BatchShape([400] * 8, trained)))["logits"] for trained in (800, 3200))
     assert many > 3 * few
-    monkeypatch.setattr(head, "AT_ONCE", 2**20)
+    monkeypatch.setattr(head, "PART_BYTES", 2**20)
     assert step(estimate(recipe(), BatchShape([400] * 8, 3200)))["logits"] < many / 2
 
 

@@ -21,11 +21,11 @@ MOMENT = "forward and backward"
 GB = 10**9
 
 # 8 billion weights in 32 blocks of 0.2 and a rest of 1.6, in bf16, of which adapters of 0.1 are trained
-LORA = shares.Model(
-    held=16 * GB,
-    everywhere=0,
+LORA = shares.ModelSize(
+    weights=16 * GB,
+    replicated=0,
     states=8 * GB // 10,
-    count=8 * GB,
+    parameters=8 * GB,
     trained=GB // 10,
     item=2,
     block=Unit(4 * GB // 10, 3_000_000),
@@ -63,11 +63,12 @@ def test_fsdp_divides_all_but_what_is_gathered():
     assert (four.states, eight.states) == (GB // 5, GB // 10)
     assert (four.gradients, eight.gradients) == (GB // 10, GB // 20)
     assert four.gathered == eight.gathered
-    assert four.gathered == LORA.rest.whole + 2 * LORA.block.whole + LORA.block.trained * (2 + 4)
+    assert four.gathered == LORA.rest.full + 2 * LORA.block.full + LORA.block.trained * (2 + 4)
 
 
 def test_what_is_not_a_weight_is_in_each_process():
-    scales = shares.Model(**{name: getattr(LORA, name) for name in LORA.__struct_fields__} | {"everywhere": GB})
+    fields = {name: getattr(LORA, name) for name in LORA.__struct_fields__}
+    scales = shares.ModelSize(**fields | {"replicated": GB})
     assert shares.fsdp(scales, 4, gloo=False).weights == GB + 15 * GB // 4
 
 
@@ -75,16 +76,17 @@ def test_zero_2_divides_gradients_and_states_and_zero_3_weights_too():
     two, three = (shares.zero(LORA, 4, stage, gloo=False) for stage in (2, 3))
     fp32_share = 4 * LORA.trained // 4
     assert (two.weights, three.weights) == (16 * GB + fp32_share, 4 * GB + fp32_share)
-    assert (two.states, two.gradients) == (three.states, three.gradients) == (GB // 5, GB // 20)
-    assert three.gathered - two.gathered == 2 * (shares.LIVE + shares.PREFETCH)
+    gradients = (2 + 4) * LORA.trained // 4  # as they are reduced, and in fp32 for the optimizer
+    assert (two.states, two.gradients) == (three.states, three.gradients) == (GB // 5, gradients)
+    assert three.gathered - two.gathered == 2 * shares.LIVE
 
 
 def test_gloo_copies_what_it_sends():
     gpu, cpu = (shares.fsdp(LORA, 2, gloo).gathered for gloo in (False, True))
-    assert cpu - gpu == LORA.block.whole + 4 * LORA.block.trained
-    gpu, cpu = (shares.zero(LORA, 2, 3, gloo).reduced for gloo in (False, True))
+    assert cpu - gpu == LORA.block.full + 4 * LORA.block.trained
+    gpu, cpu = (shares.zero(LORA, 2, 3, gloo).gathered for gloo in (False, True))
     assert gpu == 2 * (shares.LIVE + shares.BUCKET + LORA.trained)
-    assert cpu == 2 * (shares.LIVE + 3 * LORA.trained)  # of the bucket, what is not written to is not there
+    assert cpu == 2 * (shares.LIVE + 3 * LORA.trained)  # untouched pages of the bucket take no memory
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")

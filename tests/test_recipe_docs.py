@@ -100,7 +100,8 @@ def test_the_tables_are_fresh():
 DATA = (PAGE.parent / "data.md").read_text(encoding="utf-8")
 TRAINING = (PAGE.parent / "training.md").read_text(encoding="utf-8")
 CLUSTER = (PAGE.parent / "cluster.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT + DATA + TRAINING + CLUSTER, flags=re.DOTALL)
+TRACKERS = (PAGE.parent / "trackers.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT + DATA + TRAINING + CLUSTER + TRACKERS, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if "model:" in block], ids=lambda block: block[:20])

@@ -221,7 +221,7 @@ def on_a_gpu(recipe):
     found = backend.estimate(
         Estimating(recipe=recipe, training=batches.training(recipe, None), evaluation=batches.evaluation(recipe, None))
     )
-    only_cpu = ("libraries", "gaps of malloc")
+    only_cpu = ("libraries", "fragmentation")
     peaks = [sum(part for name, part in each.items() if name not in only_cpu) for each in found.memory.values()]
     return (max(peaks) + 600 * 2**20) / 1e9
 

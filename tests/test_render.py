@@ -18,7 +18,7 @@ from sftrun.data.masks.template import Template
 from sftrun.errors import RowError, UserError
 from sftrun.types import Conversation, Message, Rendered
 
-CHATML = (Path(sftrun.data.__file__).parent / "templates" / "chatml.jinja").read_text("utf-8")
+CHATML = (Path(sftrun.data.__file__).parent / "masks" / "templates" / "chatml.jinja").read_text("utf-8")
 
 LLAMA = """{{- bos_token -}}
 {%- for m in messages -%}
@@ -95,15 +95,15 @@ def test_the_answer_and_its_end_are_generated_and_the_line_break_after_is_not():
     assert show(CHATML, user("2+2?"), assistant("4")) == expected
 
 
-def test_every_answer_of_a_talk_is_generated():
+def test_every_answer_of_a_conversation_is_generated():
     assert show(MISTRAL, user("a"), assistant("b"), user("c"), assistant("d")) == (
         "<s>[INST] a [/INST][ b][</s>][INST] c [/INST][ d][</s>]"
     )
 
 
 def test_spans_say_whose_text_it_is():
-    talk = [system("Be terse."), user("2+2?"), assistant("4"), user("ok")]
-    rendered = renderer().render(Conversation(talk))
+    conversation = [system("Be terse."), user("2+2?"), assistant("4"), user("ok")]
+    rendered = renderer().render(Conversation(conversation))
     whose = [(rendered.text[s.start : s.end], s.message, s.role) for s in rendered.spans if s.role != "template"]
     assert whose == [
         ("Be terse.", 0, "system"),
@@ -147,7 +147,7 @@ def test_a_system_message_may_be_moved():
     )
 
 
-def test_a_talk_may_begin_with_an_answer():
+def test_a_conversation_may_begin_with_an_answer():
     assert show(CHATML, assistant("Hello!"), user("a")).startswith("<|im_start|>assistant\n[Hello!][<|im_end|>]\n")
     raising = "{%- if not messages -%}{{- raise_exception('no messages') -}}{%- endif -%}" + CHATML
     assert show(raising, assistant("Hello!"), user("a")).startswith("<|im_start|>assistant\n[Hello!][<|im_end|>]\n")
@@ -184,7 +184,8 @@ def test_thoughts_of_older_turns_may_be_left_out_but_not_all_thoughts():
         "<|user|>a<|end|><|assistant|>[b][<|end|>]<|user|>c<|end|><|assistant|><think>\n[Sum.</think>][d][<|end|>]"
     )
     assert refusal(CHATML, user("a"), assistant("b", **thoughts)) == (
-        "message 1 (assistant): the template never writes its reasoning_content; take that out, or use another template"
+        "message 1 (assistant): the template never writes its reasoning_content; remove it from the rows, or use "
+        "another template"
     )
 
 
@@ -196,8 +197,8 @@ def test_a_word_of_the_user_that_changes_the_generation_prompt_changes_what_is_g
 
 
 def test_a_tool_call_is_generated_and_the_tools_answer_is_not():
-    talk = [user("Oslo?"), call({"city": 'O"s\nlo', "n": [1, "x"]}), result("7 °C"), assistant("Mild.")]
-    assert show(CALLS, *talk) == (
+    conversation = [user("Oslo?"), call({"city": 'O"s\nlo', "n": [1, "x"]}), result("7 °C"), assistant("Mild.")]
+    assert show(CALLS, *conversation) == (
         "<|user|>Oslo?<|end|><|assistant|>"
         '[<call>find_weather{"city": "O\\"s\\nlo", "n": [1, "x"]}</call>][<|end|>]'
         "<|tool|>7 °C<|end|><|assistant|>[Mild.][<|end|>]"
@@ -208,9 +209,9 @@ def test_a_template_without_end_of_turn_needs_one():
     assert refusal(OPEN, user("a"), assistant("b")) == (
         "message 1 (assistant): the template writes no end-of-turn token after it; set model.eot_token"
     )
-    talk = [user("a"), assistant("b"), user("c"), assistant("d")]
-    assert show(OPEN, *talk, eot_token="</s>") == "<|user|>a<|assistant|>[b]<|user|>c<|assistant|>[d][</s>]"
-    assert show(OPEN, *talk[:3], eot_token="</s>") == "<|user|>a<|assistant|>[b]<|user|>c"
+    conversation = [user("a"), assistant("b"), user("c"), assistant("d")]
+    assert show(OPEN, *conversation, eot_token="</s>") == "<|user|>a<|assistant|>[b]<|user|>c<|assistant|>[d][</s>]"
+    assert show(OPEN, *conversation[:3], eot_token="</s>") == "<|user|>a<|assistant|>[b]<|user|>c"
     assert show(OPEN, user("a"), assistant(""), eot_token="</s>") == "<|user|>a<|assistant|>[</s>]"
 
 
@@ -235,7 +236,7 @@ def test_a_template_that_changes_a_question_is_refused():
 
 def test_a_template_that_leaves_out_text_of_an_answer_is_refused():
     assert refusal(THINKING, user("a"), assistant("Sum.</think>4")) == (
-        "message 1 (assistant): the template leaves out text of its content (it takes </think> for the end of thoughts)"
+        "message 1 (assistant): the template leaves out text of its content (it reads </think> as the end of thoughts)"
     )
     assert refusal(LLAMA, user("a"), call({"city": "Oslo"}, "b")) == (
         "message 1 (assistant): the template leaves out text of its tool_calls"
@@ -244,8 +245,10 @@ def test_a_template_that_leaves_out_text_of_an_answer_is_refused():
 
 def test_a_template_that_repeats_an_answer_elsewhere_is_refused():
     quoting = "(messages[1].content if loop.index0 == 4 else '') + message['content']"
-    talk = [user("a"), assistant("b"), user("c"), assistant("d"), user("e")]
-    assert refusal(CHATML.replace("message['content']", quoting), *talk).startswith("message 1 (assistant): its end ")
+    conversation = [user("a"), assistant("b"), user("c"), assistant("d"), user("e")]
+    assert refusal(CHATML.replace("message['content']", quoting), *conversation).startswith(
+        "message 1 (assistant): its end "
+    )
 
 
 def test_a_template_that_puts_another_text_into_the_answer_is_refused():
@@ -262,7 +265,7 @@ def test_the_templates_own_words_are_reported():
     strict = "{%- if messages[0].role == 'system' -%}{{- raise_exception('No system role') -}}{%- endif -%}" + CHATML
     assert refusal(strict, system("S"), user("a"), assistant("b")) == (
         f"message 0 (system): the chat template {renderer(strict).template.fingerprint[:12]} takes no system messages: "
-        "No system role; put its text into the user's turn, leave out the transform that wrote it, or set "
+        "No system role; put its text into the user's turn, remove the transform that wrote it, or set "
         "model.chat_template"
     )
     picky = CHATML + "{%- if messages[0].content == 'Never' -%}{{- raise_exception('Not that') -}}{%- endif -%}"
@@ -281,7 +284,7 @@ def test_a_template_that_takes_no_tools_is_named():
         one.render(Conversation([user("a"), call({"x": "y"}), result("b"), assistant("c")]))
     assert str(caught.value) == (
         "message 2 (tool): the chat template mine.jinja takes no tool messages: Two roles; "
-        "set model.chat_template to one that takes tools"
+        "set model.chat_template to one with tools"
     )
 
 
@@ -361,21 +364,22 @@ def test_thoughts_in_a_list_of_parts_are_reasoning():
     either = "(m.content if m.content is string else m.content[0].thinking + '</think>' + m.content[1].text)"
     lists = CALLS.replace("(m.content or '')", either)
     content = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "b"}]
-    talk = [user("a"), {"role": "assistant", "content": content}]
-    assert parts(lists, *talk) == [("reasoning", "Hm.</think>"), ("content", "b")]
-    assert refusal(lists.replace("m.content[0].thinking + '</think>' + ", ""), *talk) == (
-        "message 1 (assistant): the template never writes its thinking; take that out, or use another template"
+    conversation = [user("a"), {"role": "assistant", "content": content}]
+    assert parts(lists, *conversation) == [("reasoning", "Hm.</think>"), ("content", "b")]
+    assert refusal(lists.replace("m.content[0].thinking + '</think>' + ", ""), *conversation) == (
+        "message 1 (assistant): the template never writes its thinking; remove it from the rows, or use another "
+        "template"
     )
 
 
 def test_a_message_says_whether_it_is_trained_and_no_template_sees_it():
     nosy = CHATML + "{%- for m in messages if m.train is defined -%}{{- raise_exception('seen') -}}{%- endfor -%}"
-    talk = [user("a"), {**assistant("b"), "train": False}, user("c"), {**assistant("d"), "train": True}]
-    rendered = renderer(nosy).render(Conversation(talk))
+    conversation = [user("a"), {**assistant("b"), "train": False}, user("c"), {**assistant("d"), "train": True}]
+    rendered = renderer(nosy).render(Conversation(conversation))
     flags = {(span.message, span.train) for span in rendered.spans}
     assert flags == {(-1, None), (0, None), (1, False), (2, None), (3, True)}
     assert rendered.text == renderer().render(Conversation([user("a"), assistant("b"), user("c"), assistant("d")])).text
-    assert renderer(nosy).prompt(talk[:3]).endswith("<|im_start|>assistant\n")
+    assert renderer(nosy).render_prompt(conversation[:3]).endswith("<|im_start|>assistant\n")
 
 
 def test_a_flag_must_be_true_or_false():
@@ -391,7 +395,7 @@ def signature(rendered: Rendered) -> list[tuple[object, ...]]:
 
 def test_rows_of_one_shape_have_spans_that_differ_in_position_alone():
     one = renderer(ALL_PARTS)
-    talks = [
+    conversations = [
         [user("a"), assistant("b")],
         [user("a longer one"), assistant("b <call> c")],
         [user("a"), {**assistant("b"), "train": True}],
@@ -400,7 +404,7 @@ def test_rows_of_one_shape_have_spans_that_differ_in_position_alone():
         [user("a"), call({"city": "Oslo"})],
         [user("a"), call({"city": "Bergen"})],
     ]
-    found = [one.render(Conversation(talk)) for talk in talks * 2]
+    found = [one.render(Conversation(conversation)) for conversation in conversations * 2]
     for first in found:
         for second in found:
             assert first.shape is not None
@@ -453,9 +457,13 @@ def test_plain_text_of_one_shape_has_the_same_spans():
 @pytest.mark.parametrize(
     ("message", "more", "reason"),
     [
-        ({"content": "a"}, {"tools": [{}]}, "plain text has no template, so it takes no tools and no template_kwargs"),
+        (
+            {"content": "a"},
+            {"tools": [{}]},
+            "plain text is rendered without a template, so it must not have tools or template_kwargs",
+        ),
         ({"content": ["a"]}, {}, "message 0 (text): in plain text, its content must be a string"),
-        ({"content": "a", "name": "b"}, {}, "message 0 (text): in plain text, there is no place for its name"),
+        ({"content": "a", "name": "b"}, {}, "message 0 (text): in plain text, its name cannot be rendered; remove it"),
     ],
 )
 def test_plain_text_has_no_place_for_more_than_text(message: Message, more: dict[str, object], reason: str):
@@ -465,35 +473,38 @@ def test_plain_text_has_no_place_for_more_than_text(message: Message, more: dict
 
 
 def test_plain_text_needs_a_token_that_ends_it():
-    talk = Conversation([{"role": "text", "content": "a"}], plain=True)
-    with pytest.raises(RowError, match="no eos_token to end plain text with"):
-        Renderer(Template(CHATML, {})).render(talk)
-    assert shown(Renderer(Template(CHATML, {}), eot_token="<e>").render(talk)) == "[a][<e>]"
+    conversation = Conversation([{"role": "text", "content": "a"}], plain=True)
+    with pytest.raises(RowError, match="plain text ends with the tokenizer's eos_token, but it has none"):
+        Renderer(Template(CHATML, {})).render(conversation)
+    assert shown(Renderer(Template(CHATML, {}), eot_token="<e>").render(conversation)) == "[a][<e>]"
 
 
 def test_the_prompt_of_plain_text_is_its_texts():
     prompt = [{"role": "prompt", "content": "2+2="}]
     one = Renderer(Template(CHATML, {"bos_token": "<s>", "eos_token": "</s>"}), adds_bos=True)
-    assert one.prompt(prompt, plain=True) == "<s>2+2="
+    assert one.render_prompt(prompt, plain=True) == "<s>2+2="
 
 
 @pytest.mark.parametrize(
-    ("talk", "message"),
+    ("conversation", "message"),
     [
         (Conversation([]), "the conversation has no messages"),
         (Conversation([{"content": "a"}]), "message 0 has no role"),
         (Conversation([user("a")], template_kwargs={"messages": 1}), "template_kwargs must not set messages"),
     ],
 )
-def test_what_is_no_conversation_is_refused(talk: Conversation, message: str):
+def test_what_is_no_conversation_is_refused(conversation: Conversation, message: str):
     with pytest.raises(RowError, match=message):
-        renderer().render(talk)
+        renderer().render(conversation)
 
 
 def test_the_prompt_is_what_the_answer_is_generated_after():
-    talk = [user("2+2?"), assistant("4")]
-    rendered = renderer().render(Conversation(talk))
-    assert renderer().prompt(talk[:1]) == rendered.text[: next(s.start for s in rendered.spans if s.generated)]
+    conversation = [user("2+2?"), assistant("4")]
+    rendered = renderer().render(Conversation(conversation))
+    assert (
+        renderer().render_prompt(conversation[:1])
+        == rendered.text[: next(s.start for s in rendered.spans if s.generated)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -516,12 +527,15 @@ def test_the_prompt_is_what_the_answer_is_generated_after():
         (
             "{{- raise_exception('Never') -}}",
             None,
-            ["the chat template does not take a talk of user and assistant: the chat template refuses: Never"],
+            [
+                "the chat template does not render a conversation of user and assistant: the chat template refuses: "
+                "Never"
+            ],
         ),
     ],
 )
 def test_the_check_finds_templates_that_do_not_end_turns(source: str, eot_token: str | None, messages: list[str]):
-    assert [problem.message for problem in renderer(source, eot_token).check()] == messages
+    assert [problem.message for problem in renderer(source, eot_token).check_template()] == messages
 
 
 def test_a_template_that_reads_only_lists_is_given_texts_as_lists():
@@ -534,7 +548,7 @@ def test_a_template_that_reads_only_lists_is_given_texts_as_lists():
 
 def test_a_template_that_wants_a_system_message_passes_the_check():
     strict = "{%- if messages[0].role != 'system' -%}{{- raise_exception('Needs one') -}}{%- endif -%}" + CHATML
-    assert renderer(strict).check() == []
+    assert renderer(strict).check_template() == []
 
 
 def test_a_usual_row_costs_one_render():
@@ -619,14 +633,16 @@ TURNS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4)
 @pytest.mark.parametrize("name", ["qwen2_5", "llama3", "gemma", "phi3", "qwen3", "deepseekv3", "gptoss", "cohere2"])
 @settings(max_examples=60, deadline=None)
 @given(turns=TURNS)
-def test_any_talk_is_tiled_and_its_answers_are_generated_whole(shipped, name: str, turns: list[tuple[str, str]]):
-    talk = [message for ask, answer in turns for message in (user(ask), assistant(answer))]
-    rendered = shipped(name).render(Conversation(talk))
-    assert rendered.text == shipped(name).template.render(talk)
+def test_any_conversation_is_tiled_and_its_answers_are_generated_whole(
+    shipped, name: str, turns: list[tuple[str, str]]
+):
+    conversation = [message for ask, answer in turns for message in (user(ask), assistant(answer))]
+    rendered = shipped(name).render(Conversation(conversation))
+    assert rendered.text == shipped(name).template.render(conversation)
     assert "".join(rendered.text[span.start : span.end] for span in rendered.spans) == rendered.text
     assert all(span.start < span.end for span in rendered.spans)
     assert all(span.role == "assistant" for span in rendered.spans if span.generated)
-    for index, message in enumerate(talk):
+    for index, message in enumerate(conversation):
         own = [span for span in rendered.spans if span.message == index]
         text = "".join(rendered.text[span.start : span.end] for span in own)
         if message["role"] == "assistant":
@@ -637,17 +653,17 @@ def test_any_talk_is_tiled_and_its_answers_are_generated_whole(shipped, name: st
 
 
 def test_variables_of_the_template_move_the_generation_prompt(shipped):
-    talk = [user("2+2?"), assistant("4")]
-    usual, quiet = (Conversation(talk, template_kwargs=kwargs) for kwargs in ({}, {"enable_thinking": False}))
+    conversation = [user("2+2?"), assistant("4")]
+    usual, quiet = (Conversation(conversation, template_kwargs=kwargs) for kwargs in ({}, {"enable_thinking": False}))
     head = "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
     assert shown(shipped("qwen3").render(usual)) == head + "[<think>\n\n</think>\n\n4][<|im_end|>]\n"
     assert shown(shipped("qwen3").render(quiet)) == head + "<think>\n\n</think>\n\n[4][<|im_end|>]\n"
 
 
 def test_a_call_without_texts_has_an_end_too(shipped):
-    talk = [user("Now?"), call({"days": 2}, None), result("7"), assistant("Mild."), user("Ok")]
+    conversation = [user("Now?"), call({"days": 2}, None), result("7"), assistant("Mild."), user("Ok")]
     assert '[<tool_call>\n{"name": "find_weather", "arguments": {"days": 2}}\n</tool_call>][<|im_end|>]' in (
-        shown(shipped("qwen3").render(Conversation(talk)))
+        shown(shipped("qwen3").render(Conversation(conversation)))
     )
 
 
@@ -663,6 +679,8 @@ def shipped() -> Callable[[str], Renderer]:
 
 
 def test_rendering_needs_no_heavy_library():
-    code = "import sys, sftrun.data.render; print({'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules))"
+    code = (
+        "import sys, sftrun.data.masks.render; print({'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules))"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

@@ -203,7 +203,7 @@ def test_weights_that_are_no_numbers_are_not_saved_and_the_last_good_ones_are_na
         folder, "diverged", [*sets, "train.logging_steps=20", "train.eval_strategy=no", "train.eval_steps=null"]
     )
     with pytest.raises(
-        UserError, match=r"not finite at step \d+; the last whole checkpoint is .*lower train\.learning_rate"
+        UserError, match=r"not finite at step \d+; the last complete checkpoint is .*lower train\.learning_rate"
     ) as error:
         attempt(run)
     saved = sorted(run.checkpoints.iterdir(), key=lambda path: int(path.name.split("-")[1]))
@@ -325,7 +325,7 @@ def test_an_adapter_goes_on_with_the_base_that_it_began_with_and_no_other(folder
     run = prepared(folder, "on-a-base", [*LORA, f"model.name={base}", "train.max_steps=8"])
     assert not attempt(run, at("step", 6))
     tiny.save(base, seed=2)
-    with pytest.raises(UserError, match="are not those that the run has trained on so far"):
+    with pytest.raises(UserError, match="have changed since the run began"):
         attempt(run)
     (base / "model.safetensors").write_bytes(kept)
     assert attempt(run)
@@ -390,7 +390,7 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint_and_names_it(folder, refer
     code, error = said(command(folder, "resume", "full-disk", preexec_fn=little))
     assert code == 1, error
     assert "the checkpoint of step 12 could not be written" in error
-    assert f"the last whole checkpoint is {run.checkpoints}/checkpoint-8; make room, then resume the run" in error
+    assert f"the last complete checkpoint is {run.checkpoints}/checkpoint-8; make room, then resume the run" in error
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["checkpoint-4", "checkpoint-8"]
     assert run.read_json("state.json")["train"]["status"] == "failed"
     assert attempt(run)

@@ -105,7 +105,7 @@ def whole(reader: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def in_sections(reader: Tokenizer, texts: list[str]) -> list[list[int]]:
-    ids, starts = Sections(reader).read(texts)
+    ids, starts = Sections(reader).tokenize(texts)
     return [part.tolist() for part in np.split(ids, starts[1:-1])]
 
 

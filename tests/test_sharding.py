@@ -136,12 +136,12 @@ def test_each_process_writes_its_part_of_a_checkpoint(shared):
 
 def test_deepspeed_does_not_go_on_with_another_number_of_processes(shared):
     from sftrun.training import checkpoints
-    from sftrun.training.sharding import strategy
+    from sftrun.training.sharding import apply
 
-    start = checkpoints.whole(shared("fsdp").checkpoints)[0]
-    strategy.check_start("fsdp", start)
-    with pytest.raises(api.UserError, match="are of 2 processes, and there are 1"):
-        strategy.check_start("deepspeed", start)
+    start = checkpoints.complete_checkpoints(shared("fsdp").checkpoints)[0]
+    apply.check_resume("fsdp", start)
+    with pytest.raises(api.UserError, match="was written by 2 processes, and there are 1"):
+        apply.check_resume("deepspeed", start)
 
 
 @pytest.fixture
@@ -167,19 +167,19 @@ def test_a_model_that_is_not_sharded_is_refused(process, model):
     from sftrun.training.sharding import fsdp
 
     with pytest.raises(api.UserError, match=r"embed_tokens.weight is whole in each process"):
-        fsdp.check(model)
+        fsdp.check_sharding(model)
     fsdp.shard(model, torch.device("cpu"), half=None)
-    fsdp.check(model)
+    fsdp.check_sharding(model)
     model.model.norm.weight = torch.nn.Parameter(torch.ones(128))
     with pytest.raises(api.UserError, match=r"model.norm.weight is whole in each process"):
-        fsdp.check(model)
+        fsdp.check_sharding(model)
 
 
 def test_a_model_that_does_not_say_what_its_blocks_are_is_refused(process, model):
     from sftrun.training.sharding import fsdp
 
     model._no_split_modules = None
-    with pytest.raises(api.UserError, match="does not say what its blocks are"):
+    with pytest.raises(api.UserError, match="does not name its blocks"):
         fsdp.shard(model, torch.device("cpu"), half=None)
 
 
@@ -188,24 +188,24 @@ def test_a_model_outside_the_engine_of_deepspeed_is_refused(process, model):
     from sftrun.training.sharding import deepspeed
 
     with pytest.raises(api.UserError, match="it is trained by Qwen3ForCausalLM"):
-        deepspeed.check(model, 3)
+        deepspeed.check_sharding(model, 3)
 
 
 FSDP, ZERO = STRATEGIES["fsdp"], STRATEGIES["zero-3"]
 REFUSED = {
     "zero_stage is an option of DeepSpeed": {"launch.zero_stage": 2},
     "there is only one": {**FSDP, "launch.processes": 1},
-    "fp16 does not go with deepspeed": {**ZERO, "train.precision": "fp16"},
+    "fp16 does not work with deepspeed": {**ZERO, "train.precision": "fp16"},
     "adamw_8bit cannot compute with weights that fsdp has sharded": {**FSDP, "train.optimizer": "adamw_8bit"},
     "adafactor keeps means over rows and columns": {**ZERO, "train.optimizer": "adafactor"},
     "a base in 8 bits loses its scales": {**FSDP, "backend": "bnb"},
-    "lie in memory as fp32 are lost": {
+    "stored as fp32 are lost": {
         **FSDP,
         "backend": {"use": "bnb", "with": {"storage_dtype": "fp32"}},
         "tuning.mode": "qlora",
     },
-    "which 4 bits do not survive": {**ZERO, "backend": "bnb", "tuning.mode": "qlora"},
-    "paged_adamw_32bit moves to the CPU": {**ZERO, "train.optimizer": "paged_adamw_32bit"},
+    "which destroys 4-bit weights": {**ZERO, "backend": "bnb", "tuning.mode": "qlora"},
+    "paged_adamw_32bit moves its state to the CPU": {**ZERO, "train.optimizer": "paged_adamw_32bit"},
 }
 
 
@@ -219,18 +219,18 @@ def test_what_a_strategy_cannot_do_is_said_by_validate(message, write, sftrun):
 
 def test_one_process_cannot_share_a_model():
     from sftrun.recipe.model import typed_recipe
-    from sftrun.training.sharding import strategy
+    from sftrun.training.sharding import apply
 
     keys = {"model": {"name": "sftrun/tiny"}, "source": "jsonl", "launch": {"strategy": "fsdp"}}
     with pytest.raises(api.UserError, match="fsdp shares a model among processes, and there is only one"):
-        strategy.strategy(typed_recipe(keys))
+        apply.resolve_strategy(typed_recipe(keys))
 
 
 def test_deepspeed_is_asked_for_before_a_run_starts(write, sftrun, tmp_path, monkeypatch):
     from sftrun import errors
 
-    there = errors.find_spec
-    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == "deepspeed" else there(name))
+    installed = errors.find_spec
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == "deepspeed" else installed(name))
     sets = ["--set", "launch.strategy=deepspeed", "--set", "launch.processes=2"]
     said = sftrun(write(ROWS[:4]), *sets, "--out", tmp_path / "out")
     assert said.code == 1

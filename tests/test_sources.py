@@ -163,10 +163,10 @@ FOLDERS = {
         "train-1.jsonl.gz",
         "train-2.jsonl",
     ],
-    "error: of the 3 files of train, number 1 is not there": ["train-0-of-3.jsonl", "train-2-of-3.jsonl"],
+    "error: of the 3 files of train, number 1 is missing": ["train-0-of-3.jsonl", "train-2-of-3.jsonl"],
     "error: no train.jsonl in": ["training.jsonl"],
-    "; there is training.jsonl; rename it": ["training.jsonl"],
-    "; there is train.json; rename it": ["train.json"],
+    "; it has training.jsonl; rename a file": ["training.jsonl"],
+    "; it has train.json; rename a file": ["train.json"],
 }
 
 
@@ -201,7 +201,7 @@ def test_a_compressed_file_that_is_cut_short_is_an_error_with_its_place(tmp_path
     message = refused(source(use, file, **UNITS.get(use, {})))
     assert message.startswith(f"{file}:")
     assert "cannot be read from here on: " in message
-    assert "it is not whole" in message
+    assert "it is incomplete" in message
 
 
 def test_a_file_that_is_not_what_its_name_says_is_an_error(tmp_path):

@@ -47,7 +47,7 @@ def test_a_row_of_an_array_that_is_wrong_costs_no_other(tmp_path):
 
 BROKEN = {
     "": ":1: error: not valid JSON: the file is empty",
-    '{"a": 1}\n{"a": 2}\n': ":1: error: not valid JSON: the file holds one object, not an array; a file with one",
+    '{"a": 1}\n{"a": 2}\n': ":1: error: not valid JSON: the file holds one object, not an array; the source",
     "7": ":1: error: not valid JSON: the file holds no array of objects",
     '[\n{"a": 1},\n{"a": [2}\n]': ":3: error: not valid JSON: a } closes nothing",
     '[\n{"a": 1},\n{"a": "2}\n]': ":3: error: not valid JSON: a string is not closed",
@@ -65,7 +65,7 @@ def test_an_array_that_breaks_off_is_an_error_with_its_line(tmp_path, text):
 
 def test_a_field_that_is_not_there_is_said_with_those_that_are(tmp_path):
     file = put(tmp_path / "rows.json", '{"version": "1", "rows": [{"a": 1}], "meta": {"data": []}}')
-    assert "no array in the field 'data'; there is rows, meta" in refused(source("json", file, field="data"))
+    assert "no array in the field 'data'; the object has rows, meta" in refused(source("json", file, field="data"))
     put(file, "[]")
     assert "the file holds an array, not an object" in refused(source("json", file, field="data"))
 
@@ -89,7 +89,7 @@ def test_a_record_of_a_table_that_is_wrong_costs_no_other(tmp_path):
         "has 3 fields, but there are 2 columns",
         "not valid CSV: ',' expected after '\"'",
         "is not text in the encoding of the file",
-        "holds a NUL character: it is no text, or in another encoding",
+        "contains a NUL character: it is not text, or in another encoding",
         {"q": "q", "a": "a"},
         {"q": "1", "a": "2"},
     ]
@@ -102,9 +102,9 @@ def test_a_very_long_field_is_read(tmp_path):
 
 
 TABLES = {
-    "": ":1: error: there is no header: the file is empty",
+    "": ":1: error: the header is missing: the file is empty",
     "q,q\n1,2\n": ":1: error: the header names 'q' twice; rename one of the two columns",
-    'q,a\n1,2\n"3,4\n5,6\n': ":3: error: a quote that is opened here is never closed; close it, or write it twice",
+    'q,a\n1,2\n"3,4\n5,6\n': ":3: error: the quote opened here is never closed; close it, or double it",
 }
 
 
@@ -116,7 +116,7 @@ def test_a_table_that_cannot_be_told_apart_is_an_error_with_its_line(tmp_path, t
 
 def test_a_header_is_not_taken_for_a_row_where_columns_are_named(tmp_path):
     file = put(tmp_path / "rows.csv", "q,a\n1,2\n")
-    assert "this line is the header; leave the option columns out" in refused(source("csv", file, columns=["q", "a"]))
+    assert "this line is the header; remove the option columns" in refused(source("csv", file, columns=["q", "a"]))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_header_is_not_taken_for_a_row_where_columns_are_named(tmp_path):
     [
         ("csv", {"encoding": "utf-9"}, "unknown encoding 'utf-9'"),
         ("text", {"encoding": "base64"}, "unknown encoding 'base64'"),
-        ("csv", {"delimiter": '"'}, "a delimiter cannot be a quote"),
+        ("csv", {"delimiter": '"'}, "the delimiter must not be a quote"),
         ("csv", {"columns": ["a", "b", "a"]}, "columns names 'a' twice"),
     ],
 )
@@ -165,7 +165,7 @@ def test_a_file_that_is_no_text_is_a_bad_row(tmp_path):
     put(tmp_path / "c.md", " \n")
     assert read(source("text", tmp_path / "*.md")) == [
         "is not text in the encoding of the file",
-        "holds a NUL character: it is no text, or in another encoding",
+        "contains a NUL character: it is not text, or in another encoding",
         "the file is empty",
     ]
 
@@ -179,7 +179,7 @@ def test_parquet_reads_the_columns_that_are_named_in_batches(tmp_path):
     assert some.fingerprint() != source("parquet", file).fingerprint()
     assert some.locate("train-00000-of-00001.parquet:17") == f"{file}, row 17"
     message = refused(source("parquet", file, columns=["usr"]))
-    assert message == f"{file}: error: there is no column usr; did you mean user?"
+    assert message == f"{file}: error: the file has no column usr; did you mean user?"
 
 
 def test_what_parquet_cannot_be_read_as_is_an_error(tmp_path):

@@ -88,9 +88,9 @@ def test_a_streamed_dataset_is_not_loaded_and_its_fingerprint_knows_its_files(fo
     [
         (
             {"streaming": True, "val": "train[:10]"},
-            "streaming cannot read the slice train[:10] as val; name whole splits",
+            "streaming cannot read the slice train[:10] as val; use whole splits",
         ),
-        ({"val": "train"}, "train and val are the same rows: train; name slices of it"),
+        ({"val": "train"}, "train and val are the same rows: train; use different slices of it"),
     ],
 )
 def test_what_cannot_be_read_is_said_by_validate(write, sftrun, options, message):

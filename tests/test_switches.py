@@ -63,8 +63,8 @@ def small(config, **more):
         ("tf32=true", "tf32 is a number format of NVIDIA GPUs since Ampere, and there is none"),
         ("cross_entropy=liger", "the kernels of liger need a GPU, and there is none"),
         ("cross_entropy=cut-cross-entropy", "the kernels of cut-cross-entropy need a GPU"),
-        ("attention=flash-attn", "flash-attn cannot be had: it needs a GPU, and there is none"),
-        ("attention=flex", "flex attention can be trained on a GPU alone"),
+        ("attention=flash-attn", "flash-attn is not available: it needs a GPU, and there is none"),
+        ("attention=flex", "flex attention trains on a GPU only"),
     ],
 )
 def test_what_needs_a_gpu_is_refused_before_a_model_is_loaded(recipe, setting, said, tmp_path):
@@ -80,7 +80,7 @@ def test_what_needs_a_gpu_is_refused_before_a_model_is_loaded(recipe, setting, s
 @NO_GPU
 def test_all_that_cannot_be_had_is_said_at_once(recipe):
     with pytest.raises(UserError) as caught:
-        switches.check(recipe("train.tf32=true", "train.attention=flex", "train.activation_offload=true"))
+        switches.check_switches(recipe("train.tf32=true", "train.attention=flex", "train.activation_offload=true"))
     assert len(caught.value.problems) == 3
 
 
@@ -89,8 +89,8 @@ def test_tf32_where_almost_nothing_is_in_fp32_is_said(recipe, tmp_path):
     from sftrun.training import settings
 
     wanted = recipe("train.tf32=true", "train.precision=bf16", "train.eval_strategy=no")
-    (said,) = settings.without_effect(wanted, RunDir(tmp_path), rows=1)
-    assert "tf32 is for matrices in fp32, and almost all of them are in bf16" in said
+    (said,) = settings.ineffective_options(wanted, RunDir(tmp_path), rows=1)
+    assert "tf32 is for fp32 matrices, and almost all matrices are in bf16" in said
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,9 @@ def test_a_package_that_is_missing_is_named_before_the_run(recipe, sftrun, tmp_p
 @pytest.mark.parametrize("wanted", ["auto", "eager", "sdpa"])
 def test_a_model_gets_the_attention_that_is_asked_for(recipe, wanted, packed):
     model, events = small("LlamaConfig"), []
-    used = switches.give(model, recipe(f"train.attention={wanted}", f"packing.strategy={packed}"), events.append)
+    used = switches.apply_switches(
+        model, recipe(f"train.attention={wanted}", f"packing.strategy={packed}"), events.append
+    )
     ours = packed == "best-fit" and wanted != "eager"
     expected = "sftrun-packed" if ours else "eager" if wanted == "eager" else "sdpa"
     assert model.config._attn_implementation == expected
@@ -127,7 +129,7 @@ def test_a_model_gets_the_attention_that_is_asked_for(recipe, wanted, packed):
 def test_an_attention_that_a_model_has_not_is_refused(recipe):
     model = small("BloomConfig")
     with pytest.raises(UserError, match="attention") as caught:
-        switches.give(model, recipe("train.attention=sdpa"), print)
+        switches.apply_switches(model, recipe("train.attention=sdpa"), print)
     assert caught.value.problems[0].path == ("train", "attention")
 
 

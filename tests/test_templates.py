@@ -1,6 +1,6 @@
 """Marks on the templates that trl ships, against the `{% generation %}` marks of their training twins.
 
-Where there is no twin, or it writes another text, against the renders up to each answer, and word by word.
+Without a twin, or if it writes another text, against the renders up to each answer, and word by word.
 
 Writes `docs/templates.md` when SFTRUN_UPDATE is set; fails when that file is stale.
 """
@@ -19,7 +19,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import sftrun
-from sftrun.data.masks.crosscheck import check, tagged
+from sftrun.data.masks.crosscheck import cross_check, mark_tags
 from sftrun.data.masks.render import Renderer
 from sftrun.data.masks.template import Template
 from sftrun.errors import RowError
@@ -46,7 +46,7 @@ class Subject(NamedTuple):
     renderer: Renderer
     lists: bool
 
-    def talk(self, kind: str) -> Conversation:
+    def conversation(self, kind: str) -> Conversation:
         return as_lists(KINDS[kind]) if self.lists else KINDS[kind]
 
 
@@ -56,11 +56,15 @@ def load(name: str) -> Subject:
     return Subject(source, renderer, renderer.template.wraps_text)
 
 
-def reference(source: str, talk: Conversation) -> tuple[str | None, set[int]]:
+def reference(source: str, conversation: Conversation) -> tuple[str | None, set[int]]:
     """The text of a conversation and the positions in it that a training template marks as generated."""
     try:
         texts, marks = hub.render_jinja_template(
-            [talk.messages], tools=talk.tools, chat_template=source, return_assistant_tokens_mask=True, **TOKENS
+            [conversation.messages],
+            tools=conversation.tools,
+            chat_template=source,
+            return_assistant_tokens_mask=True,
+            **TOKENS,
         )
     except Exception:  # the twin refuses what the template takes
         return None, set()
@@ -78,7 +82,7 @@ def stretches(positions: set[int]) -> list[tuple[int, int]]:
     return [(ordered[a], ordered[b - 1] + 1) for a, b in pairwise(cuts)]
 
 
-def assert_equal(subject: Subject, talk: Conversation, ours: Rendered, marks: set[int]) -> None:
+def assert_equal(subject: Subject, conversation: Conversation, ours: Rendered, marks: set[int]) -> None:
     """Ours equals the reference up to white space after an end of turn and text of the generation prompt."""
     assert not trained(ours) - marks, "we train what the training template does not"
     ends = {span.end for span in ours.spans if span.end_of_turn}
@@ -88,22 +92,24 @@ def assert_equal(subject: Subject, talk: Conversation, ours: Rendered, marks: se
         if start in ends and not text.strip():
             continue
         assert end in starts, f"we do not train {text!r}"
-        assert text in prompt(subject, talk, starts[end])[-80:], f"we do not train {text!r}"
+        assert text in prompt(subject, conversation, starts[end])[-80:], f"we do not train {text!r}"
 
 
-def prompt(subject: Subject, talk: Conversation, message: int) -> str:
+def prompt(subject: Subject, conversation: Conversation, message: int) -> str:
     """What leads to a message; some templates render nothing without a user's message."""
     try:
-        return subject.renderer.prompt(talk.messages[:message], talk.tools, talk.template_kwargs)
+        return subject.renderer.render_prompt(
+            conversation.messages[:message], conversation.tools, conversation.template_kwargs
+        )
     except RowError:
-        return subject.renderer.prompt([{"role": "user", "content": "x"}])
+        return subject.renderer.render_prompt([{"role": "user", "content": "x"}])
 
 
-def assert_words(talk: Conversation, ours: Rendered) -> None:
+def assert_words(conversation: Conversation, ours: Rendered) -> None:
     """Without a reference: every word of an answer is in its spans, its end too, and no other text is trained."""
     assert "".join(ours.text[span.start : span.end] for span in ours.spans) == ours.text
-    answers = [message for message in talk.messages if message["role"] == "assistant"]
-    for index, message in enumerate(talk.messages):
+    answers = [message for message in conversation.messages if message["role"] == "assistant"]
+    for index, message in enumerate(conversation.messages):
         own = [span for span in ours.spans if span.message == index]
         text = "".join(ours.text[span.start : span.end] for span in own)
         if message["role"] == "assistant":
@@ -126,9 +132,9 @@ def words(message: Message) -> list[str]:
     return re.findall(r"\w+", content(message))
 
 
-def assert_parts(talk: Conversation, ours: Rendered) -> None:
+def assert_parts(conversation: Conversation, ours: Rendered) -> None:
     """Content, reasoning and calls are each found in the spans of their part, and in no other."""
-    for index, message in enumerate(talk.messages):
+    for index, message in enumerate(conversation.messages):
         if message["role"] != "assistant":
             continue
         texts = {"content": "", "reasoning": "", "tool_calls": ""}
@@ -149,21 +155,23 @@ def assert_parts(talk: Conversation, ours: Rendered) -> None:
 
 def outcome(subject: Subject, twin: Subject | None, kind: str) -> str:
     """What the mask was found equal to, or the reason of a refusal; a difference fails."""
-    talk = subject.talk(kind)
+    conversation = subject.conversation(kind)
     try:
-        ours = subject.renderer.render(talk)
+        ours = subject.renderer.render(conversation)
     except RowError as error:
         return reason(str(error), subject.renderer.template.name)
-    assert_words(talk, ours)
-    assert_parts(talk, ours)
-    own_tags = tagged(subject.renderer.template)
+    assert_words(conversation, ours)
+    assert_parts(conversation, ours)
+    own_tags = mark_tags(subject.renderer.template)
     if own_tags:
-        assert check(subject.renderer, talk, ours, own_tags) == "generation"
-    text, marks = reference(twin.source, talk) if twin else (None, set())
+        assert cross_check(subject.renderer, conversation, ours, own_tags) == ("generation", None)
+    text, marks = reference(twin.source, conversation) if twin else (None, set())
     if text == ours.text:
-        assert_equal(subject, talk, ours, marks)
+        assert_equal(subject, conversation, ours, marks)
         return "equal"
-    return "beginnings" if check(subject.renderer, talk, ours, None) else "words"
+    kind, disagreement = cross_check(subject.renderer, conversation, ours, None)
+    assert disagreement is None
+    return "beginnings" if kind else "words"
 
 
 def reason(error: str, name: str) -> str:
@@ -208,9 +216,9 @@ def chat(turns: list[tuple[str, str]], first: str) -> list[Message]:
 
 def answers(subject: Subject, messages: list[Message]) -> list[str] | None:
     """What the masker `assistant` trains, message by message, each end of turn after a bar; None for a refusal."""
-    talk = Conversation(messages)
+    conversation = Conversation(messages)
     try:
-        ours = subject.renderer.render(as_lists(talk) if subject.lists else talk)
+        ours = subject.renderer.render(as_lists(conversation) if subject.lists else conversation)
     except RowError:
         return None
     masker = sftrun.create("masker", sftrun.Use(use="assistant"))
@@ -231,11 +239,12 @@ def test_what_is_trained_is_the_answers_and_their_ends(name: str, turns: list[tu
     assume(known is not None and found is not None)
     for frame, trained, (_, answer) in zip(known, found, turns, strict=True):
         before, after = frame.split("\x01")
-        fits = {before + kept + after for kept in (answer, answer.strip(), answer.lstrip(), answer.rstrip("\n"))}
+        trims = {answer.strip(), answer.lstrip(), answer.strip("\n"), answer.lstrip("\n"), answer.rstrip("\n")}
+        fits = {before + kept + after for kept in {answer, *trims}}
         assert trained in fits | {each.lstrip("\n") for each in fits}
 
 
-def test_few_random_talks_are_refused():
+def test_few_random_conversations_are_refused():
     """So that the test before this one is no empty promise."""
     accepted = [answers(loaded(name), chat([("a b", "c\nd")] * 2, "")) is not None for name in [*TWINS, *ALONE]]
     assert sum(accepted) >= len(accepted) - 1  # one template has no end of turn
@@ -245,25 +254,29 @@ def test_texts_are_what_transformers_renders():
     for file in sorted(FOLDER.glob("*.jinja")):
         source = file.read_text("utf-8")
         template = Template(source, TOKENS)
-        for kind, talk in KINDS.items():
+        for kind, conversation in KINDS.items():
             for prompt in (False, True):
-                theirs = rendered_by_transformers(source, talk, prompt)
-                assert rendered_by_us(template, talk, prompt) == theirs, (file.name, kind)
+                theirs = rendered_by_transformers(source, conversation, prompt)
+                assert rendered_by_us(template, conversation, prompt) == theirs, (file.name, kind)
 
 
-def rendered_by_transformers(source: str, talk: Conversation, prompt: bool) -> str | None:
+def rendered_by_transformers(source: str, conversation: Conversation, prompt: bool) -> str | None:
     try:
         texts, _ = hub.render_jinja_template(
-            [talk.messages], tools=talk.tools, chat_template=source, add_generation_prompt=prompt, **TOKENS
+            [conversation.messages],
+            tools=conversation.tools,
+            chat_template=source,
+            add_generation_prompt=prompt,
+            **TOKENS,
         )
     except Exception:
         return None
     return str(texts[0])
 
 
-def rendered_by_us(template: Template, talk: Conversation, prompt: bool) -> str | None:
+def rendered_by_us(template: Template, conversation: Conversation, prompt: bool) -> str | None:
     try:
-        return template.render(talk.messages, tools=talk.tools, add_generation_prompt=prompt)
+        return template.render(conversation.messages, tools=conversation.tools, add_generation_prompt=prompt)
     except RowError:
         return None
 
@@ -324,35 +337,36 @@ def letter(index: int) -> str:
 
 PAGE = """# Chat templates
 
-Which tokens of a conversation are trained must be right, whatever the chat template. This page shows what was
-checked, on the templates that come with trl {version}. It is written by `tests/test_templates.py`.
+sftrun has to train the right tokens of a conversation with any chat template. To see the mask of your own rows, run
+`sftrun inspect RECIPE`. This page shows the results on the templates that come with trl {version}.
+`tests/test_templates.py` writes it.
 
-trl has {templates} templates in two versions: as the model's makers wrote it, and a *training twin* in which
-somebody marked by hand what the model generates. sftrun needs no such marks. Here its marks are compared with
-them, for every template, every twin and the kinds of conversation in the list below.
+trl ships {templates} templates in two versions: the original of the model's makers, and a *training twin* in which the
+generated text is marked by hand. sftrun needs no such marks. The test compares its masks with them, for every template,
+every twin and every kind of conversation in the list below.
 
-"Equal" means that the same characters are trained, with two exceptions, about which the twins do not agree among
-themselves: white space after the token that ends a turn, and text that the generation prompt already holds.
-sftrun trains neither, because the model never has to write them.
+"Equal" means that the same characters are trained, with two exceptions: white space after the end-of-turn token, and
+text that the generation prompt already holds. The twins do not agree among themselves about these. sftrun trains
+neither, because the model never has to write them.
 
-{alone} more templates have no twin, and some templates write another text than theirs. There the marks are compared
-with what the template itself writes up to each answer, with its generation prompt, and up to the end of each answer,
-wherever these are beginnings of the whole text. Where they are not, every word of the answers and the end of each
-turn was found in what is trained, and no other text.
+{alone} more templates have no twin, and some templates write another text than their twin. There the test compares the
+masks with the template's own renders: up to each answer, with the generation prompt, and up to the end of the answer.
+That needs renders that are prefixes of the full text. Without them, the test checks that every word of the answers and
+the end of each turn is trained, and no other text.
 
-Of {renders} comparisons, {equal} equal the marks of the twin, {beginnings} the renders up to each answer, and
-{words} were looked at word by word. {refused} were refused: such a row is not trained on, and the reason is reported.
+Of {renders} comparisons, {equal} equal the marks of the twin, {beginnings} equal the renders up to each answer, and
+{words} were checked word by word. {refused} were refused: sftrun reports the reason and does not train on such a row.
 None differs.
 
-## What the cells say
+## Symbols
 
 - **=**: equal to the marks of the twin, on the template and on the twin.
-- **b**: equal to the renders up to each answer; where there is a twin, it writes another text, and is equal on that.
-- **w**: every word of the answers is trained, every end of a turn, and no other text; the rest as for **b**.
+- **b**: equal to the renders up to each answer; a twin, if any, writes another text and is equal on that.
+- **w**: every word of the answers and every end of a turn is trained, and no other text; a twin as for **b**.
 - **r1**, **r2**, …: refused; the reasons are below the table.
-- **a / b**: a is what comes of the template, b of its twin.
+- **a / b**: a is the result on the template, b on its twin.
 
-Templates that read a content only as a list of parts were given such lists.
+Templates that only read contents as lists of parts were given such lists.
 
 ## Kinds of conversation
 

@@ -129,7 +129,7 @@ def test_style_appends_to_a_system_prompt_in_parts_and_keeps_its_other_fields():
 
 
 def test_plain_text_cannot_get_a_system_prompt():
-    with pytest.raises(sftrun.RowError, match=r"rows\.jsonl:3: it is plain text, which has no system prompt"):
+    with pytest.raises(sftrun.RowError, match=r"rows\.jsonl:3: plain text has no system prompt"):
         applied("style", [msgspec.structs.replace(PLAIN, origin="rows.jsonl:3")], prompt="Be brief.")
 
 
@@ -314,8 +314,8 @@ def test_a_row_that_shares_a_run_of_words_with_a_held_out_one_is_left_out():
     made, notes = applied("decontaminate", given, others, against=["val"])
     assert origins(made) == ["3"]
     assert notes == [
-        "1: filtered: decontaminate: overlaps with what is measured (6 of 9 runs of words)",
-        "2: filtered: decontaminate: overlaps with what is measured (1 of 1 runs of words)",
+        "1: filtered: decontaminate: overlaps with evaluation data (6 of 9 runs of words)",
+        "2: filtered: decontaminate: overlaps with evaluation data (1 of 1 runs of words)",
     ]
 
 
@@ -464,7 +464,7 @@ def test_augment_adds_questions_in_other_words_with_the_same_answer(phrases):
         f"Please: Name a {word}{mark}" for word in ("river", "stream", "brook") for mark in ("?", "??")
     }
     assert {(each.origin, each.messages[1]["content"]) for each in made} == {("1", "The Danube.")}
-    assert notes == ["1: added: augment: a question in other words"] * (len(made) - 1)
+    assert notes == ["1: added: augment: a rephrased question"] * (len(made) - 1)
 
 
 def test_augment_makes_as_many_copies_as_asked_for(phrases):
@@ -505,7 +505,7 @@ def test_a_text_file_has_a_template_a_line(tmp_path):
         ("decontaminate", {"files": ["nowhere.txt"]}, "decontaminate: no such file: nowhere.txt"),
         ("redact", {"kinds": []}, "redact looks for nothing"),
         ("redact", {"patterns": {"x": "["}}, "redact: the pattern x is '[', which is not a regular expression"),
-        ("redact", {"patterns": {"x": "a*"}}, "redact: the pattern x fits where there is nothing"),
+        ("redact", {"patterns": {"x": "a*"}}, "redact: the pattern x matches an empty text"),
         ("redact", {"patterns": {"email": "a"}}, "redact: patterns has 'email', which is the name of a kind"),
         ("redact", {"kinds": ["key"], "regions": ["DE"]}, "redact: regions has no effect without the kind phone"),
         ("redact", {"regions": ["Germany"]}, "redact: 'Germany' is no country with phone numbers"),

@@ -164,11 +164,11 @@ def unwrapped(recipe, run, emit):
 
     from sftrun.training import ranks
 
-    ranks.join(recipe)
+    ranks.init(recipe)
     arguments = SimpleNamespace(world_size=2, device=torch.device("cpu"))
     accelerator = SimpleNamespace(num_processes=int(recipe.description))
     model = torch.nn.Linear(1, 1)
-    ranks.check(SimpleNamespace(args=arguments, accelerator=accelerator, model_wrapped=model), recipe)
+    ranks.check_processes(SimpleNamespace(args=arguments, accelerator=accelerator, model_wrapped=model), recipe)
 
 
 def shared_model(recipe, run, emit):
@@ -181,15 +181,15 @@ def shared_model(recipe, run, emit):
     from sftrun.training.sharding import fsdp
     from sftrun.training.sharding.empty import loads_weights
 
-    ranks.join(recipe)
+    ranks.init(recipe)
     empty = not loads_weights("fsdp", recipe, None)
-    model = load.load_base(recipe, where=torch.device("cpu"), empty=empty)
+    model = load.load_base(recipe, device=torch.device("cpu"), empty=empty)
     wanted = AutoModelForCausalLM.from_pretrained(base_model.location(recipe)).state_dict()
-    before = ranks.gathered(all(torch.equal(each, wanted[name]) for name, each in model.named_parameters()))
+    before = ranks.all_gather(all(torch.equal(each, wanted[name]) for name, each in model.named_parameters()))
     fsdp.shard(model, torch.device("cpu"), half=None)
-    whole = fsdp.whole(model)
-    buffers = ranks.gathered([each.tolist() for each in model.buffers()])
-    if ranks.first():
+    whole = fsdp.gather_weights(model)
+    buffers = ranks.all_gather([each.tolist() for each in model.buffers()])
+    if ranks.is_first():
         same = all(torch.equal(each, wanted[name]) for name, each in whole.items())
         emit(Custom(name="shared", data={"loaded": before, "same": same, "buffers": buffers[0] == buffers[1]}))
-    ranks.leave()
+    ranks.finish()

@@ -27,7 +27,7 @@ def command(clear: bool, older_than: float | None) -> None:
         freed = byte_count(sum(entry.frees for entry in removed))
         print(f"{len(removed)} removed, {freed} freed; runs keep the data that they use", file=sys.stderr)
         return
-    entries = eviction.entries()
+    entries = eviction.list_entries()
     rows = []
     for kind in eviction.KINDS:
         of_kind = [entry for entry in entries if entry.kind == kind]

@@ -1,4 +1,13 @@
-"""Prepared data, for plugins: where it is kept, and readers of what preparing has written."""
+"""Data: turns the rows of a source into prepared samples, and reads prepared data. Public API for plugins.
+
+- `IGNORED`: the label of tokens without loss (-100).
+- `Samples(file)`: the samples of a prepared split (`prepared/train.arrow`), memory-mapped.
+- `load_tokenizer(recipe.model)`: the tokenizer and chat template of a recipe's model.
+- `prompt_encoder(recipe.model)`: a function from messages to the token ids that a model is asked with.
+- `read_packs(file)`: the packs of a split (`prepared/train.packs.arrow`), memory-mapped.
+
+The names load on first use, so that importing this package stays light. Its modules are private.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +28,7 @@ _LATE = {
 
 
 def __getattr__(name: str) -> Any:
-    """Loads numpy and pyarrow on first use."""
+    """Loads a public name on first use, because its module may import numpy or the recipe engine."""
     if name not in _LATE:
         raise AttributeError(f"module 'sftrun.data' has no attribute '{name}'")
     import importlib

@@ -23,7 +23,7 @@ def prompt_encoder(model: ModelOptions) -> Callable[[Sequence[Message]], list[in
 
     def encode(messages: Sequence[Message]) -> list[int]:
         try:
-            text = renderer.prompt(list(messages))
+            text = renderer.render_prompt(list(messages))
         except RowError as error:
             raise UserError(f"these messages cannot be answered: {error}: {str(messages)[:200]}") from error
         return list(tokenizer.encode([text])[0].ids)

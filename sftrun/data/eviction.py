@@ -1,4 +1,4 @@
-"""What the cache holds, and how it is emptied while others may be at work."""
+"""Eviction: lists what the cache holds, and clears it while other processes may use it."""
 
 import contextlib
 import os
@@ -12,15 +12,15 @@ import msgspec
 from sftrun import files
 from sftrun.data import store
 
-DAY = 86400.0
-LEFT_BEHIND = "left behind"  # by processes that were killed; nothing at work is this old
+DAY = 86400.0  # seconds; a hidden folder older than this belongs to a killed process
+LEFT_BEHIND = "left behind"
 KINDS = ("prepared", "models", LEFT_BEHIND)
 
 
-class Entry(msgspec.Struct, frozen=True):
-    """A folder in the cache: bytes of it, those that its removal would free, and seconds since it was last used.
+class CacheEntry(msgspec.Struct, frozen=True):
+    """A folder in the cache: its bytes, the bytes that its removal would free, and seconds since its last use.
 
-    Files of prepared data are hard links where the file system has them: what a run directory holds too is not freed.
+    Prepared data are hard links if the file system allows it, so files that a run directory shares are not freed.
     """
 
     kind: str
@@ -30,46 +30,46 @@ class Entry(msgspec.Struct, frozen=True):
     age: float
 
 
-def entries() -> list[Entry]:
-    """All that the cache holds."""
+def list_entries() -> list[CacheEntry]:
+    """Returns every entry of the cache."""
     root = files.cache_folder()
-    found = [_entry("prepared", path) for path in _folders(root / "prepared") if path.name[0] != "."]
-    found += [_entry("models", path) for path in _folders(root / "models") if path.name[0] != "."]
-    hidden = [path for folder in (root, root / "models") for path in _folders(folder) if path.name[0] == "."]
-    return [*found, *(entry for entry in (_entry(LEFT_BEHIND, path) for path in hidden) if entry.age > DAY)]
+    found = [_measure_entry("prepared", path) for path in _list_folders(root / "prepared") if path.name[0] != "."]
+    found += [_measure_entry("models", path) for path in _list_folders(root / "models") if path.name[0] != "."]
+    hidden = [path for folder in (root, root / "models") for path in _list_folders(folder) if path.name[0] == "."]
+    return [*found, *(entry for entry in (_measure_entry(LEFT_BEHIND, path) for path in hidden) if entry.age > DAY)]
 
 
-def clear(older_than: float = 0) -> list[Entry]:
-    """Removes prepared data not used for so many seconds, and what was left behind; returns what has gone.
+def clear(older_than: float = 0) -> list[CacheEntry]:
+    """Removes prepared data unused for `older_than` seconds, and left-overs of killed processes; returns these entries.
 
-    Data that a process is making or taking stay, and so do models of a few MB that one may be about to load.
+    Entries that another process uses are kept, and so are models: they are small and another process may load one.
     """
-    return [entry for entry in entries() if entry.age >= older_than and _removed(entry)]
+    return [entry for entry in list_entries() if entry.age >= older_than and _remove(entry)]
 
 
-def _removed(entry: Entry) -> bool:
+def _remove(entry: CacheEntry) -> bool:
     if entry.kind == "models":
         return False
     if entry.kind == LEFT_BEHIND:
         shutil.rmtree(entry.path, ignore_errors=True)
         return True
-    with store.free(entry.path.name) as mine:  # not one that is made, or taken, just now
-        if mine:
+    with store.idle_entry(entry.path.name) as is_idle:  # False while another process makes or takes it
+        if is_idle:
             shutil.rmtree(entry.path, ignore_errors=True)
-        return mine
+        return is_idle
 
 
-def _folders(folder: Path) -> Iterator[Path]:
+def _list_folders(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.glob("*")) if path.is_dir())
 
 
-def _entry(kind: str, path: Path) -> Entry:
+def _measure_entry(kind: str, path: Path) -> CacheEntry:
     size = frees = 0
     used = 0.0
     for file in [path, *path.rglob("*")]:
-        with contextlib.suppress(OSError):  # someone else removes it just now
+        with contextlib.suppress(OSError):  # another process may be removing it
             found = file.stat()
             used = max(used, found.st_mtime)
             if os.path.isfile(file):
                 size, frees = size + found.st_size, frees + found.st_size * (found.st_nlink == 1)
-    return Entry(kind, path, size, frees, max(time.time() - used, 0))
+    return CacheEntry(kind, path, size, frees, max(time.time() - used, 0))

@@ -1,7 +1,7 @@
-"""The ledger: every row that was dropped, truncated, filtered, changed or added to, with its origin and the reason.
+"""The ledger: an entry for every row that was dropped, truncated, filtered, changed or added, with the reason.
 
-Dropped and truncated rows are lost, and `data.max_lost` limits their share; a filtered row is one that a
-transform was asked to leave out.
+Dropped and truncated rows are lost, and `data.max_lost` limits their share. A filtered row is not lost: the
+recipe asked a transform to leave it out.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ LOST = ("dropped", "truncated")
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One row, what happened to it and why; `tokens` and `trained` are what it lost."""
+    """A ledger entry: a row, what happened to it and why; `tokens` and `trained` count what it lost."""
 
     split: str
     origin: str
@@ -29,7 +29,7 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Ledger:
-    """Collects entries and writes them as JSON lines."""
+    """The ledger file, as JSON lines, with counts by split and reason."""
 
     def __init__(self, file: Path) -> None:
         self.file = file.open("wb")
@@ -39,7 +39,7 @@ class Ledger:
         self.first: dict[str, Entry] = {}
 
     def add(self, entry: Entry) -> None:
-        """Writes one entry; `reason` groups entries, `detail` says what is particular to this row."""
+        """Writes one entry; `reason` groups entries, `detail` describes this row."""
         self.file.write(msgspec.json.encode(entry) + b"\n")
         label = f"{entry.action}: {entry.reason}"
         self.counts.setdefault(entry.split, Counter())[label] += 1
@@ -47,14 +47,15 @@ class Ledger:
         self.trained[entry.split] += entry.trained
         self.first.setdefault(f"{entry.split} {label}", entry)
 
-    def lost(self, split: str) -> int:
-        """Rows of a split that were dropped or truncated."""
+    def count_lost(self, split: str) -> int:
+        """Returns how many rows of a split were dropped or truncated."""
         counts = self.counts.get(split, Counter())
         return sum(number for label, number in counts.items() if label.startswith(LOST))
 
-    def first_lost(self, split: str) -> Entry:
-        """The first entry of a split that lost something."""
+    def find_first_lost(self, split: str) -> Entry:
+        """Returns the first entry of a split that lost something."""
         return next(e for e in self.first.values() if e.split == split and e.action in LOST)
 
     def close(self) -> None:
+        """Closes the file."""
         self.file.close()

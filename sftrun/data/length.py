@@ -1,4 +1,4 @@
-"""What becomes of a row that is too long, or in which nothing is trained."""
+"""The length policy: drops, truncates, splits or refuses rows that are too long, and drops rows without loss."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,8 +8,8 @@ from sftrun.data.tokens import offsets
 from sftrun.recipe.model import Recipe
 
 
-class Kept(NamedTuple):
-    """A sample: its ids and trained flags, its first token in the row, its origin and what it counts."""
+class Piece(NamedTuple):
+    """A sample cut from a tokenized row: ids, trained flags, its first token in the row, its origin and counts."""
 
     ids: Any
     trained: Any
@@ -18,60 +18,67 @@ class Kept(NamedTuple):
     counts: offsets.Counts
 
 
-class Fit:
-    """Fits rows of one split into model.max_seq_len, as data.on_too_long says, and writes down what it does."""
+class LengthPolicy:
+    """The policy `data.on_too_long` for the rows of one split; it writes what it does to the ledger."""
 
     def __init__(
         self, recipe: Recipe, split: str, add: Callable[[Entry], None], fatal: Callable[[str, str], None]
     ) -> None:
         self.limit = recipe.model.max_seq_len
-        self.way = {"drop": self._drop_long, "truncate": self._truncate, "split": self._split, "error": self._refuse}[
-            recipe.data.on_too_long
-        ]
+        self.handle_too_long = {
+            "drop": self._drop_long,
+            "truncate": self._truncate,
+            "split": self._split,
+            "error": self._report_too_long,
+        }[recipe.data.on_too_long]
         self.split = split
         self.add = add
         self.fatal = fatal
 
-    def row(self, origin: str, row: offsets.Tokens) -> list[Kept]:
-        """The samples that a row becomes: none, one, or with on_too_long split several."""
+    def apply(self, origin: str, row: offsets.TokenizedText) -> list[Piece]:
+        """Returns the samples that a row becomes: none, one, or with `split` several."""
         if not row.trained.any():
-            self._note(origin, row, "dropped", "nothing trained", "the masker chose no token")
+            self._note_dropped(origin, row, "nothing trained", "the masker chose no token")
             return []
-        return [_kept(origin, row, 0, len(row.ids))] if len(row.ids) <= self.limit else self.way(origin, row)
+        return (
+            [_make_piece(origin, row, 0, len(row.ids))]
+            if len(row.ids) <= self.limit
+            else self.handle_too_long(origin, row)
+        )
 
-    def _refuse(self, origin: str, row: offsets.Tokens) -> list[Kept]:
+    def _report_too_long(self, origin: str, row: offsets.TokenizedText) -> list[Piece]:
         self.fatal(origin, f"has {len(row.ids)} tokens, more than model.max_seq_len={self.limit}")
         return []
 
-    def _drop_long(self, origin: str, row: offsets.Tokens) -> list[Kept]:
-        self._note(origin, row, "dropped", "too long", f"{len(row.ids)} tokens")
+    def _drop_long(self, origin: str, row: offsets.TokenizedText) -> list[Piece]:
+        self._note_dropped(origin, row, "too long", f"{len(row.ids)} tokens")
         return []
 
-    def _truncate(self, origin: str, row: offsets.Tokens) -> list[Kept]:
+    def _truncate(self, origin: str, row: offsets.TokenizedText) -> list[Piece]:
         size = len(row.ids)
         if not row.trained[: self.limit].any():
             detail = f"{size} tokens, and the prompt fills {self.limit}"
-            self._note(origin, row, "dropped", "nothing trained after truncation", detail)
+            self._note_dropped(origin, row, "nothing trained after truncation", detail)
             return []
         lost = int(row.trained[self.limit :].sum())
         self.add(Entry(self.split, origin, "truncated", "too long", f"{size} tokens", size - self.limit, lost))
-        return [_kept(origin, row, 0, self.limit)]
+        return [_make_piece(origin, row, 0, self.limit)]
 
-    def _split(self, origin: str, row: offsets.Tokens) -> list[Kept]:
-        size, found = len(row.ids), []
+    def _split(self, origin: str, row: offsets.TokenizedText) -> list[Piece]:
+        size, pieces = len(row.ids), []
         for number, first in enumerate(range(0, size, self.limit), 1):
             last = min(first + self.limit, size)
             if row.trained[first:last].any():
-                found.append(_kept(origin if number == 1 else f"{origin} (part {number})", row, first, last))
-        lost = size - sum(len(each.ids) for each in found)
-        detail = f"{size} tokens in {len(found)} parts" + (f"; {lost} in parts with nothing trained" if lost else "")
+                pieces.append(_make_piece(origin if number == 1 else f"{origin} (part {number})", row, first, last))
+        lost = size - sum(len(piece.ids) for piece in pieces)
+        detail = f"{size} tokens in {len(pieces)} parts" + (f"; {lost} in parts with nothing trained" if lost else "")
         self.add(Entry(self.split, origin, "truncated" if lost else "changed", "split: too long", detail, lost))
-        return found
+        return pieces
 
-    def _note(self, origin: str, row: offsets.Tokens, action: Any, reason: str, detail: str) -> None:
-        self.add(Entry(self.split, origin, action, reason, detail, len(row.ids), int(row.trained.sum())))
+    def _note_dropped(self, origin: str, row: offsets.TokenizedText, reason: str, detail: str) -> None:
+        self.add(Entry(self.split, origin, "dropped", reason, detail, len(row.ids), int(row.trained.sum())))
 
 
-def _kept(origin: str, row: offsets.Tokens, first: int, last: int) -> Kept:
-    counts = offsets.counted(row, first, last)
-    return Kept(row.ids[first:last], row.trained[first:last], first, origin, counts)
+def _make_piece(origin: str, row: offsets.TokenizedText, first: int, last: int) -> Piece:
+    counts = offsets.count_tokens(row, first, last)
+    return Piece(row.ids[first:last], row.trained[first:last], first, origin, counts)

@@ -1,11 +1,11 @@
-"""Packing: whole samples put together into sequences of at most `capacity` tokens, and the file that says which."""
+"""Packing: assigns whole samples to sequences of at most `capacity` tokens, and stores the assignment."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sftrun.data.store import integers
+from sftrun.data.store import to_int32_array
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Packs:
-    """Which samples share a sequence: pack `p` holds the samples `order[starts[p]:starts[p + 1]]` ([int32])."""
+    """Packs of samples: pack `p` holds the samples `order[starts[p]:starts[p + 1]]` ([int32])."""
 
     order: "Ids"
     starts: "Ids"
@@ -25,13 +25,13 @@ class Packs:
         return len(self.starts) - 1
 
     def rows(self, pack: int) -> "Ids":
-        """The samples of one pack."""
+        """Returns the samples of one pack."""
         samples: Ids = self.order[self.starts[pack] : self.starts[pack + 1]]
         return samples
 
 
 class _Step(NamedTuple):
-    """Samples `[first, first + len(bins) * each)` of the sorted order go into `bins`, `each` of them into every one."""
+    """A packing step: the sorted samples `[first, first + len(bins) * each)` go into `bins`, `each` into each one."""
 
     bins: "Ids"
     each: int
@@ -39,10 +39,10 @@ class _Step(NamedTuple):
 
 
 def best_fit(lengths: "Ids", capacity: int) -> Packs:
-    """Best-fit decreasing: the longest sample left goes where it leaves the least space free.
+    """Packs by best-fit decreasing: the longest sample left goes into the pack where it leaves the least space.
 
-    Samples of one length are taken in their order, and packs are in the order in which they were begun. Exact, yet
-    in bulk: all samples of a length are put at once into all packs with the same space. Raises ValueError for a
+    Samples of equal length keep their order, and packs are in the order in which they were begun. The result is exact,
+    and computed in bulk: samples of one length fill every pack with the same space at once. Raises ValueError for a
     sample that is empty or longer than `capacity`.
     """
     import numpy as np
@@ -52,50 +52,52 @@ def best_fit(lengths: "Ids", capacity: int) -> Packs:
     if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= capacity:
         raise ValueError(f"lengths from {lengths.min()} to {lengths.max()} do not fit into 1 to {capacity}")
     counts = np.bincount(lengths, minlength=1)
-    longest_first = pc.array_sort_indices(integers(lengths), order="descending")  # counts, and keeps ties in order
-    steps, count = _steps(counts, capacity)
-    return _grouped(_numbers(longest_first), steps, count)
+    longest_first = pc.array_sort_indices(
+        to_int32_array(lengths), order="descending"
+    )  # a counting sort, stable for ties
+    steps, count = _plan_steps(counts, capacity)
+    return _group_by_pack(_to_int32(longest_first), steps, count)
 
 
-def _numbers(indices: Any) -> "Ids":
-    """Arrow's indices, as 32 bits; its own `to_numpy` imports pandas."""
+def _to_int32(indices: Any) -> "Ids":
+    """Returns Arrow's indices as 32 bits, without `to_numpy`, which imports pandas."""
     import numpy as np
 
     return np.frombuffer(indices.buffers()[1], np.uint64, len(indices)).astype(np.int32)
 
 
-def _steps(counts: "Ids", capacity: int) -> tuple[list[_Step], int]:
-    """What goes where, by number of samples of each length, and the number of packs."""
+def _plan_steps(counts: "Ids", capacity: int) -> tuple[list[_Step], int]:
+    """Returns the steps for the number of samples of each length, and the number of packs."""
     bins, steps, first = _Bins(capacity), [], 0
     for length in counts.nonzero()[0][::-1].tolist():
         left = int(counts[length])
         while left:
-            space = bins.tightest(length)
-            each = space // length  # the one that was just filled is the tightest fit until it is full
+            space = bins.find_tightest(length)
+            each = space // length  # a pack just filled stays the tightest one until it is full
             for chosen, into in bins.take(space, left, each):
                 steps.append(_Step(chosen, into, first))
                 bins.put(chosen, space - into * length)
                 first += len(chosen) * into
                 left -= len(chosen) * into
-    return steps, bins.made
+    return steps, bins.count
 
 
 class _Bins:
-    """Packs under way, by their free space; a bit for each space says whether there are any."""
+    """Open packs by free space; bit `s` of `bits` is set if a pack has `s` tokens free."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.free: list[list[Ids]] = [[] for _ in range(capacity + 1)]
         self.bits = 0
-        self.made = 0
+        self.count = 0
 
-    def tightest(self, length: int) -> int:
-        """The smallest space that holds `length`: that of a pack under way, else that of a new one."""
+    def find_tightest(self, length: int) -> int:
+        """Returns the smallest free space that holds `length`, or the capacity if a new pack is needed."""
         fitting = self.bits >> length
         return length + (fitting & -fitting).bit_length() - 1 if fitting else self.capacity
 
     def take(self, space: int, samples: int, each: int) -> "Iterator[tuple[Ids, int]]":
-        """Packs with this space for as many of the samples as fit, and how many of them go into each."""
+        """Yields packs with this space for as many samples as fit, with the number of samples that go into each."""
         found = self._pop(space, -(-samples // each))
         full = min(len(found), samples // each)
         if full:
@@ -106,9 +108,9 @@ class _Bins:
     def _pop(self, space: int, wanted: int) -> "Ids":
         import numpy as np
 
-        if not self.bits >> space & 1:  # only of the whole capacity: new ones
-            self.made += wanted
-            return np.arange(self.made - wanted, self.made, dtype=np.int32)
+        if not self.bits >> space & 1:  # no pack has the full capacity free: begin new ones
+            self.count += wanted
+            return np.arange(self.count - wanted, self.count, dtype=np.int32)
         kept, found = self.free[space], []
         while kept and wanted:
             found.append(kept[-1][:wanted])
@@ -121,14 +123,14 @@ class _Bins:
         return np.concatenate(found)
 
     def put(self, bins: "Ids", space: int) -> None:
-        """Notes that packs have this space left; one without any is finished."""
+        """Records the space left in packs; a pack without any is finished."""
         if space and len(bins):
             self.free[space].append(bins)
             self.bits |= 1 << space
 
 
-def _grouped(samples: "Ids", steps: list[_Step], count: int) -> Packs:
-    """Samples, sorted by length, brought into the order of their packs."""
+def _group_by_pack(samples: "Ids", steps: list[_Step], count: int) -> Packs:
+    """Reorders samples, sorted by length, into the order of their packs."""
     import numpy as np
 
     sizes = np.zeros(count, np.int32)
@@ -144,18 +146,18 @@ def _grouped(samples: "Ids", steps: list[_Step], count: int) -> Packs:
     return Packs(order, starts)
 
 
-def write(file: Path, packs: Packs) -> None:
+def write_packs(file: Path, packs: Packs) -> None:
     """Writes packs as an Arrow stream with one column, `rows`: the samples of each pack."""
     import pyarrow as pa
 
-    rows = pa.ListArray.from_arrays(integers(packs.starts), integers(packs.order))
+    rows = pa.ListArray.from_arrays(to_int32_array(packs.starts), to_int32_array(packs.order))
     batch = pa.record_batch([rows], names=["rows"])
     with pa.OSFile(str(file), "wb") as out, pa.ipc.new_stream(out, batch.schema) as stream:
-        stream.write_batch(batch)  # one batch: read back, it is two arrays in the mapped file
+        stream.write_batch(batch)  # a single batch reads back as two arrays of the mapped file
 
 
 def read_packs(file: Path) -> Packs:
-    """Packs as they were written, mapped and not loaded."""
+    """Returns packs from a file, memory-mapped."""
     import pyarrow as pa
 
     rows = pa.ipc.open_stream(pa.memory_map(str(file))).read_next_batch().column(0)

@@ -1,17 +1,17 @@
-"""Statistics of prepared data, for people: what `sftrun prepare` prints and `prepared/stats.json` keeps."""
+"""Statistics of prepared data, for `sftrun prepare` and `prepared/stats.json`."""
 
 from typing import Any
 
 import numpy as np
 
 from sftrun.data.ledger import LOST, Ledger
-from sftrun.data.proof import Tally, by_role
+from sftrun.data.proof import Tally, count_by_role
 
-BARS = 12
+BARS = 12  # bars of the length histogram, at most
 
 
-def stats(tally: Tally, split: str, rows_in: int, ledger: Ledger) -> dict[str, Any]:
-    """Rows in and out, what was lost or changed and why, tokens, trained share, lengths, duplicates; of one split."""
+def compute_stats(tally: Tally, split: str, rows_in: int, ledger: Ledger) -> dict[str, Any]:
+    """Returns the statistics of one split: rows, losses and changes with reasons, tokens, lengths, duplicates."""
     counts = dict(ledger.counts.get(split, {}))
     return {
         "rows_in": rows_in,
@@ -22,14 +22,14 @@ def stats(tally: Tally, split: str, rows_in: int, ledger: Ledger) -> dict[str, A
         "trained_tokens": tally.trained,
         "tokens_lost": ledger.tokens[split],
         "trained_tokens_lost": ledger.trained[split],
-        "by_role": by_role(tally.counts),
-        "duplicates": tally.duplicates(),
-        "length": _length(tally.lengths),
+        "by_role": count_by_role(tally.counts),
+        "duplicates": tally.count_duplicates(),
+        "length": _summarise_lengths(tally.lengths),
     }
 
 
-def _length(histogram: Any) -> dict[str, Any]:
-    """Mean, quantiles and a histogram `[longest length of the bar, samples]` of lengths in tokens."""
+def _summarise_lengths(histogram: Any) -> dict[str, Any]:
+    """Returns mean, quantiles and a histogram `[longest length of the bar, samples]` of lengths in tokens."""
     rows = int(histogram.sum())
     if not rows:
         return {"mean": 0.0, "p50": 0, "p95": 0, "max": 0, "histogram": []}

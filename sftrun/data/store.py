@@ -1,4 +1,4 @@
-"""Prepared samples as memory-mapped Arrow, and the content-addressed cache they are kept in."""
+"""Prepared samples in memory-mapped Arrow files, and the content-addressed cache that holds them."""
 
 import contextlib
 import hashlib
@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sftrun.files import cache_folder
+from sftrun.files import cache_folder, sync_to_disk
 
-IGNORED = -100  # the label that torch's cross-entropy leaves out
-DONE = "done.json"
+IGNORED = -100  # label of tokens without loss; torch's cross-entropy ignores it
+DONE = "done.json"  # completion marker of a cache entry: the size of each of its files
 
 
-def key_of(parts: dict[str, Any]) -> str:
-    """The address of what was made from `parts`."""
+def make_key(parts: dict[str, Any]) -> str:
+    """Returns the cache key of an entry made from `parts`."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class Writer:
-    """Writes samples to an Arrow stream file: input_ids, labels (-100 where no loss is), origin."""
+    """A writer of samples to an Arrow stream file: input_ids, labels (-100 for tokens without loss), origin."""
 
     def __init__(self, file: Path) -> None:
         import pyarrow as pa
@@ -35,7 +35,7 @@ class Writer:
         self.rows = 0
 
     def add(self, ids: Any, trained: Any, lengths: Any, origins: Sequence[str]) -> None:
-        """Adds samples: ids and trained flags end to end ([tokens]), and the length and the origin of each."""
+        """Writes samples: ids and trained flags end to end ([tokens]), and the length and the origin of each."""
         import numpy as np
         import pyarrow as pa
 
@@ -43,30 +43,30 @@ class Writer:
             return
         starts = np.concatenate([[0], np.cumsum(lengths)])
         labels = np.where(trained, ids, np.int32(IGNORED))
-        columns = [pa.ListArray.from_arrays(integers(starts), integers(values)) for values in (ids, labels)]
-        columns.append(_texts(origins))
+        columns = [pa.ListArray.from_arrays(to_int32_array(starts), to_int32_array(values)) for values in (ids, labels)]
+        columns.append(to_string_array(origins))
         self.stream.write_batch(pa.record_batch(columns, schema=self.schema))
         for digest, values in zip(self.digests, (lengths.astype(np.int64), ids, trained), strict=True):
             digest.update(np.ascontiguousarray(values).data)
         self.rows += len(lengths)
 
     def close(self) -> str:
-        """Finishes the file and returns the hash of its ids and masks, in order."""
+        """Closes the file and returns the hash of its ids and masks, in order."""
         self.stream.close()
         self.out.close()
         return hashlib.sha256(b"".join(digest.digest() for digest in self.digests)).hexdigest()
 
 
-def integers(values: Any) -> Any:
-    """Numbers as an Arrow array of 32 bits; `pyarrow.array` would import pandas, to look whether they are its own."""
+def to_int32_array(values: Any) -> Any:
+    """Returns numbers as an Arrow array of 32 bits, without `pyarrow.array`, which imports pandas."""
     import numpy as np
     import pyarrow as pa
 
     return pa.Array.from_buffers(pa.int32(), len(values), [None, pa.py_buffer(np.ascontiguousarray(values, np.int32))])
 
 
-def _texts(values: Sequence[str]) -> Any:
-    """Texts as an Arrow array."""
+def to_string_array(values: Sequence[str]) -> Any:
+    """Returns texts as an Arrow array."""
     import numpy as np
     import pyarrow as pa
 
@@ -75,8 +75,8 @@ def _texts(values: Sequence[str]) -> Any:
     return pa.StringArray.from_buffers(len(values), pa.py_buffer(starts), pa.py_buffer(b"".join(encoded)))
 
 
-def find(key: str) -> Path | None:
-    """The finished entry of the cache for a key; one that is not whole does not count."""
+def find_entry(key: str) -> Path | None:
+    """Returns the finished cache entry of a key, or None; its files must have the sizes that its marker lists."""
     entry = cache_folder() / "prepared" / key
     try:
         sizes = json.loads((entry / DONE).read_text())
@@ -85,14 +85,14 @@ def find(key: str) -> Path | None:
         return None
     if not whole:
         return None
-    with contextlib.suppress(OSError):  # a cache that may only be read
-        os.utime(entry / DONE)  # so that it counts as used
+    with contextlib.suppress(OSError):  # the cache may be read-only
+        os.utime(entry / DONE)  # marks the entry as used
     return entry
 
 
 @contextlib.contextmanager
-def free(key: str) -> Iterator[bool]:
-    """Whether no other process is at the entry of a key; if so, none comes to it meanwhile."""
+def idle_entry(key: str) -> Iterator[bool]:
+    """A lock on a cache entry that does not wait: yields False if another process uses the entry."""
     from filelock import FileLock, Timeout
 
     try:
@@ -103,10 +103,10 @@ def free(key: str) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def locked(key: str, waiting: Callable[[], None]) -> Iterator[None]:
-    """Only one process at a time makes, takes or removes the entry of a key; `waiting` is called where another does.
+def entry_lock(key: str, on_wait: Callable[[], None]) -> Iterator[None]:
+    """A lock on a cache entry for making, taking or removing it; `on_wait` is called if another process holds it.
 
-    In a cache that may only be read, nobody does more than take it.
+    In a read-only cache, a finished entry is taken without a lock.
     """
     from filelock import FileLock, Timeout
 
@@ -116,10 +116,10 @@ def locked(key: str, waiting: Callable[[], None]) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        waiting()
+        on_wait()
         lock.acquire()
     except OSError:
-        if find(key) is None:
+        if find_entry(key) is None:
             raise
     try:
         yield
@@ -127,34 +127,29 @@ def locked(key: str, waiting: Callable[[], None]) -> Iterator[None]:
         lock.release()
 
 
-def begin(key: str) -> Path:
-    """A new folder in the cache, invisible to `find` until it is published; for whoever holds the key's lock."""
+def begin_entry(key: str) -> Path:
+    """Creates a folder in the cache, invisible to `find_entry` until published; the caller holds the key's lock."""
     making = cache_folder() / "prepared" / f".making-{key}"
-    shutil.rmtree(making, ignore_errors=True)  # what a process that was killed has left
+    shutil.rmtree(making, ignore_errors=True)  # a killed process may have left one
     making.mkdir(parents=True)
     return making
 
 
-def publish(making: Path, key: str) -> Path:
-    """Makes a finished folder the cache's entry for a key; an entry that is not whole is replaced."""
+def publish_entry(making: Path, key: str) -> Path:
+    """Makes a folder the cache entry of a key, replacing an unfinished one."""
     sizes = {file.name: file.stat().st_size for file in sorted(making.iterdir())}
     for name in sizes:
-        _sync(making / name)
+        sync_to_disk(making / name)
     (making / DONE).write_text(json.dumps(sizes))
-    _sync(making / DONE)
+    sync_to_disk(making / DONE)
     entry = making.parent / key
     shutil.rmtree(entry, ignore_errors=True)
     making.rename(entry)
     return entry
 
 
-def _sync(file: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
-
-
-def link(entry: Path, folder: Path) -> None:
-    """Puts the files of a cache entry into a folder: as hard links where the file system can, else as copies."""
+def link_files(entry: Path, folder: Path) -> None:
+    """Puts the files of a cache entry into a folder, as hard links if the file system allows it, else as copies."""
     folder.mkdir(parents=True, exist_ok=True)
     for file in entry.iterdir():
         target = folder / file.name

@@ -72,7 +72,9 @@ def _write(recipe: Recipe, run: RunDir, trial: RunDir, train: batches.Rows, usua
         packs = [train.packs.rows(each) for each in chosen]
         _copy(run, trial, "train", np.concatenate(packs).tolist())
         starts = np.cumsum([0, *map(len, packs)]).astype(np.int32)
-        pack.write(trial.prepared / "train.packs.arrow", pack.Packs(np.arange(starts[-1], dtype=np.int32), starts))
+        pack.write_packs(
+            trial.prepared / "train.packs.arrow", pack.Packs(np.arange(starts[-1], dtype=np.int32), starts)
+        )
     if evaluates:
         _copy(run, trial, "val", _largest_evaluation(recipe, run))
     proof = run.read_json("prepared/proof.json")

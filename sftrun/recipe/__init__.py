@@ -1,0 +1,1 @@
+"""Recipes: reading, validating and resolving them."""

@@ -56,6 +56,13 @@ class DataOptions(Options):
         float,
         Meta(ge=0, le=1, description="Stop if a larger share of a split's rows is lost (left out or truncated)."),
     ] = 0.1
+    crosscheck: Annotated[
+        Literal["warn", "error"],
+        Meta(
+            description="If a second derivation of a row's mask differs: warn and record it in the mask proof, or "
+            "stop before training."
+        ),
+    ] = "warn"
 
 
 class PackingOptions(Options):

@@ -8,17 +8,20 @@ from sftrun.events import Event, Malformed, StageChanged, Warned, decode
 from sftrun.kinds import Emit
 from sftrun.runs.directory import RunDir
 
+DISPLAY = "display"  # the listener that is no tracker
+
 
 class Recorder:
     """Writes each event to events.jsonl, then shows it to the display and the trackers.
 
-    A display or a tracker that fails is dropped with a warning. An event that cannot be read is counted, and shown
-    once. `stop_when` may end the run after an event, as a signal would.
+    A display or a tracker that fails is dropped with a warning, after the others have seen the event. An event that
+    cannot be read is counted, and shown once. `stop_when` may end the run after an event, as a signal would.
     """
 
     def __init__(self, run: RunDir, watch: Emit, stop_when: Callable[[Event], bool] | None = None) -> None:
         self.run, self.stop_when = run, stop_when
-        self.listeners: dict[str, Emit] = {"display": watch}
+        self.listeners: dict[str, Emit] = {DISPLAY: watch}
+        self.secrets: dict[str, str] = {}  # texts that no warning may hold, and what stands in their place
         self.malformed: Counter[str] = Counter()
         self.stage = ""
 
@@ -34,6 +37,13 @@ class Recorder:
         if self.stop_when and self.stop_when(event):
             raise Interrupted
 
+    def warn_of(self, what: str, error: BaseException) -> None:
+        """Records a warning of what has failed, without secrets."""
+        message = f"{what}: {type(error).__name__}: {error}"
+        for secret, shown in self.secrets.items():
+            message = message.replace(secret, shown)
+        self(Warned(message=message))
+
     def _count(self, bad: Malformed | None) -> None:
         if bad is None:
             return
@@ -48,9 +58,18 @@ class Recorder:
             self.run.add_facts(self.stage, malformed_events=dict(self.malformed))
 
     def _show(self, event: Event) -> None:
+        failed: dict[str, BaseException] = {}
         for name, listener in list(self.listeners.items()):
             try:
                 listener(event)
             except Exception as error:
-                del self.listeners[name]
-                self(Warned(message=f"the {name} failed and gets no more events: {type(error).__name__}: {error}"))
+                failed[name] = error
+            except SystemExit as error:
+                if name == DISPLAY:  # the caller's own function may end the program
+                    raise
+                failed[name] = error
+        for name in failed:
+            self.listeners.pop(name, None)
+        # each warning is an event too: it follows this one for all that are left
+        for name, reason in failed.items():
+            self.warn_of(f"the {name} failed and gets no more events", reason)

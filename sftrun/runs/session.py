@@ -1,19 +1,22 @@
 """The life of a run in this process: its lock, its record of stages and events, and errors with their place."""
 
 import contextlib
+import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import msgspec
 
 from sftrun import files
 from sftrun.errors import Interrupted, Problem, UserError
-from sftrun.events import StageChanged, Warned
+from sftrun.events import StageChanged
 from sftrun.kinds import Tracker, Tracking
+from sftrun.options import variables
 from sftrun.recipe.document import Document
 from sftrun.recipe.model import Recipe
 from sftrun.registry import current
@@ -21,6 +24,8 @@ from sftrun.runs import resume
 from sftrun.runs.directory import RunDir
 from sftrun.runs.recorder import Recorder
 from sftrun.runs.stage import Stage, StageWork
+
+TrackedStatus = Literal["done", "failed", "interrupted"]
 
 
 @contextlib.contextmanager
@@ -70,30 +75,41 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 def trackers(recipe: Recipe, recorder: Recorder, resumed: bool) -> Iterator[None]:
     """The recipe's trackers, given every event of the run; one that fails is dropped with a warning."""
     started: dict[str, Tracker] = {}
-    for use in recipe.trackers:
-        tracker: Tracker = current().create("tracker", use)
-        try:
-            tracker.start(Tracking(recipe=recipe, run=recorder.run, resumed=resumed))
-        except Exception as error:
-            recorder(Warned(message=f"the tracker {use.use} did not start: {type(error).__name__}: {error}"))
-            continue
-        started[f"tracker {use.use}"] = tracker
-    recorder.listeners |= {name: tracker.track for name, tracker in started.items()}
-    status: Any = "failed"
+    status: TrackedStatus = "failed"
     try:
+        for name, tracker in _started(recipe, recorder, resumed):
+            started[name] = tracker
+        recorder.listeners |= {name: tracker.track for name, tracker in started.items()}
         yield
         status = "done"
     except KeyboardInterrupt:
         status = "interrupted"
         raise
     finally:
-        for name, tracker in started.items():
+        for name in started:
             recorder.listeners.pop(name, None)
+        for name, tracker in started.items():
             try:
                 tracker.finish(status)
-            except Exception as error:
-                with contextlib.suppress(OSError):
-                    recorder(Warned(message=f"the {name} failed at the end: {type(error).__name__}: {error}"))
+            except (Exception, SystemExit) as error:
+                with contextlib.suppress(OSError):  # a full disk
+                    recorder.warn_of(f"the {name} failed at the end", error)
+
+
+def _started(recipe: Recipe, recorder: Recorder, resumed: bool) -> Iterator[tuple[str, Tracker]]:
+    """Yields the trackers that start, by the name that warnings give them."""
+    counts: Counter[str] = Counter()
+    for use in recipe.trackers:
+        counts[use.use] += 1
+        name = f"tracker {use.use}" + (f" #{counts[use.use]}" if counts[use.use] > 1 else "")
+        recorder.secrets |= {os.environ[each]: f"${{env:{each}}}" for each in variables(use.with_) if os.environ[each]}
+        try:
+            tracker: Tracker = current().create("tracker", use)
+            tracker.start(Tracking(recipe=recipe, run=recorder.run, resumed=resumed))
+        except (Exception, SystemExit) as error:
+            recorder.warn_of(f"the {name} did not start", error)
+        else:
+            yield name, tracker
 
 
 def run_stage(stage: Stage, work: StageWork) -> None:

@@ -14,10 +14,11 @@ import numpy as np
 from sftrun import events
 from sftrun.data import stats, store
 from sftrun.data.ledger import LOST, Ledger
-from sftrun.data.pipeline import Line
-from sftrun.data.prompts import Prompts
+from sftrun.data.masks.crosscheck import HINTS
+from sftrun.data.pipeline import Pipeline
+from sftrun.data.prompts import PromptWriter
 from sftrun.data.proof import Proof, Tally
-from sftrun.errors import Problem, UserError
+from sftrun.errors import Place, Problem, UserError
 from sftrun.kinds import Emit
 from sftrun.options import Use
 from sftrun.recipe.model import Recipe
@@ -36,18 +37,19 @@ def prepare(work: StageWork) -> None:
     Raises UserError when a row is bad, when too much is lost, or when the proof fails.
     """
     recipe, run, emit, registry = work.recipe, work.run, work.emit, current()
-    line = Line(recipe, registry)
-    for warning in line.warnings:
+    pipeline = Pipeline(recipe, registry)
+    for warning in pipeline.warnings:
         emit(events.Warned(message=warning.message))
-    parts = key_parts(recipe, line, registry)
-    key = store.key_of(parts)
-    with store.locked(key, lambda: emit(events.Prepare(waiting=True))):
-        entry = store.find(key)
+    parts = key_parts(recipe, pipeline, registry)
+    key = store.make_key(parts)
+    with store.entry_lock(key, lambda: emit(events.Prepare(waiting=True))):
+        entry = store.find_entry(key)
         emit(events.Prepare(cached=entry is not None))
-        store.link(entry or _make(recipe, line, key, emit), run.prepared)
+        store.link_files(entry or _make(recipe, pipeline, key, emit), run.prepared)
+    _check_masks(recipe, pipeline, run, emit)
     _check_expected(recipe, run)
     mask = run.read_json("prepared/proof.json")["hash"]
-    run.add_facts("prepare", model=_model(recipe, line), prepared={"key": key, **parts}, mask=mask)
+    run.add_facts("prepare", model=_model(recipe, pipeline), prepared={"key": key, **parts}, mask=mask)
 
 
 def check_components(work: StageWork) -> None:
@@ -59,6 +61,23 @@ def check_components(work: StageWork) -> None:
         work.emit(events.Warned(message=str(problem)))
 
 
+def _check_masks(recipe: Recipe, pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
+    """Reports rows whose cross-check differs: as a warning, or with `data.crosscheck: error` as an error."""
+    proof = run.read_json("prepared/proof.json")["crosscheck"]
+    if not proof["differ"]:
+        return
+    problems = [
+        Problem(each["reason"], Place(pipeline.source.locate(each["origin"])), hint=HINTS[each["kind"]])
+        for each in proof["disagreements"]
+    ]
+    compared = proof["generation"] + proof["prefix"]
+    message = f"cross-check: {proof['differ']} of {compared} compared rows have another mask"
+    if recipe.data.crosscheck == "error":
+        raise UserError([Problem(message, path=("data", "crosscheck")), *problems])
+    first = problems[0]
+    emit(events.Warned(message=f"{message}; first: {first.where}: {first.message}; {first.hint}"))
+
+
 def _check_expected(recipe: Recipe, run: RunDir) -> None:
     found = run.read_json("prepared/proof.json")["hash"]
     if recipe.expect_mask not in (None, found):
@@ -67,25 +86,25 @@ def _check_expected(recipe: Recipe, run: RunDir) -> None:
         raise UserError(Problem(message, path=("expect_mask",), hint=hint))
 
 
-def _model(recipe: Recipe, line: Line) -> dict[str, Any]:
+def _model(recipe: Recipe, pipeline: Pipeline) -> dict[str, Any]:
     """The model's name, and its commit where it is of the Hub."""
-    folder = line.tokenizer.folder
+    folder = pipeline.tokenizer.folder
     commit = folder.name if folder.parent.name == "snapshots" else None
     return {"name": recipe.model.name, "revision": recipe.model.revision, "commit": commit}
 
 
-def key_parts(recipe: Recipe, line: Line, registry: Registry) -> dict[str, Any]:
+def key_parts(recipe: Recipe, pipeline: Pipeline, registry: Registry) -> dict[str, Any]:
     """Everything that decides what prepared samples are."""
     uses = {"formatter": [recipe.formatter], "masker": [recipe.masker], "transform": recipe.transforms}
     return {
         "code": _code_hash([*(HERE / "data").rglob("*.py"), Path(__file__)]),
-        "source": {"use": recipe.source.use, "fingerprint": line.source.fingerprint()},
+        "source": {"use": recipe.source.use, "fingerprint": pipeline.source.fingerprint()},
         "components": [_component(registry, kind, use) for kind, named in uses.items() for use in named],
-        "transform_files": [each.fingerprint() for each in line.transforms if hasattr(each, "fingerprint")],
+        "transform_files": [each.fingerprint() for each in pipeline.transforms if hasattr(each, "fingerprint")],
         "source_code": _component(registry, "source", recipe.source),
-        "tokenizer": line.tokenizer.fingerprint,
-        "template": line.tokenizer.template.fingerprint,
-        "date": _date(line),
+        "tokenizer": pipeline.tokenizer.fingerprint,
+        "template": pipeline.tokenizer.template.fingerprint,
+        "date": _date(pipeline),
         "eot_token": recipe.model.eot_token,
         "max_seq_len": recipe.model.max_seq_len,
         "packing": recipe.packing.strategy,
@@ -94,9 +113,9 @@ def key_parts(recipe: Recipe, line: Line, registry: Registry) -> dict[str, Any]:
     }
 
 
-def _date(line: Line) -> str | None:
+def _date(pipeline: Pipeline) -> str | None:
     """The day, for a template that prints it."""
-    template = line.tokenizer.template
+    template = pipeline.tokenizer.template
     return template.now.date().isoformat() if "strftime_now" in template.source else None
 
 
@@ -114,15 +133,15 @@ def _code_hash(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _make(recipe: Recipe, line: Line, key: str, emit: Emit) -> Path:
-    making = store.begin(key)
+def _make(recipe: Recipe, pipeline: Pipeline, key: str, emit: Emit) -> Path:
+    making = store.begin_entry(key)
     try:
         with _frozen():
-            _fill(recipe, line, making, emit)
+            _fill(recipe, pipeline, making, emit)
     except BaseException:
         shutil.rmtree(making)
         raise
-    return store.publish(making, key)
+    return store.publish_entry(making, key)
 
 
 @contextlib.contextmanager
@@ -135,33 +154,36 @@ def _frozen() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _fill(recipe: Recipe, line: Line, making: Path, emit: Emit) -> None:
+def _fill(recipe: Recipe, pipeline: Pipeline, making: Path, emit: Emit) -> None:
     ledger = Ledger(making / "ledger.jsonl")
-    line.add = ledger.add
-    proof = Proof(line)
-    for split in line.source.splits():
-        _split(line, split, making, proof)
-        emit(events.Prepared(split=split, rows=line.rows_in[split]))
+    pipeline.add = ledger.add
+    proof = Proof(pipeline)
+    for split in pipeline.source.splits():
+        _split(pipeline, split, making, proof)
+        emit(events.Prepared(split=split, rows=pipeline.rows_in[split]))
     ledger.close()
-    problems = _shortened(line.problems) or [*_lost(recipe, line, ledger), *proof.problems()]
+    problems = _shortened(pipeline.problems) or [*_lost(recipe, pipeline, ledger), *proof.find_problems()]
     if problems:
         raise UserError(problems)
-    found = {split: stats.stats(tally, split, line.rows_in[split], ledger) for split, tally in proof.splits.items()}
+    found = {
+        split: stats.compute_stats(tally, split, pipeline.rows_in[split], ledger)
+        for split, tally in proof.splits.items()
+    }
     if recipe.packing.strategy != "none":
         found["train"]["packing"] = _pack(recipe, proof.splits["train"], making)
-    _write(making / "proof.json", proof.result())
+    _write(making / "proof.json", proof.to_json())
     _write(making / "stats.json", found)
 
 
-def _split(line: Line, split: str, making: Path, proof: Proof) -> None:
+def _split(pipeline: Pipeline, split: str, making: Path, proof: Proof) -> None:
     writer = store.Writer(making / f"{split}.arrow")
-    prompts = Prompts(line, making / f"prompts-{split}.jsonl") if split != "train" else None
-    for batch in line.batches(split):
+    prompts = PromptWriter(pipeline, making / f"prompts-{split}.jsonl") if split != "train" else None
+    for batch in pipeline.make_batches(split):
         writer.add(batch.ids, batch.trained, batch.lengths, batch.origins)
         proof.add(split, batch)
         if prompts:
             prompts.add(batch)
-    proof.finish(split, writer.close())
+    proof.set_hash(split, writer.close())
     if not writer.rows:
         (making / f"{split}.arrow").unlink()
     if prompts:
@@ -173,7 +195,7 @@ def _pack(recipe: Recipe, tally: Tally, making: Path) -> dict[str, Any]:
 
     lengths, capacity = np.concatenate(tally.sizes), recipe.model.max_seq_len
     packs = pack.best_fit(lengths, capacity)
-    pack.write(making / "train.packs.arrow", packs)
+    pack.write_packs(making / "train.packs.arrow", packs)
     count = len(packs.starts) - 1
     return {"sequences": count, "fill": round(int(lengths.sum()) / (count * capacity), 4)}
 
@@ -186,18 +208,18 @@ def _shortened(problems: list[Problem]) -> list[Problem]:
     return [*problems[:SHOWN], rest]
 
 
-def _lost(recipe: Recipe, line: Line, ledger: Ledger) -> list[Problem]:
+def _lost(recipe: Recipe, pipeline: Pipeline, ledger: Ledger) -> list[Problem]:
     problems = []
-    for split, rows in line.rows_in.items():
-        lost = ledger.lost(split)
+    for split, rows in pipeline.rows_in.items():
+        lost = ledger.count_lost(split)
         if lost > recipe.data.max_lost * rows:
             counts = ledger.counts[split].most_common()
             reasons = ", ".join(f"{number} {label}" for label, number in counts if label.startswith(LOST))
             message = (
                 f"{split}: {lost} of {rows} rows are lost, more than data.max_lost={recipe.data.max_lost:g} ({reasons})"
             )
-            example = ledger.first_lost(split)
-            first = f"first: {line.source.locate(example.origin)}: {example.detail}"
+            example = ledger.find_first_lost(split)
+            first = f"first: {pipeline.source.locate(example.origin)}: {example.detail}"
             hint = f"{first}; mend the rows, raise model.max_seq_len or data.max_lost"
             problems.append(Problem(message, path=("data", "max_lost"), hint=hint))
     return problems

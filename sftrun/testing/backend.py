@@ -1,30 +1,23 @@
 """Promises of a training backend, tried on a few rows with the embedded model."""
 
-import itertools
-import json
 import math
-import os
-import signal
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from sftrun import flow, tiny
+from sftrun import tiny
 from sftrun.errors import Interrupted, UserError
 from sftrun.events import Eval, Event, Resumed, Step
-from sftrun.kinds import Backend, Loading, Model, Training
+from sftrun.kinds import Backend, Model
 from sftrun.launch.topology import gpu_count
-from sftrun.options import leaves
-from sftrun.recipe.checks import BACKEND_PARTS, CORE_KEYS
+from sftrun.options import Use, leaves
+from sftrun.recipe.checks import BACKEND_PARTS
 from sftrun.recipe.model import ModelOptions, Recipe
-from sftrun.registry import current
 from sftrun.runs.directory import RunDir
-from sftrun.testing.examples import check_event
+from sftrun.testing.bench import Attempt, Bench, change_rows
 from sftrun.testing.model import check_model, trained_likelihood
 
-SPLITS = {"train": range(8), "val": range(8, 12)}  # rows that count to these numbers: of many lengths
 TAIL = 3  # tokens that are added to rows, and not trained
 LEARN: dict[str, Any] = {
     "train.max_steps": 12,
@@ -59,12 +52,13 @@ ON_GPU = 1e-3  # relative, of a loss: kernels that do not repeat themselves exac
 
 
 def check_backend(backend: Backend, overrides: Sequence[str] = ()) -> None:
-    """Raises AssertionError unless a backend keeps what STYLE and docs promise of training; takes about a minute.
+    """Raises AssertionError unless a backend trains as its kind promises; takes about a minute.
 
     The loss falls; the same seed gives the same loss; a token that is not trained has no effect; neither the split of a
     step into micro-batches nor packing changes the loss; a saved model is loaded as it was trained; SIGTERM leaves a
     checkpoint, and the resumed run ends like one that was never stopped. Promises about keys that the backend does not
-    honour are left out. `overrides` (`tuning.mode=qlora`) apply to every training.
+    honour are left out. `overrides` (`tuning.mode=qlora`) apply to every training. It trains in this process, in its
+    main thread.
     """
     _check_honours(backend)
     with tempfile.TemporaryDirectory() as folder:
@@ -84,97 +78,12 @@ def check_backend(backend: Backend, overrides: Sequence[str] = ()) -> None:
 
 
 def _check_honours(backend: Backend) -> None:
-    recipe = Recipe(model=ModelOptions(name=tiny.NAME), source=_use("jsonl"))
+    recipe = Recipe(model=ModelOptions(name=tiny.NAME), source=Use(use="jsonl"))
     known = {f"{part}.{key}" for part in BACKEND_PARTS for key, _ in leaves(getattr(recipe, part))}
     honours = getattr(backend, "honours", None)
     assert isinstance(honours, frozenset | set), f"honours must be a frozenset of recipe keys, not {honours!r}"
     unknown = sorted(honours - known)
     assert not unknown, f"honours names {', '.join(unknown)}, which is no recipe key"
-
-
-def _use(name: str) -> Any:
-    from sftrun.options import Use
-
-    return Use(use=name)
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One training: its run, and the events of it."""
-
-    run: RunDir
-    events: list[Event]
-
-    def losses(self) -> dict[int, float]:
-        """Returns the training loss by step."""
-        return {event.step: event.loss for event in self.of(Step) if event.loss is not None}
-
-    def of(self, kind: type[Any]) -> list[Any]:
-        """Returns the events of a type."""
-        return [event for event in self.events if isinstance(event, kind)]
-
-
-class Bench:
-    """A backend, and the folder in which it trains."""
-
-    def __init__(self, backend: Backend, overrides: Sequence[str], folder: Path) -> None:
-        self.backend, self.folder, self.honours = backend, folder, frozenset(backend.honours)
-        self.numbers = itertools.count()
-        self.overrides = [*_backend_of(backend), *overrides]
-        for split, numbers in SPLITS.items():
-            (folder / f"{split}.jsonl").write_text("".join(map(_row, numbers)), "utf-8")
-        source = {"use": "jsonl", "with": {"path": ".", "val_share": 0}}
-        recipe = {"model": {"name": tiny.NAME, "max_seq_len": 96}, "source": source, "tuning": {"mode": "full"}}
-        (folder / "recipe.yaml").write_text(json.dumps(recipe), "utf-8")  # JSON is YAML
-
-    def prepared(self, settings: Mapping[str, Any]) -> RunDir:
-        """Returns a run with prepared rows; settings that the backend does not honour are left out."""
-        kept = {key: value for key, value in settings.items() if key in self.honours | CORE_KEYS}
-        texts = [f"{key}={json.dumps(value)}" for key, value in kept.items()]
-        try:
-            return flow.prepare(
-                self.folder / "recipe.yaml", [*texts, *self.overrides], self.folder / str(next(self.numbers))
-            )
-        except UserError as error:
-            raise AssertionError(f"the recipe of the check is refused; change it by overrides: {error}") from error
-
-    def trained(self, settings: Mapping[str, Any]) -> Attempt:
-        """Trains a new run to its end."""
-        return self.train(self.prepared(settings))
-
-    def train(self, run: RunDir, stop: Callable[[Event], bool] = lambda event: False) -> Attempt:
-        """Trains a run, and sends this process SIGTERM after an event for which `stop` is true."""
-        events: list[Event] = []
-
-        def emit(event: Event) -> None:
-            check_event(event)
-            events.append(event)
-            run.event(event)
-            if stop(event):
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        try:
-            self.backend.train(Training(recipe=run.recipe(), run=run, emit=emit))
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        return Attempt(run, events)
-
-    def load(self, run: RunDir, which: Literal["base", "tuned"] = "tuned") -> Model:
-        """Returns the model of a run before or after training."""
-        return self.backend.load(Loading(recipe=run.recipe(), run=run, which=which))
-
-
-def _backend_of(backend: Backend) -> list[str]:
-    """Returns the override that names a registered backend; a recipe names `hf` for any other."""
-    registered = current().components["backend"].values()
-    return [f"backend={item.name}" for item in registered if item.factory is type(backend)]
-
-
-def _row(number: int) -> str:
-    question = {"role": "user", "content": f"Count to {number}!"}
-    answer = {"role": "assistant", "content": " ".join(map(str, range(number + 1)))}
-    return json.dumps({"messages": [question, answer]}) + "\n"
 
 
 def _check_learning(bench: Bench, learned: Attempt) -> None:
@@ -223,9 +132,15 @@ def _check_tuned(bench: Bench, learned: Attempt, tuned: Model) -> None:
 def _check_stopping(bench: Bench, learned: Attempt) -> None:
     """Raises AssertionError unless another run of the same seed has the same losses, even if it is stopped."""
     run = bench.prepared(LEARN)
-    if not {"train.save_strategy", "train.save_steps"} <= bench.honours:
+    if {"train.save_strategy", "train.save_steps"} <= bench.honours:
+        _check_interrupted(bench, run, learned)
+        _check_resumed(bench, run, learned)
+    else:
         _check_losses(bench.train(run).losses(), learned.losses(), "the same seed gives other losses")
-        return
+
+
+def _check_interrupted(bench: Bench, run: RunDir, learned: Attempt) -> None:
+    """Raises AssertionError unless SIGTERM stops a training, with a checkpoint of the step in flight."""
     sent: list[int] = []
 
     def stop(event: Event) -> bool:
@@ -240,21 +155,32 @@ def _check_stopping(bench: Bench, learned: Attempt) -> None:
         pass
     else:
         raise AssertionError("train() does not stop on SIGTERM: it must save, and raise sftrun.errors.Interrupted")
-    begun = [event for event in run.events() if event["event"] == "step"]
-    before = {event["step"]: event["loss"] for event in begun}
-    _check_losses(before, {step: learned.losses()[step] for step in before}, "the same seed gives other losses")
-    saved = [event["step"] for event in run.events() if event["event"] == "checkpoint"]
-    assert saved, "train() emits no Checkpoint when SIGTERM stops it"
-    assert max(saved) >= sent[0], f"the last checkpoint is of step {max(saved)}, and SIGTERM came in step {sent[0]}"
+    before = {event["step"]: event["loss"] for event in run.events() if event["event"] == "step"}
+    expected = {step: loss for step, loss in learned.losses().items() if step in before}
+    _check_losses(before, expected, "the same seed gives other losses")
+    saved = _saved_step(run)
+    assert saved >= sent[0], f"the last checkpoint is of step {saved}, and SIGTERM came in step {sent[0]}"
+
+
+def _check_resumed(bench: Bench, run: RunDir, learned: Attempt) -> None:
+    """Raises AssertionError unless a stopped run continues from its checkpoint as if it had not been stopped."""
+    saved = _saved_step(run)
     resumed = bench.train(run)
     kinds = [type(event) for event in resumed.events if isinstance(event, Resumed | Step)]
     assert kinds[:1] == [Resumed], "a run that continues must emit Resumed before its first Step"
     start = resumed.of(Resumed)[0].step
-    assert start == max(saved), f"the run continues after step {start}, and its last checkpoint is of {max(saved)}"
+    assert start == saved, f"the run continues after step {start}, and its last checkpoint is of {saved}"
     after = {step: loss for step, loss in learned.losses().items() if step > start}
     _check_losses(resumed.losses(), after, "a resumed run has other losses than one that was never stopped")
     one, other = (trained_likelihood(bench.load(each), each, "train")[1] for each in (run, learned.run))
     _check_same(one, other, "a resumed run ends with another model than one that was never stopped")
+
+
+def _saved_step(run: RunDir) -> int:
+    """Returns the step of the last checkpoint that a run has announced."""
+    saved: list[int] = [event["step"] for event in run.events() if event["event"] == "checkpoint"]
+    assert saved, "train() emits no Checkpoint when SIGTERM stops it"
+    return max(saved)
 
 
 def _check_first_loss(bench: Bench, whole: Attempt) -> None:
@@ -281,19 +207,13 @@ def _check_untrained(bench: Bench) -> None:
 
 def _append(run: RunDir, ids: Sequence[int]) -> None:
     """Appends tokens that are not trained to every prepared training row."""
-    import pyarrow as pa
-
     from sftrun.data import IGNORED
 
-    file = run.prepared / "train.arrow"
-    table = pa.ipc.open_stream(file.read_bytes()).read_all()
-    rows = table.to_pylist()
-    for row in rows:
+    def change(row: dict[str, Any]) -> None:
         row["input_ids"] += ids
         row["labels"] += [IGNORED] * len(ids)
-    file.unlink()  # a hard link into the cache
-    with pa.OSFile(str(file), "wb") as out, pa.ipc.new_stream(out, table.schema) as stream:
-        stream.write_table(pa.Table.from_pylist(rows, schema=table.schema))
+
+    change_rows(run, change)
 
 
 def _check_same_steps(bench: Bench, whole: Attempt, settings: Mapping[str, Any], how: str) -> None:
@@ -304,10 +224,10 @@ def _check_same_steps(bench: Bench, whole: Attempt, settings: Mapping[str, Any],
 def _check_losses(
     losses: Mapping[int, float], expected: Mapping[int, float], message: str, tolerance: float = 0.0
 ) -> None:
-    told = f"{message}: {_shown(losses)} instead of {_shown(expected)}"
-    assert losses.keys() == expected.keys(), told
+    shown = f"{message}: {_shown(losses)} instead of {_shown(expected)}"
+    assert losses.keys() == expected.keys(), shown
     for step, loss in losses.items():
-        _check_same(loss, expected[step], told, tolerance)
+        _check_same(loss, expected[step], shown, tolerance)
 
 
 def _check_same(one: float, other: float, message: str, tolerance: float = 0.0) -> None:

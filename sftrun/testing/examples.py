@@ -65,10 +65,10 @@ def shown(masker: kinds.Masker, talk: Conversation) -> str:
     from sftrun.data.tokens import offsets
 
     text = rendered(talk)
-    row, bounds = offsets.tokens(
-        text, offsets.stretches(masker, text), _tokenizer().encode([text.text])[0], _tokenizer()
+    row, bounds = offsets.mark_tokens(
+        text, offsets.choose_stretches(masker, text), _tokenizer().encode([text.text])[0], _tokenizer()
     )
-    pieces = offsets.pieces(text.text, bounds, row.trained)
+    pieces = offsets.cut_text(text.text, bounds, row.trained)
     return "".join(f"⟦{piece}⟧" if trained else piece for piece, trained in pieces)
 
 
@@ -92,7 +92,7 @@ def prompts(split: str) -> list[Prompt]:
     for talk in talks():
         before, last = talk.messages[:-1], talk.messages[-1]
         if last["role"] == "assistant":
-            ids = _tokenizer().encode([_renderer().prompt(before)])[0].ids
+            ids = _tokenizer().encode([_renderer().render_prompt(before)])[0].ids
             found.append(Prompt(f"{split}: {talk.origin}", before, ids, last["content"]))
     return found
 
@@ -121,7 +121,7 @@ class Parrot:
 
     def encode(self, source: str | Sequence[types.Message]) -> list[int]:
         """Returns the ids of a text, or of messages with the generation prompt."""
-        text = source if isinstance(source, str) else _renderer().prompt(list(source))
+        text = source if isinstance(source, str) else _renderer().render_prompt(list(source))
         return list(_tokenizer().encode([text])[0].ids)
 
     def generate(self, prompts: Sequence[Sequence[int]], decoding: types.Decoding) -> list[list[int]]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,8 +29,12 @@ def check_exporter(exporter: kinds.Exporter, run: RunDir) -> None:
         here.mkdir()
         with working_folder(here):
             shutil.rmtree(copy.export, ignore_errors=True)
-            _check_failure(exporter, copy)
-            facts = _check_result(exporter, copy)
+            before = _outside(copy)
+            _check_full_disk(exporter, copy)
+            facts = _exported(exporter, copy)
+            _check_facts(facts, copy)
+            changed = sorted(dict(before.items() ^ _outside(copy).items()))
+            assert not changed, f"the exporter changed {', '.join(changed)} of the run; write below work.run.export"
             first = contents(copy.export)
             again = _exported(exporter, copy)
             assert again == facts, f"the facts are not the same a second time: {facts}, then {again}"
@@ -46,9 +49,7 @@ def _exported(exporter: kinds.Exporter, run: RunDir) -> dict[str, Any]:
     return exporter.export(kinds.Exporting(recipe=run.recipe(), run=run, emit=check_event))
 
 
-def _check_result(exporter: kinds.Exporter, run: RunDir) -> dict[str, Any]:
-    before = _outside(run)
-    facts = _exported(exporter, run)
+def _check_facts(facts: Any, run: RunDir) -> None:
     assert isinstance(facts, dict), f"export() must return a dict of facts, not {type(facts).__name__}"
     try:
         same = json.loads(json.dumps(facts, allow_nan=False)) == facts
@@ -61,9 +62,6 @@ def _check_result(exporter: kinds.Exporter, run: RunDir) -> dict[str, Any]:
     below = run.export.resolve() in (written, *written.parents)
     assert below, f"path must lie below export/ of the run, relative to the run: {path!r}"
     assert written.exists(), f"there is nothing at {path}"
-    changed = sorted(dict(before.items() ^ _outside(run).items()))
-    assert not changed, f"the exporter changed {', '.join(changed)} of the run; write below work.run.export"
-    return facts
 
 
 def _outside(run: RunDir) -> dict[str, str]:
@@ -71,7 +69,7 @@ def _outside(run: RunDir) -> dict[str, str]:
     return {name: digest for name, digest in contents(run.path).items() if Path(name).parts[0] != run.export.name}
 
 
-def _check_failure(exporter: kinds.Exporter, run: RunDir) -> None:
+def _check_full_disk(exporter: kinds.Exporter, run: RunDir) -> None:
     """Raises AssertionError if an export on a full disk leaves anything, if it fails at all."""
     try:
         with full_disk():
@@ -107,6 +105,8 @@ def _check_nothing_left(run: RunDir, before: dict[str, str], cause: str) -> None
 @contextlib.contextmanager
 def full_disk() -> Iterator[None]:
     """A limit on the size of files, in place of a disk that is full."""
+    import resource  # not on every system
+
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST, hard))
     try:

@@ -41,8 +41,8 @@ def _check_answers(model: kinds.Model, prompts: list[list[int]]) -> None:
     texts = [text for text in map(model.decode, answers) if text.strip()]
     for stop in [text.strip()[0] for text in texts][:1]:
         cut = model.generate(prompts, Decoding(max_new_tokens=6, stop=(stop,)))
-        held = [text for text in map(model.decode, cut) if stop in text]
-        assert not held, f"an answer has the stop text {stop!r}: {held[0]!r}"
+        unstopped = [text for text in map(model.decode, cut) if stop in text]
+        assert not unstopped, f"an answer has the stop text {stop!r}: {unstopped[0]!r}"
 
 
 def _check_likelihoods(model: kinds.Model, context: list[int], ids: list[int]) -> None:

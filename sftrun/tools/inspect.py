@@ -13,41 +13,41 @@ from sftrun.runs.session import with_places
 from sftrun.types import Conversation
 
 if TYPE_CHECKING:
-    from sftrun.data.pipeline import Item
+    from sftrun.data.pipeline import InspectedSample
 
 
 def inspect(
     recipe: PathLike | Recipe, overrides: Sequence[str] = (), split: str = "train", origin: str = ""
-) -> "Iterator[Item]":
+) -> "Iterator[InspectedSample]":
     """The samples of a split, or the one that came from `origin`; raises UserError at the end for bad rows."""
     loaded = load_with_places(recipe, overrides)
     with with_places(loaded.document):
         check_machine(loaded.recipe, DATA_KINDS)
-        from sftrun.data.pipeline import Line
+        from sftrun.data.pipeline import Pipeline
 
-        line = Line(loaded.recipe, current())
-        if split not in line.source.splits():
-            raise UserError(f"the data has no split {split}; it has {', '.join(line.source.splits())}")
+        pipeline = Pipeline(loaded.recipe, current())
+        if split not in pipeline.source.splits():
+            raise UserError(f"the data has no split {split}; it has {', '.join(pipeline.source.splits())}")
         found = False
-        for item in line.items(split):
+        for item in pipeline.inspect(split):
             if not origin or item.sample.origin == origin:
                 found = True
                 yield item
-        if line.problems:
-            raise UserError(line.problems)
+        if pipeline.problems:
+            raise UserError(pipeline.problems)
         if origin and not found:
             raise UserError(f"no row of {split} that is trained on comes from {origin}")
 
 
-def titled(items: "Iterable[Item]") -> "Iterator[tuple[str, Item]]":
+def titled(items: "Iterable[InspectedSample]") -> "Iterator[tuple[str, InspectedSample]]":
     """Samples, each with where it comes from and its size in words."""
     for item in items:
         yield _title(item), item
 
 
-def by_shape(items: "Iterable[Item]") -> "list[tuple[str, Item]]":
+def by_shape(items: "Iterable[InspectedSample]") -> "list[tuple[str, InspectedSample]]":
     """The first sample of each shape of conversation, the most frequent shape first."""
-    first: dict[str, Item] = {}
+    first: dict[str, InspectedSample] = {}
     rows: Counter[str] = Counter()
     for item in items:
         name = shape(item.conversation)
@@ -66,6 +66,6 @@ def shape(conversation: Conversation) -> str:
     return " ".join(names)
 
 
-def _title(item: "Item") -> str:
+def _title(item: "InspectedSample") -> str:
     sample = item.sample
     return f"{sample.origin}: {len(sample.ids)} tokens, {sum(sample.trained)} trained"

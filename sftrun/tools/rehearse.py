@@ -22,6 +22,7 @@ from sftrun.runs.directory import RunDir
 from sftrun.types import BadRow
 
 STEPS, EVERY, LARGEST = 4, 2, 4  # optimizer steps, steps between evaluations and saves, rows in a batch
+LOCAL = ("tensorboard",)  # trackers that send nothing: the curves of random weights belong on no server
 
 
 class Rehearsal(msgspec.Struct, frozen=True):
@@ -137,6 +138,8 @@ def _sets(recipe: Recipe, rows: Path, model: str) -> Iterator[str]:
     yield f"launch={json.dumps(msgspec.to_builtins(LaunchOptions(processes=1)))}"
     yield "data.max_lost=1"  # of a few rows, any share may be too long
     yield "expect_mask=null"
+    local = [use for use in recipe.trackers if use.use in LOCAL]
+    yield f"trackers={json.dumps(msgspec.to_builtins(local))}"
     yield f"train.max_steps={STEPS}"
     yield f"train.epochs={STEPS * LARGEST * LARGEST}"  # so many that max_steps decides
     yield "train.logging_steps=1"
@@ -193,6 +196,8 @@ def _left_out(recipe: Recipe, counts: Counter[str]) -> Iterator[str]:
     yield "memory and time of the real model: sftrun plan --probe measures them"
     if recipe.train.batch_size == "auto":
         yield "the choice of train.batch_size: sftrun plan shows it"
+    if sent := [use.use for use in recipe.trackers if use.use not in LOCAL]:
+        yield f"trackers: nothing is sent to {', '.join(sent)}"
     if topology.size(recipe) > 1:
         yield f"training in {topology.size(recipe)} processes: one stood in"
     if not counts["eval"]:

@@ -1,4 +1,4 @@
-"""The base model of a recipe: where it lies, and that an adapter meets the one that it was trained on."""
+"""Locates the base model of a recipe, and checks that an adapter meets the base that it was trained on."""
 
 import contextlib
 import hashlib
@@ -12,9 +12,9 @@ from sftrun import tiny
 
 
 def location(recipe: sftrun.Recipe) -> str:
-    """The folder or Hub id to load the base model from; the embedded model is made here, once a seed.
+    """Returns the folder or Hub id of the base model; creates the embedded model once for each seed.
 
-    Raises UserError where it is an adapter.
+    Raises UserError if the folder holds an adapter.
     """
     name = recipe.model.name
     if name == tiny.NAME:
@@ -32,18 +32,18 @@ def _embedded(recipe: sftrun.Recipe) -> str:
         folder.parent.mkdir(parents=True, exist_ok=True)
         making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
         tiny.save(making, recipe.seed)
-        with contextlib.suppress(OSError):  # another process was first
+        with contextlib.suppress(OSError):  # another process was faster
             making.rename(folder)
     return str(folder)
 
 
 def commit(recipe: sftrun.Recipe) -> str:
-    """The commit on the Hub whose tokenizer prepared the data; for a folder it means nothing."""
+    """Returns the Hub commit of the tokenizer that prepared the data; meaningless for a local folder."""
     return sftrun.data.load_tokenizer(recipe.model).folder.name
 
 
 def weights_hash(location: str) -> str | None:
-    """A hash over the weight files of a local model folder; None for a model of the Hub."""
+    """Returns a hash of the weight files of a local folder; None for a model of the Hub."""
     folder = Path(location)
     if not folder.is_dir():
         return None
@@ -56,39 +56,41 @@ def weights_hash(location: str) -> str | None:
     return digest.hexdigest()
 
 
-def facts(recipe: sftrun.Recipe, quantisation: dict[str, Any] | None) -> dict[str, Any]:
-    """What `model/base.json` says of the base of an adapter: its name, the hash of its weights, how they were held."""
+def base_facts(recipe: sftrun.Recipe, quantisation: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns the content of `model/base.json`: the base's name, the hash of its weights, their quantisation."""
     named = {"name": recipe.model.name, "revision": recipe.model.revision}
     return {**named, "weights": weights_hash(location(recipe)), "quantisation": quantisation}
 
 
-def trained_on(run: sftrun.RunDir) -> dict[str, Any]:
-    """The facts of the base of a run's adapter."""
+def read_base_facts(run: sftrun.RunDir) -> dict[str, Any]:
+    """Reads the facts of the base that a run's adapter was trained on."""
     return dict(run.read_json("model/base.json"))
 
 
-def check(recipe: sftrun.Recipe, run: sftrun.RunDir) -> None:
-    """Raises UserError when a run's adapter was trained on other base weights than those it meets now."""
-    then = trained_on(run)["weights"]
-    if weights_hash(location(recipe)) != then:
+def check_adapter_base(recipe: sftrun.Recipe, run: sftrun.RunDir) -> None:
+    """Raises UserError if the base weights have changed since a run's adapter was trained."""
+    trained_on = read_base_facts(run)["weights"]
+    if weights_hash(location(recipe)) != trained_on:
         message = f"the adapter {run.model} does not match its base {recipe.model.name}: those weights have changed"
-        raise sftrun.UserError(message, hint=f"train it again, or put back the base with hash {then}")
+        raise sftrun.UserError(message, hint=f"train it again, or restore the base with hash {trained_on}")
 
 
-def hold(recipe: sftrun.Recipe, run: sftrun.RunDir, going_on: bool) -> None:
-    """Notes in state.json which base an adapter is trained on.
+def pin_base(recipe: sftrun.Recipe, run: sftrun.RunDir, resuming: bool) -> None:
+    """Records the base of an adapter in state.json.
 
-    Raises UserError where training is `going_on` from a checkpoint, and the base is another one than it began with.
+    Raises UserError if training is `resuming` from a checkpoint and the base has changed.
     """
     if recipe.tuning.mode == "full":  # a checkpoint has all weights
         return
     weights = weights_hash(location(recipe))
     now = {"weights": weights} if weights else {"commit": commit(recipe)}
-    then = run.facts("train").get("base", now)
-    if going_on and then != now:
-        message = f"the weights of {recipe.model.name} are not those that the run has trained on so far"
-        hint = "put them back, or start a new run, without --resume"
-        if "commit" in then:
-            hint = f"the Hub has others now: start a new run, with model.revision: {then['commit']} for those before"
+    pinned = run.facts("train").get("base", now)
+    if resuming and pinned != now:
+        message = f"the weights of {recipe.model.name} have changed since the run began"
+        hint = "restore them, or start a new run, without --resume"
+        if "commit" in pinned:
+            hint = (
+                f"the Hub has other weights now: start a new run, with model.revision: {pinned['commit']} for the old"
+            )
         raise sftrun.UserError(sftrun.Problem(message, path=("model", "name"), hint=hint))
     run.add_facts("train", base=now)

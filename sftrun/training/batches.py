@@ -1,4 +1,4 @@
-"""How samples become batches: which ones share a batch, and what the model is given."""
+"""Samplers and collators: they choose the rows of a batch, and build the model's inputs."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,13 +11,13 @@ import sftrun.data
 from sftrun.training.rows import PackedRows
 
 IGNORED = sftrun.data.IGNORED
-WINDOW = 50  # batches whose rows are sorted by length together: more save no more padding, and mix less
+WINDOW = 50  # batches sorted by length together; more save no more padding, and mix rows less
 
 
-class Shuffled(torch.utils.data.Sampler[int]):
-    """Rows in a random order, the same in every process: the seed and the epoch alone decide.
+class ShuffledSampler(torch.utils.data.Sampler[int]):
+    """A sampler in random order, the same on every rank: it depends on the seed and the epoch only.
 
-    `size`, where it is more than there are rows, counts the empty ones of `Even`, which come last.
+    `size` may be larger than `rows`: it then counts the empty rows of `EvenDataset`, which come last.
     """
 
     def __init__(self, rows: int, seed: int, size: int | None = None) -> None:
@@ -27,7 +27,7 @@ class Shuffled(torch.utils.data.Sampler[int]):
         return self.size
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate before each epoch, also of a resumed run."""
+        """Sets the epoch; accelerate calls it before each epoch, also in a resumed run."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -35,15 +35,15 @@ class Shuffled(torch.utils.data.Sampler[int]):
         yield from range(self.rows, self.size)
 
     def order(self, random: Any) -> list[int]:
-        """All rows, as this epoch has them."""
+        """Returns all rows in the order of this epoch."""
         return random.permutation(self.rows).tolist()  # type: ignore[no-any-return]
 
 
-class ByLength(Shuffled):
-    """Rows in a random order, in which each stretch of `batch` rows is of similar lengths.
+class LengthGroupedSampler(ShuffledSampler):
+    """A sampler in random order that puts `batch` rows of similar lengths next to each other.
 
-    Within windows of 50 batches, drawn anew each epoch, rows are sorted by length and cut into batches; those of all
-    windows are then shuffled. A batch that is not full comes last.
+    Within windows of 50 batches, drawn anew in each epoch, rows are sorted by length and cut into batches. The batches
+    of all windows are then shuffled. An incomplete batch comes last.
     """
 
     def __init__(self, lengths: Any, batch: int, seed: int, size: int | None = None) -> None:
@@ -63,11 +63,11 @@ class ByLength(Shuffled):
 EMPTY = {"input_ids": np.zeros(2, np.int64), "labels": np.full(2, IGNORED), "seq_lengths": [2]}
 
 
-class Even(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows, and so many empty ones after them that `parts` processes have batches alike: `batch` rows each.
+class EvenDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """A dataset with empty rows at its end, so that each of `parts` processes gets the same number of full batches.
 
-    accelerate would repeat rows instead, which would be trained twice. A batch takes up empty rows only where it has
-    no other; they have no loss.
+    accelerate would repeat rows instead, and train them twice. Empty rows have no loss; collators drop them unless a
+    batch has no other rows.
     """
 
     def __init__(self, rows: Any, batch: int, parts: int) -> None:
@@ -78,12 +78,12 @@ class Even(torch.utils.data.Dataset[dict[str, Any]]):
         return self.size
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        found: dict[str, Any] = EMPTY if len(self.rows) <= row < self.size else self.rows[row]
-        return found
+        sample: dict[str, Any] = EMPTY if len(self.rows) <= row < self.size else self.rows[row]
+        return sample
 
 
 def is_empty(labels: Any) -> bool:
-    """Whether there is nothing to train in a row, or a batch."""
+    """Returns True if a row or a batch has no trained token."""
     return bool((labels == IGNORED).all())
 
 
@@ -91,13 +91,13 @@ def _without_empty(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [each for each in examples if not is_empty(each["labels"])] or examples[:1]
 
 
-def collator(rows: Any, pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-    """What makes a batch of these rows: packs are laid end to end, others padded."""
-    return flattened if isinstance(rows, PackedRows) else Padded(pad_id)
+def choose_collator(rows: Any, pad_id: int) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    """Returns the collator for rows: packs are concatenated, other rows are padded."""
+    return flatten_packs if isinstance(rows, PackedRows) else PaddingCollator(pad_id)
 
 
-class Padded:
-    """Makes a batch of rows: ids, labels and mask ([rows, longest]), padded on the right."""
+class PaddingCollator:
+    """A collator that pads rows on the right: ids, labels and mask ([rows, longest])."""
 
     def __init__(self, pad_id: int) -> None:
         self.fill = {"input_ids": pad_id, "labels": IGNORED, "attention_mask": 0}
@@ -116,11 +116,11 @@ def pad(values: Any, width: int, fill: int) -> Any:
     return np.pad(np.asarray(values), (0, width - len(values)), constant_values=fill)
 
 
-def flattened(packs: list[dict[str, Any]]) -> dict[str, Any]:
-    """All packs of a batch as one row ([1, tokens]), whose `position_ids` start again with each sequence.
+def flatten_packs(packs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Concatenates the packs of a batch to one row ([1, tokens]); `position_ids` restart with each sequence.
 
-    There is no attention mask: given one, transformers would not look for where sequences start. The first token of a
-    sequence has no label, for it would be predicted from the last of the one before.
+    The row has no attention mask: with one, transformers would not search for the starts of sequences. The first token
+    of a sequence has no label, because the previous sequence would predict it.
     """
     packs = _without_empty(packs)
     ids, labels = (np.concatenate([pack[name] for pack in packs]) for name in ("input_ids", "labels"))

@@ -1,6 +1,6 @@
-"""Checkpoints on disk: written under another name, sealed with a marker of sizes and hashes, then named.
+"""Checkpoints on disk: written to a temporary folder, sealed with a marker of sizes and hashes, then renamed.
 
-What has no marker, or not the files that its marker names, is no checkpoint.
+A folder without a marker, or without the files that its marker names, does not count as a checkpoint.
 """
 
 import contextlib
@@ -17,14 +17,14 @@ from sftrun.training import ranks
 
 MARKER = "whole.json"
 SAVING = ".saving"
-SEEN = 60.0  # seconds until a network's file system shows what another machine has written
+VISIBLE = 60.0  # seconds until a network file system shows another machine's files
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One whole checkpoint; `loss` is the validation loss at its step, where it was computed.
+    """A complete checkpoint; `loss` is the validation loss at its step, if it was computed.
 
-    `finished` says that training had ended with it, and `progress` is what the trainer itself does not save.
+    `finished` is True if training had ended with it; `progress` holds state that the trainer itself does not save.
     """
 
     folder: Path
@@ -34,8 +34,8 @@ class Checkpoint:
     progress: dict[str, Any]
     files: dict[str, tuple[int, str]]
 
-    def broken(self) -> str | None:
-        """The first file whose content is not what was written."""
+    def broken_file(self) -> str | None:
+        """Returns the first file whose content has changed since it was written."""
         return next(
             (
                 name
@@ -47,109 +47,109 @@ class Checkpoint:
 
 
 def begin(folder: Path) -> Path:
-    """An empty folder to write a checkpoint into; what a kill has left there is removed."""
+    """Creates an empty folder for a new checkpoint; removes leftovers of a killed process."""
     making = folder / SAVING
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
     return making
 
 
-def files(made: Path) -> list[str]:
-    """The files of a checkpoint that is being made, as this process sees them."""
-    return sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
+def list_files(folder: Path) -> list[str]:
+    """Returns the files of an unfinished checkpoint that are visible to this process."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def expect(made: Path, names: list[str]) -> None:
-    """Waits until what other processes have written is seen here; raises UserError where it never is."""
-    end = time.monotonic() + SEEN
-    while absent := [name for name in names if not (made / name).is_file()]:
+def wait_for_files(folder: Path, names: list[str]) -> None:
+    """Waits until files of other processes are visible; raises UserError after a minute."""
+    end = time.monotonic() + VISIBLE
+    while missing := [name for name in names if not (folder / name).is_file()]:
         if time.monotonic() > end:
-            message = f"{', '.join(absent)}, of another process, cannot be seen in {made}"
+            message = f"{', '.join(missing)}, written by another process, cannot be seen in {folder}"
             raise sftrun.UserError(message, hint="the run directory must be on a file system that all nodes share")
         time.sleep(0.1)
 
 
-def seal(made: Path, **facts: Any) -> Path:
-    """Makes what stands in `.saving/<name>` the whole checkpoint `<name>`; a kill leaves all of it or nothing."""
-    found = {}
-    for name in files(made):
-        sftrun.files.sync_to_disk(made / name)
-        found[name] = ((made / name).stat().st_size, sftrun.files.file_digest(made / name))
-    (made / MARKER).write_text(json.dumps({**facts, "files": found}), "utf-8")
-    sftrun.files.sync_to_disk(made / MARKER)
-    for folder in (made, *(path for path in made.rglob("*") if path.is_dir())):
+def seal(saving: Path, **facts: Any) -> Path:
+    """Writes the marker of `.saving/<name>`, then renames that folder to the checkpoint `<name>` atomically."""
+    files = {}
+    for name in list_files(saving):
+        sftrun.files.sync_to_disk(saving / name)
+        files[name] = ((saving / name).stat().st_size, sftrun.files.file_digest(saving / name))
+    (saving / MARKER).write_text(json.dumps({**facts, "files": files}), "utf-8")
+    sftrun.files.sync_to_disk(saving / MARKER)
+    for folder in (saving, *(path for path in saving.rglob("*") if path.is_dir())):
         sftrun.files.sync_to_disk(folder)
-    named = made.parent.parent / made.name
-    remove(named)
-    made.rename(named)
-    sftrun.files.sync_to_disk(named.parent)
-    made.parent.rmdir()
-    return named
+    checkpoint = saving.parent.parent / saving.name
+    remove(checkpoint)
+    saving.rename(checkpoint)
+    sftrun.files.sync_to_disk(checkpoint.parent)
+    saving.parent.rmdir()
+    return checkpoint
 
 
-def whole(folder: Path) -> list[Checkpoint]:
-    """The checkpoints that are there in full, by step. Contents are not read: see `Checkpoint.broken`."""
-    found = [_read(each) for each in folder.glob("checkpoint-*")] if folder.is_dir() else []
-    return sorted((each for each in found if each is not None), key=lambda each: each.step)
+def complete_checkpoints(folder: Path) -> list[Checkpoint]:
+    """Returns the complete checkpoints by step; `Checkpoint.broken_file` checks their contents."""
+    candidates = [_read(each) for each in folder.glob("checkpoint-*")] if folder.is_dir() else []
+    return sorted((each for each in candidates if each is not None), key=lambda each: each.step)
 
 
-def last(folder: Path, emit: sftrun.kinds.Emit) -> Checkpoint | None:
-    """The newest checkpoint whose every byte is as it was written; those that came later are removed."""
-    for each in reversed(whole(folder)):
-        broken = each.broken()
+def latest_intact(folder: Path, emit: sftrun.kinds.Emit) -> Checkpoint | None:
+    """Returns the newest checkpoint with intact files; removes later ones."""
+    for each in reversed(complete_checkpoints(folder)):
+        broken = each.broken_file()
         if broken is None:
-            _clean(folder, {old.step for old in whole(folder) if old.step <= each.step})
+            _clean(folder, {old.step for old in complete_checkpoints(folder) if old.step <= each.step})
             return each
-        emit(sftrun.events.Warned(message=f"{each.folder} is left out: {broken} is not what was written there"))
+        emit(sftrun.events.Warned(message=f"{each.folder} is not used: {broken} has changed since it was written"))
     _clean(folder, set())
     return None
 
 
 def best(folder: Path) -> Checkpoint | None:
-    """The first checkpoint with the lowest validation loss."""
-    scored = [each for each in whole(folder) if each.loss is not None]
+    """Returns the first checkpoint with the lowest validation loss."""
+    scored = [each for each in complete_checkpoints(folder) if each.loss is not None]
     return min(scored, key=lambda each: each.loss or 0.0, default=None)
 
 
-def thin_out(folder: Path, limit: int | None) -> None:
+def prune(folder: Path, limit: int | None) -> None:
     """Removes all but the `limit` newest checkpoints and the best one."""
     if limit is None:
         return
     kept = best(folder)
-    for each in whole(folder)[:-limit]:
+    for each in complete_checkpoints(folder)[:-limit]:
         if kept is None or each.step != kept.step:
             remove(each.folder)
 
 
 def remove(checkpoint: Path) -> None:
-    """Removes a checkpoint, its marker first: one that is partly gone does not count."""
+    """Removes a checkpoint, its marker first, so that a partly removed checkpoint does not count."""
     (checkpoint / MARKER).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def room_for(what: str, folder: Path) -> Iterator[None]:
-    """Where the disk takes no more, what is half written goes, and the error names the last whole checkpoint."""
+def disk_errors(what: str, folder: Path) -> Iterator[None]:
+    """Turns a full disk into a UserError that names the last complete checkpoint; removes partly written files."""
     try:
         yield
     except Exception as error:
         if not sftrun.files.is_disk_full(error):
             raise
-        if ranks.first():
+        if ranks.is_first():
             shutil.rmtree(folder / SAVING, ignore_errors=True)
-        message = f"{what} could not be written, the disk is full or files may not be so large"
+        message = f"{what} could not be written: the disk is full, or a quota or file size limit is reached"
         hint = f"make room, then resume the run ({str(error).splitlines()[0]})"
-        raise sftrun.UserError(f"{message}; {standing(folder)}", hint=hint) from error
+        raise sftrun.UserError(f"{message}; {describe_latest(folder)}", hint=hint) from error
 
 
-def standing(folder: Path) -> str:
-    """What there is to go on from, in words."""
-    found = whole(folder)
-    return f"the last whole checkpoint is {found[-1].folder}" if found else "there is no checkpoint yet"
+def describe_latest(folder: Path) -> str:
+    """Returns a phrase that names the last complete checkpoint."""
+    complete = complete_checkpoints(folder)
+    return f"the last complete checkpoint is {complete[-1].folder}" if complete else "there is no checkpoint yet"
 
 
 def _clean(folder: Path, steps: set[int]) -> None:
-    """Leaves the checkpoints of these steps; training makes the others again."""
+    """Removes all checkpoints but those of these steps; training writes the others again."""
     shutil.rmtree(folder / SAVING, ignore_errors=True)
     for each in folder.glob("checkpoint-*"):
         if each.name not in {f"checkpoint-{step}" for step in steps}:

@@ -1,4 +1,4 @@
-"""Where a recipe is computed, and in which number format."""
+"""The device and the number formats of a training."""
 
 import torch
 
@@ -8,12 +8,12 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def device() -> torch.device:
-    """Where models run: the first GPU, else the CPU."""
+    """Returns the first GPU, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def precision(recipe: sftrun.Recipe) -> str:
-    """The number format of the computation, with `auto` resolved for this machine."""
+    """Returns the number format of the computation; resolves `auto` for this machine."""
     wanted = recipe.train.precision
     gpu = torch.cuda.is_available()
     if wanted == "auto":
@@ -27,5 +27,5 @@ def precision(recipe: sftrun.Recipe) -> str:
 
 
 def weights_dtype(recipe: sftrun.Recipe) -> torch.dtype:
-    """The type of the base's weights: fp32 where they are trained in full, else that of the computation."""
+    """Returns the dtype of the base's weights: fp32 in full tuning, else the dtype of the computation."""
     return torch.float32 if recipe.tuning.mode == "full" else DTYPES[precision(recipe)]

@@ -31,10 +31,12 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         self.limit, self.saves = options.save_total_limit, options.save_strategy != "no"
         self.stopping, self.keep_best = options.early_stopping, options.keeps_best
         self.start = self._found()
-        if ranks.first():
-            base_model.hold(recipe, run, going_on=self.start is not None)
-        begun = self.start is not None or ranks.again() or any(event["event"] == "step" for event in run.events())
-        self.again = bool(ranks.told(begun))
+        if ranks.is_first():
+            base_model.pin_base(recipe, run, resuming=self.start is not None)
+        begun = (
+            self.start is not None or ranks.is_restarted() or any(event["event"] == "step" for event in run.events())
+        )
+        self.again = bool(ranks.broadcast(begun))
         self.making: Path | None = None
         self.asked = self.stopping_now = self.postponed = False
         self.saved = -1
@@ -46,13 +48,13 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
     def _found(self) -> checkpoints.Checkpoint | None:
         """The checkpoint to go on from: the first process reads and cleans, and all take what it has found."""
         step = None
-        if ranks.first():
-            found = checkpoints.last(self.folder, self.emit)
+        if ranks.is_first():
+            found = checkpoints.latest_intact(self.folder, self.emit)
             step = found.step if found else None
-        step = ranks.told(step)
+        step = ranks.broadcast(step)
         if step is not None:
-            checkpoints.expect(self.folder / f"checkpoint-{step}", [checkpoints.MARKER])
-        return next((each for each in checkpoints.whole(self.folder) if each.step == step), None)
+            checkpoints.wait_for_files(self.folder / f"checkpoint-{step}", [checkpoints.MARKER])
+        return next((each for each in checkpoints.complete_checkpoints(self.folder) if each.step == step), None)
 
     def train(self, trainer: Any, save: Callable[[], None] = lambda: None) -> None:
         """Trains from where the last attempt was whole to the end, then saves the model that is kept, in the trainer.
@@ -86,9 +88,9 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
     def _kept(self, lowest: tuple[int, float]) -> tuple[int, float] | None:
         """The best evaluation whose checkpoint is there; another one, with a warning, where someone has spoilt it."""
         found: tuple[int, float] | None = lowest
-        if self.keep_best and ranks.first():
+        if self.keep_best and ranks.is_first():
             there = checkpoints.best(self.folder)
-            while there and there.broken():
+            while there and there.broken_file():
                 checkpoints.remove(there.folder)
                 there = checkpoints.best(self.folder)
             found = (there.step, there.loss) if there and there.loss is not None else None
@@ -98,7 +100,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
                     f"checkpoint-{found[0]} is the best one left" if found else "the next evaluation takes its place"
                 )
                 self.emit(sftrun.events.Warned(message=f"{message}; {instead}"))
-        return tuple(found) if (found := ranks.told(found)) else None
+        return tuple(found) if (found := ranks.broadcast(found)) else None
 
     def _choose(self, lowest: tuple[int, float]) -> None:
         """Puts the weights of the best checkpoint into the model."""
@@ -118,9 +120,9 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             signal.signal(signal.SIGTERM, before)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        ranks.check(self.trainer, self.recipe)
-        if ranks.size() > 1:
-            self.emit(events.Launched(**ranks.facts(self.recipe)))
+        ranks.check_processes(self.trainer, self.recipe)
+        if ranks.world_size() > 1:
+            self.emit(events.Launched(**ranks.launch_facts(self.recipe)))
         if self.start:
             self._take(self.start.progress)
 
@@ -129,13 +131,13 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         self.trainer.order.set_epoch(int(state.epoch + EXACT))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.stopping_now = ranks.agreed(self.asked)
+        self.stopping_now = ranks.any_rank(self.asked)
         control.should_save |= self.stopping_now
         if control.should_training_stop or state.epoch == int(state.epoch):
             self.postponed, control.should_save = control.should_save, False
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.stopping_now = ranks.agreed(self.asked)
+        self.stopping_now = ranks.any_rank(self.asked)
         control.should_save |= self.postponed or self.stopping_now
         self.postponed = False
 
@@ -158,10 +160,10 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         """Writes a whole checkpoint of the trainer; raises Interrupted where a signal has asked for it."""
         step = self.trainer.state.global_step
         if step != self.saved:
-            parts = weights.here(self.trainer.model)
-            if ranks.agreed(not all(bool(part.isfinite().all()) for part in parts)):
+            parts = weights.local_parts(self.trainer.model)
+            if ranks.any_rank(not all(bool(part.isfinite().all()) for part in parts)):
                 raise self.diverged("there are weights that are not finite")  # no checkpoint to go on from
-            with checkpoints.room_for(f"the checkpoint of step {step}", self.folder):
+            with checkpoints.disk_errors(f"the checkpoint of step {step}", self.folder):
                 self._write(write, f"checkpoint-{step}")
             self.saved = step
             self.emit(events.Checkpoint(step=step, path=f"{self.folder.name}/checkpoint-{step}"))
@@ -172,23 +174,23 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         """All processes write into one folder, which the first of them makes, and seals when all have."""
         self.making = self.folder / checkpoints.SAVING
         try:
-            if ranks.first():
+            if ranks.is_first():
                 checkpoints.begin(self.folder)
-            ranks.wait()
+            ranks.barrier()
             write()
             progress = self._progress()
-            written = {each for some in ranks.gathered(checkpoints.files(self.making / name)) for each in some}
-            if ranks.first():
-                checkpoints.expect(self.making / name, sorted(written))
+            written = {each for some in ranks.all_gather(checkpoints.list_files(self.making / name)) for each in some}
+            if ranks.is_first():
+                checkpoints.wait_for_files(self.making / name, sorted(written))
                 self._seal(self.making / name, progress)
-                checkpoints.thin_out(self.folder, self.limit)
-            ranks.wait()
+                checkpoints.prune(self.folder, self.limit)
+            ranks.barrier()
         finally:
             self.making = None
 
     def diverged(self, what: str) -> sftrun.UserError:
         """The error for a training that has left the numbers."""
-        message = f"{what} at step {self.trainer.state.global_step}; {checkpoints.standing(self.folder)}"
+        message = f"{what} at step {self.trainer.state.global_step}; {checkpoints.describe_latest(self.folder)}"
         hint = "lower train.learning_rate, raise train.warmup, or use precision bf16 or fp32"
         return sftrun.UserError(message, hint=hint)
 
@@ -202,7 +204,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         """What the next attempt needs and the trainer does not save: counters, and the losses not yet logged."""
         trainer = self.trainer
         trainer.count()
-        logged = {"losses": ranks.gathered(trainer._tr_loss.item()), "step": trainer._globalstep_last_logged}
+        logged = {"losses": ranks.all_gather(trainer._tr_loss.item()), "step": trainer._globalstep_last_logged}
         counts = {name: getattr(trainer, name, 0) for name in COUNTED}
         metrics = dict(getattr(trainer, "_metrics", {}).get("train", {}))
         return {**counts, "logged": logged, "metrics": metrics, "lowest": self.lowest, "worse": self.worse}
@@ -216,6 +218,6 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             self.trainer._metrics["train"] = defaultdict(list, progress["metrics"])
         if hasattr(self.trainer, "_tr_loss"):  # not where training had ended
             losses = progress["logged"]["losses"]
-            same = len(losses) == ranks.size()  # else only their mean is the same
-            self.trainer._tr_loss += losses[ranks.number()] if same else sum(losses) / len(losses)
+            same = len(losses) == ranks.world_size()  # else only their mean is the same
+            self.trainer._tr_loss += losses[ranks.rank()] if same else sum(losses) / len(losses)
             self.trainer._globalstep_last_logged = progress["logged"]["step"]

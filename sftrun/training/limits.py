@@ -1,4 +1,4 @@
-"""What no backend on transformers' trainer can do, as far as it is seen without torch."""
+"""Recipe checks shared by all backends built on transformers' Trainer; none of them imports torch."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ TRAINER_KEYS = frozenset(
         "tuning.mode",
     }
 )
-# Those that `training.model` acts on, with `training.train` and `training.sharding`.
+# Recipe keys that `training.model`, `training.train` and `training.sharding` act on.
 MODEL_KEYS = frozenset(
     {
         *("tuning.lora.r", "tuning.lora.alpha", "tuning.lora.dropout", "tuning.lora.target_modules"),
@@ -28,17 +28,17 @@ MODEL_KEYS = frozenset(
 MODULES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tensorboard")
 
 
-def of_recipe(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-    """Settings that would be without effect."""
+def check_recipe(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    """Yields problems for settings that would have no effect."""
     if recipe.train.dataloader_prefetch and not recipe.train.dataloader_workers:
-        message = "dataloader_prefetch needs processes that load: set train.dataloader_workers too"
+        message = "dataloader_prefetch needs loader processes: set train.dataloader_workers too"
         yield sftrun.Problem(message, path=("train", "dataloader_prefetch"))
 
 
-def of_data(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[sftrun.Problem]:
-    """Options that go by the validation loss, where the prepared data have no validation rows."""
+def check_data(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[sftrun.Problem]:
+    """Yields problems for options that need a validation loss, if the prepared data have no validation rows."""
     wanted = {"early_stopping": recipe.train.early_stopping, "keep_best": recipe.train.keep_best}
     for name in [name for name, value in wanted.items() if value]:
         if not (run.prepared / "val.arrow").is_file():
-            message = f"train.{name} goes by the validation loss, and the data have no validation rows"
+            message = f"train.{name} needs a validation loss, and the data have no validation rows"
             yield sftrun.Problem(message, path=("train", name), hint="give the source a val split, or a val_share")

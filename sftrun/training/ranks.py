@@ -1,7 +1,7 @@
-"""This process among those that train together: who it is, and what all of them agree on.
+"""The process group of a training: this rank, the other ranks, and collectives between them.
 
-Outside a launcher there is one process, and all of this is nothing. What is agreed on goes through gloo and the CPU,
-between steps, so that no GPU waits for it.
+Without a launcher there is one process, and every collective returns at once. Collectives run over gloo on the CPU,
+between steps, so that no GPU waits for them.
 """
 
 import os
@@ -16,128 +16,128 @@ from torch.nn.parallel import DistributedDataParallel
 
 import sftrun
 
-PATIENCE = timedelta(hours=2)  # that a process waits for another, which may be writing a large checkpoint
+TIMEOUT = timedelta(hours=2)  # of a collective; another rank may be writing a large checkpoint
 CPU = torch.device("cpu")
 
 
-def size() -> int:
-    """How many processes train."""
+def world_size() -> int:
+    """Returns the number of processes that train."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def number() -> int:
-    """Which of them this one is, from 0 on."""
+def rank() -> int:
+    """Returns the global rank of this process."""
     return int(os.environ.get("RANK", "0"))
 
 
-def first() -> bool:
-    """Whether this is the one that writes."""
-    return number() == 0
+def is_first() -> bool:
+    """Returns True on rank 0, the only rank that writes."""
+    return rank() == 0
 
 
-def again() -> bool:
-    """Whether these processes were started because others have failed."""
+def is_restarted() -> bool:
+    """Returns True if the processes were started again after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def join(recipe: sftrun.Recipe) -> None:
-    """Meets the other processes; raises UserError where they are not as many as the recipe asks for."""
+def init(recipe: sftrun.Recipe) -> None:
+    """Joins the process group; raises UserError if the world size differs from the recipe's number of processes."""
     wanted = _wanted(recipe)
-    if size() != wanted:
-        message = f"the recipe asks for {wanted} processes, and {'they are' if size() > 1 else 'there is'} {size()}"
+    if world_size() != wanted:
+        message = f"the recipe asks for {wanted} processes, and the launcher has started {world_size()}"
         raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes")))
-    if size() == 1 or distributed.is_initialized():
+    if world_size() == 1 or distributed.is_initialized():
         return
     if torch.cuda.is_available():
-        _take_gpu()
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        _set_gpu()
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
 
 
 def _wanted(recipe: sftrun.Recipe) -> int:
     processes = recipe.launch.processes
-    each = max(torch.cuda.device_count(), 1) if processes == "auto" else processes
-    return each * recipe.launch.nodes
+    per_node = max(torch.cuda.device_count(), 1) if processes == "auto" else processes
+    return per_node * recipe.launch.nodes
 
 
-def _take_gpu() -> None:
-    own, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if own >= there:
-        message = f"there is no GPU for process {own} of this machine: torch sees {there}"
+def _set_gpu() -> None:
+    local_rank = int(os.environ["LOCAL_RANK"])
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        message = f"there is no GPU for process {local_rank} of this machine: torch sees {count}"
         raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes")))
-    torch.cuda.set_device(own)
+    torch.cuda.set_device(local_rank)
 
 
-def one_gpu(settings: Any) -> Any:
-    """Settings of a trainer that leaves other GPUs alone: in one process it would split batches among all it sees."""
+def use_one_gpu(settings: Any) -> Any:
+    """Limits a trainer's settings to one GPU; a single process would split batches among all visible GPUs."""
     settings._n_gpu = min(settings.n_gpu, 1)
     return settings
 
 
-def leave() -> None:
-    """Waits for the others, so that none ends well while another fails."""
-    if size() > 1:
-        wait()
+def finish() -> None:
+    """Leaves the process group after a barrier, so that no rank succeeds while another fails."""
+    if world_size() > 1:
+        barrier()
         distributed.destroy_process_group()
 
 
-def agreed(flag: bool) -> bool:
-    """Whether it is so in any process."""
-    return sum(summed([float(flag)])) > 0
+def any_rank(flag: bool) -> bool:
+    """Returns True if the flag is set on any rank."""
+    return sum(all_reduce_sum([float(flag)])) > 0
 
 
-def summed(values: Sequence[float]) -> list[float]:
-    """Sums over all processes."""
-    if size() == 1:
+def all_reduce_sum(values: Sequence[float]) -> list[float]:
+    """Returns the sums of the values over all ranks."""
+    if world_size() == 1:
         return list(values)
-    both = torch.tensor(values, dtype=torch.float64)
-    distributed.all_reduce(both)
-    return [float(value) for value in both]
+    sums = torch.tensor(values, dtype=torch.float64)
+    distributed.all_reduce(sums)
+    return [float(value) for value in sums]
 
 
-def told(value: Any) -> Any:
-    """What the first process says."""
-    if size() == 1:
+def broadcast(value: Any) -> Any:
+    """Returns the value of rank 0."""
+    if world_size() == 1:
         return value
     box = [value]
     distributed.broadcast_object_list(box, 0, device=CPU)
     return box[0]
 
 
-def gathered(value: Any) -> list[Any]:
-    """What each process says, in their order."""
-    if size() == 1:
+def all_gather(value: Any) -> list[Any]:
+    """Returns the values of all ranks, in the order of ranks."""
+    if world_size() == 1:
         return [value]
-    found: list[Any] = [None] * size()
-    distributed.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
-def wait() -> None:
-    """Returns when all processes are here."""
-    summed([0.0])
+def barrier() -> None:
+    """Returns when every rank has called it."""
+    all_reduce_sum([0.0])
 
 
-def facts(recipe: sftrun.Recipe) -> dict[str, Any]:
-    """Who trains here, for the events."""
+def launch_facts(recipe: sftrun.Recipe) -> dict[str, Any]:
+    """Returns the processes, nodes, strategy and communication backend, for events."""
     nodes, strategy = recipe.launch.nodes, recipe.launch.strategy
     shared = {"strategy": "ddp" if strategy == "auto" else strategy, "backend": distributed.get_backend()}
-    return {"processes": size() // nodes, "nodes": nodes, **shared}
+    return {"processes": world_size() // nodes, "nodes": nodes, **shared}
 
 
-def check(trainer: Any, recipe: sftrun.Recipe) -> None:
-    """Raises UserError where the trainer is not set up for all of these processes, whatever its settings say."""
-    if size() == 1:
+def check_processes(trainer: Any, recipe: sftrun.Recipe) -> None:
+    """Raises UserError if the trainer is not set up for all processes of the launcher."""
+    size = world_size()
+    if size == 1:
         return
-    found = (trainer.args.world_size, distributed.get_world_size(), trainer.accelerator.num_processes)
-    if set(found) != {size()}:
-        message = "{3} processes train, but transformers knows of {0}, torch of {1}, accelerate of {2}".format(
-            *found, size()
-        )
+    known = (trainer.args.world_size, distributed.get_world_size(), trainer.accelerator.num_processes)
+    if set(known) != {size}:
+        message = f"{size} processes train, but transformers sees {known[0]}, torch {known[1]}, accelerate {known[2]}"
         raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes")))
     if recipe.launch.strategy in ("auto", "ddp") and not isinstance(trainer.model_wrapped, DistributedDataParallel):
-        message = f"the trainer has not wrapped the model for ddp, but as {type(trainer.model_wrapped).__name__}"
+        message = f"the trainer has wrapped the model as {type(trainer.model_wrapped).__name__}, not for ddp"
         raise sftrun.UserError(sftrun.Problem(message, path=("launch", "strategy")))
-    devices = gathered((socket.gethostname(), str(trainer.args.device)))
-    if trainer.args.device.type != "cpu" and len(set(devices)) != size():
-        message = f"{size()} processes have only {len(set(devices))} GPUs among them"
+    devices = all_gather((socket.gethostname(), str(trainer.args.device)))
+    if trainer.args.device.type != "cpu" and len(set(devices)) != size:
+        message = f"{size} processes share only {len(set(devices))} GPUs"
         raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes")))

@@ -23,11 +23,11 @@ def save(
     exporter merged finds it again. Raises UserError where the disk is full.
     """
     model.generation_config.eos_token_id = stop_ids(run, model) or None
-    with checkpoints.room_for("the model", run.checkpoints), sftrun.files.atomic_folder(run.model) as making:
+    with checkpoints.disk_errors("the model", run.checkpoints), sftrun.files.atomic_folder(run.model) as making:
         write(making)
         sftrun.data.load_tokenizer(recipe.model).save(making)
         if has_adapter(making):
-            facts = base_model.facts(recipe, quantisation)
+            facts = base_model.base_facts(recipe, quantisation)
             (making / "base.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""What a recipe gives to transformers' trainer: the settings that every backend on it has in common."""
+"""Translates a recipe to settings of transformers' trainer, for every backend that is built on it."""
 
 import math
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ import torch
 import sftrun
 from sftrun.training import compute, ranks
 
-OPTIMIZERS = {"adamw": "adamw_torch_fused"}  # the others have the names that transformers gives them
+OPTIMIZERS = {"adamw": "adamw_torch_fused"}  # other optimizers have the same names in transformers
 SCHEDULERS = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 LEARNING_RATES = {"full": 1e-5, "lora": 2e-4, "qlora": 2e-4}
 
 
-def of_recipe(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> dict[str, Any]:
-    """Settings of trl's SFTConfig for so many rows, or packs; what a recipe decides is not left to its defaults."""
+def trainer_settings(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> dict[str, Any]:
+    """Returns settings of trl's SFTConfig for a number of rows, or packs; no recipe key is left to trl's defaults."""
     t = recipe.train
-    steps = t.steps(rows, ranks.size())
+    steps = t.steps(rows, ranks.world_size())
     precision = compute.precision(recipe)
     return {
         "output_dir": str(run.checkpoints),
@@ -44,12 +44,12 @@ def of_recipe(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> dict[str,
         "save_steps": t.save_steps or 500,
         "save_total_limit": t.save_total_limit,
         "logging_steps": t.logging_steps,
-        "logging_nan_inf_filter": False,  # a loss that is not finite must be seen, not replaced
+        "logging_nan_inf_filter": False,  # show a loss that is not finite instead of replacing it
         "dataloader_num_workers": t.dataloader_workers,
         "dataloader_prefetch_factor": t.dataloader_prefetch,
         "seed": recipe.seed,
         "data_seed": recipe.seed,
-        "report_to": [],  # TensorBoard's callback comes from the keeper
+        "report_to": [],  # sftrun has its own trackers
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
         "packing": False,
@@ -59,12 +59,12 @@ def of_recipe(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> dict[str,
 
 
 def optimizer(recipe: sftrun.Recipe) -> str:
-    """The recipe's optimizer, as transformers names it."""
+    """Returns transformers' name of the recipe's optimizer."""
     return OPTIMIZERS.get(recipe.train.optimizer, recipe.train.optimizer)
 
 
-def without_effect(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> Iterator[str]:
-    """What the recipe asks for, and these data or this machine cannot have."""
+def ineffective_options(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> Iterator[str]:
+    """Yields messages about keys that have no effect with these data or on this machine."""
     t = recipe.train
     if t.eval_strategy != "no" and not _validates(run):
         yield "there are no validation rows, so no validation loss is computed (train.eval_strategy)"
@@ -72,23 +72,23 @@ def without_effect(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> Iter
         yield from _never_stops(t.early_stopping.patience, _evaluations(recipe, rows))
     computes = compute.precision(recipe)
     if t.tf32 and computes != "fp32":
-        yield f"tf32 is for matrices in fp32, and almost all of them are in {computes} (train.precision)"
+        yield f"tf32 is for fp32 matrices, and almost all matrices are in {computes} (train.precision)"
     if t.precision == "auto" and computes == "fp32" and torch.cuda.is_available():
-        yield "this GPU has no bf16, so precision auto is fp32; fp16 takes half the memory, and is faster"
+        yield "this GPU has no bf16, so precision auto is fp32; fp16 takes half the memory and is faster"
     if t.optimizer.startswith("paged_") and not torch.cuda.is_available():
-        yield f"without a GPU there are no pages to move: {t.optimizer} works as if it were not paged"
+        yield f"{t.optimizer} is not paged without a GPU"
 
 
 def _never_stops(patience: int, evaluations: int) -> Iterator[str]:
     if evaluations <= patience:
         yield (
-            f"train.early_stopping cannot stop anything: there are {evaluations} evaluations, and with patience "
-            f"{patience} the first one that could is number {patience + 1}; evaluate more often (train.eval_steps)"
+            f"train.early_stopping never stops this training: it has {evaluations} evaluations, and with patience "
+            f"{patience} it can stop after evaluation {patience + 1}; evaluate more often (train.eval_steps)"
         )
 
 
 def _evaluations(recipe: sftrun.Recipe, rows: int) -> int:
-    t, processes = recipe.train, ranks.size()
+    t, processes = recipe.train, ranks.world_size()
     return math.ceil(t.steps(rows, processes) / (t.eval_steps or t.epoch_steps(rows, processes)))
 
 

@@ -11,11 +11,11 @@ from sftrun.training.trainer import RunTrainer
 
 
 class Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer for a run, of a model that `_head.add` has seen."""
+    """SFTTrainer for a run, of a model that `head.patch_forward` has seen."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self.data_collator: Any = functools.partial(head.collated, self.data_collator)
+        self.data_collator: Any = functools.partial(head.collate_scored, self.data_collator)
         self.model_accepts_loss_kwargs = True  # whatever the model's forward takes: compute_loss is ours
 
     def compute_loss(

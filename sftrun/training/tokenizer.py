@@ -1,4 +1,4 @@
-"""transformers' tokenizer of a recipe, which trainers ask for; what is trained on was made without it."""
+"""The transformers tokenizer of a recipe: trainers need one, but the data are prepared without it."""
 
 from typing import Any
 
@@ -8,19 +8,19 @@ import sftrun
 import sftrun.data
 
 
-def transformers_tokenizer(recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.kinds.Emit) -> Any:
-    """The tokenizer; warns where it reads the prepared rows as other ids than the tokenizer.json that made them."""
+def load_transformers_tokenizer(recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.kinds.Emit) -> Any:
+    """Loads the tokenizer; warns if its ids of a prepared row differ from those of tokenizer.json."""
     tokens = transformers.AutoTokenizer.from_pretrained(sftrun.data.load_tokenizer(recipe.model).folder)
     examples = run.read_json("prepared/proof.json")["splits"]["train"]["examples"]
     for example, sample in zip(examples, sftrun.data.Samples(run.prepared / "train.arrow"), strict=False):
         text = "".join(piece for piece, _ in example["pieces"])
         if tokens(text, add_special_tokens=False)["input_ids"] != sample.ids:
-            message = f"transformers' tokenizer reads {example['origin']} as other ids than tokenizer.json does"
+            message = f"transformers' tokenizer gives other ids than tokenizer.json for {example['origin']}"
             emit(sftrun.events.Warned(message=message))
             break
     return tokens
 
 
 def pad_id(tokens: Any) -> int:
-    """The id that fills up rows; they are never seen there."""
+    """Returns the id for padding; attention masks hide it."""
     return int(tokens.pad_token_id if tokens.pad_token_id is not None else tokens.eos_token_id)

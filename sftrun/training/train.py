@@ -29,39 +29,39 @@ def train(work: sftrun.kinds.Training, quantisation: dict[str, Any] | None = Non
     Raises UserError for a loss that is not finite, and Interrupted where a signal has asked for a checkpoint.
     """
     recipe, run, emit = work.recipe, work.run, work.emit
-    switches.check(recipe)
-    ranks.join(recipe)
+    switches.check_switches(recipe)
+    ranks.init(recipe)
     keeper = Keeper(recipe, run, emit)
     rows = rows_of(recipe, run)
     transformers.set_seed(recipe.seed)
-    strategy = apply.strategy(recipe)
-    apply.check_start(strategy, keeper.start)
+    strategy = apply.resolve_strategy(recipe)
+    apply.check_resume(strategy, keeper.start)
     # a model that is to be shared may not fit where its parts do
     where = torch.device("cpu") if strategy and not quantisation else None
     empty = not loads_weights(strategy, recipe, quantisation)
     model = load.load_base(recipe, quantisation, where, empty)
-    used = switches.give(model, recipe, emit)
+    used = switches.apply_switches(model, recipe, emit)
     packed = isinstance(rows, PackedRows)
     if packed and not strategy:
-        isolation.check(model, compute.precision(recipe))
+        isolation.check_isolation(model, compute.precision(recipe))
     adapter = None if recipe.tuning.mode == "full" else attach(model, recipe, run, emit, empty)
-    trainer = apply.trainer(strategy, Trainer)(
+    trainer = apply.trainer_class(strategy, Trainer)(
         keeper,
         rows,
         head.score,
         model=adapter.model if adapter else model,
-        args=ranks.one_gpu(arguments(recipe, run, len(rows))),
+        args=ranks.use_one_gpu(arguments(recipe, run, len(rows))),
     )
     if adapter:
         adapter.restore()
-    head.add(trainer.model, fused.kernel(trainer.model, recipe), parts=strategy is None)
+    head.patch_forward(trainer.model, fused.load_kernel(trainer.model, recipe), parts=strategy is None)
     if strategy:
-        check = functools.partial(isolation.check, precision=compute.precision(recipe)) if packed else None
-        trainer.add_callback(apply.Checks(trainer, check))
+        check = functools.partial(isolation.check_isolation, precision=compute.precision(recipe)) if packed else None
+        trainer.add_callback(apply.StartChecks(trainer, check))
     keeper.train(trainer, functools.partial(_save, trainer, adapter, recipe, run, quantisation))
-    if ranks.first():
+    if ranks.is_first():
         run.add_facts("train", used=used, parameters=saved.count(trainer.model))
-    ranks.leave()
+    ranks.finish()
 
 
 def _save(
@@ -71,8 +71,8 @@ def _save(
     run: sftrun.RunDir,
     quantisation: dict[str, Any] | None,
 ) -> None:
-    weights = apply.whole_weights(trainer)
-    if ranks.first():
+    weights = apply.gather_weights(trainer)
+    if ranks.is_first():
         write = functools.partial(adapter.save if adapter else trainer.model.save_pretrained, state_dict=weights)
         saved.save(trainer.model, write, recipe, run, quantisation)
 
@@ -81,7 +81,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
     """Every setting of the trainer that a recipe decides, none left to its defaults."""
     t = recipe.train
     return SFTConfig(
-        **settings.of_recipe(recipe, run, rows),
+        **settings.trainer_settings(recipe, run, rows),
         activation_offloading=t.activation_offload,
         # a batch goes to the GPU while that still works on the one before
         accelerator_config={"non_blocking": torch.cuda.is_available()},

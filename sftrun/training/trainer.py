@@ -12,8 +12,8 @@ from sftrun.training import batches, ranks
 from sftrun.training.keeper import Keeper
 from sftrun.training.loaded import Score, loss_sums
 from sftrun.training.rows import PackedRows, Rows, one_row, validation_rows
-from sftrun.training.settings import without_effect
-from sftrun.training.tokenizer import pad_id, transformers_tokenizer
+from sftrun.training.settings import ineffective_options
+from sftrun.training.tokenizer import load_transformers_tokenizer, pad_id
 
 
 class RunTrainer:
@@ -33,12 +33,12 @@ class RunTrainer:
 
     def __init__(self, keeper: Keeper, rows: Any, score: Score, **settings: Any) -> None:
         recipe, run = keeper.recipe, keeper.run
-        tokenizer = transformers_tokenizer(recipe, run, keeper.emit)
-        for message in without_effect(recipe, run, len(rows)):
+        tokenizer = load_transformers_tokenizer(recipe, run, keeper.emit)
+        for message in ineffective_options(recipe, run, len(rows)):
             keeper.emit(sftrun.events.Warned(message=message))
         validation = validation_rows(run)
         super().__init__(  # type: ignore[call-arg]
-            data_collator=batches.collator(rows, pad_id(tokenizer)),
+            data_collator=batches.choose_collator(rows, pad_id(tokenizer)),
             train_dataset=one_row(rows if isinstance(rows, Rows) else Rows(run.prepared / "train.arrow")),
             eval_dataset=one_row(validation),
             processing_class=tokenizer,
@@ -48,7 +48,7 @@ class RunTrainer:
         self.keeper, self.emit, self.score = keeper, keeper.emit, score
         self.validation: Any = validation
         # trl looks at a row of a dataset of its own kind, and trains on these
-        self.rows, self.train_dataset = rows, batches.Even(rows, self.args.train_batch_size, ranks.size())
+        self.rows, self.train_dataset = rows, batches.EvenDataset(rows, self.args.train_batch_size, ranks.world_size())
         self.tokens = self.trained = self.seen = self.seen_trained = 0  # of all processes, when last counted
         self.uncounted: list[Any] = []  # tokens of this process since then, and those of them that are trained
         self.since = time.monotonic()
@@ -57,12 +57,12 @@ class RunTrainer:
         self.order = self._ordered()
         return self.order
 
-    def _ordered(self) -> batches.Shuffled:
+    def _ordered(self) -> batches.ShuffledSampler:
         """Batches of similar lengths, if wanted; what one optimizer step sees does not depend on how it is split."""
         if not self.keeper.recipe.train.group_by_length or isinstance(self.rows, PackedRows):
-            return batches.Shuffled(len(self.rows), self.args.seed, len(self.train_dataset))
+            return batches.ShuffledSampler(len(self.rows), self.args.seed, len(self.train_dataset))
         step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        return batches.ByLength(self.rows.lengths, step, self.args.seed, len(self.train_dataset))
+        return batches.LengthGroupedSampler(self.rows.lengths, step, self.args.seed, len(self.train_dataset))
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         given = inputs.get("attention_mask")  # packed rows have neither mask nor padding
@@ -74,7 +74,7 @@ class RunTrainer:
     def count(self) -> None:
         """Adds up the tokens of all processes; not at every step, for a GPU would have to end its work first."""
         own = [sum(int(each[index]) for each in self.uncounted) for index in (0, 1)]
-        tokens, trained = ranks.summed(own)
+        tokens, trained = ranks.all_reduce_sum(own)
         self.tokens, self.trained = self.tokens + int(tokens), self.trained + int(trained)
         self.uncounted.clear()
 
@@ -124,13 +124,13 @@ class RunTrainer:
 
         All of them compute as many, as a model that is sharded needs them all for each; what one has not, it repeats.
         """
-        size, parts = self.args.per_device_eval_batch_size, ranks.size()
+        size, parts = self.args.per_device_eval_batch_size, ranks.world_size()
         starts = list(range(0, len(self.validation), size))
-        own = starts[ranks.number() :: parts]
+        own = starts[ranks.rank() :: parts]
         sums = loss_sums(self.model, self._samples(own, size), size, self.score)
         if len(own) < -(-len(starts) // parts):
             loss_sums(self.model, self._samples(starts[:1], size), size, self.score)
-        return ranks.summed([sums.tokens, sums.loss, sums.correct])
+        return ranks.all_reduce_sum([sums.tokens, sums.loss, sums.correct])
 
     def _samples(self, starts: list[int], size: int) -> Iterator[Any]:
         for start in starts:

@@ -1,1 +1,1 @@
-"""Unsloth for sftrun: a backend and an exporter. What imports unsloth is imported in a worker process alone."""
+"""Unsloth for sftrun: a backend and an exporter. Only worker processes import unsloth."""

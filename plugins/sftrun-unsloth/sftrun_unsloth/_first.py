@@ -1,4 +1,4 @@
-"""Imports unsloth before what it patches; every other module of this plugin that needs it imports this one first."""
+"""Imports unsloth before the libraries that it patches; modules that need unsloth import this one first."""
 
 import importlib
 import os
@@ -9,15 +9,15 @@ import sftrun
 
 if "unsloth" not in sys.modules and "transformers" in sys.modules:
     raise sftrun.UserError(
-        "unsloth must be imported before transformers, and something in this process was earlier",
-        hint="where it is an exporter, put unsloth-merged before the others",
+        "unsloth must be imported before transformers, and this process has already imported transformers",
+        hint="if another exporter imported it, put unsloth-merged first",
     )
 
-# Without a terminal unsloth installs system packages without asking: never here.
+# Without a terminal unsloth would install system packages without asking.
 os.environ["UNSLOTH_AUTO_INSTALL"] = "0"
-# It would fetch a file from the Hub to count its users.
+# unsloth would fetch a file from the Hub to count its users.
 os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
-# Code that it generates would lie in the current folder.
+# unsloth would write generated code to the current folder.
 os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(sftrun.files.cache_folder() / "unsloth"))
 
 FastLanguageModel: Any = importlib.import_module("unsloth").FastLanguageModel

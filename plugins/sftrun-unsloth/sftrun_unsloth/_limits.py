@@ -23,7 +23,7 @@ HONOURS = limits.TRAINER_KEYS | {
 
 def mistakes(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     """Yields what no backend could do."""
-    yield from limits.of_recipe(recipe)
+    yield from limits.check_recipe(recipe)
     if recipe.tuning.mode != "full" and recipe.tuning.lora.target_modules == []:
         path = ("tuning", "lora", "target_modules")
         yield sftrun.Problem("target_modules must name at least one module", path=path)

@@ -42,7 +42,7 @@ def load(location: str, recipe: sftrun.Recipe, merged: bool = False, **also: Any
             load_in_4bit=four_bit,
             full_finetuning=full,
             use_gradient_checkpointing=checkpointing(recipe),
-            use_exact_model_name=True,  # else it may take another repository's weights than those named
+            use_exact_model_name=True,  # else unsloth may load weights of another repository
             random_state=recipe.seed,
             **also,
         )
@@ -88,11 +88,11 @@ def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
     saved.check(run)
     if not saved.has_adapter(run.model):
         return load(str(run.model), recipe)
-    base_model.check(recipe, run)
+    base_model.check_adapter_base(recipe, run)
     with tempfile.TemporaryDirectory() as folder:
         here = shutil.copytree(run.model, Path(folder) / "adapter")
         config = json.loads((here / "adapter_config.json").read_text("utf-8"))
-        # unsloth loads the base that is named there, which may have moved
+        # unsloth loads the base named in this file, which may have moved
         config |= {"base_model_name_or_path": base_model.location(recipe)}
         (here / "adapter_config.json").write_text(json.dumps(config), "utf-8")
         return load(str(here), recipe)

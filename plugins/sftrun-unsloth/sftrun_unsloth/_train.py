@@ -63,7 +63,7 @@ def make_trainer(model: Any, work: sftrun.kinds.Training) -> Trainer:
     """Returns the trainer of a run, for its keeper to start."""
     recipe, run = work.recipe, work.run
     rows = rows_of(recipe, run)
-    adapter = {} if recipe.tuning.mode == "full" else weights.copied(model)
+    adapter = {} if recipe.tuning.mode == "full" else weights.copy_trained(model)
     keeper = Keeper(recipe, run, work.emit)
     trainer = Trainer(keeper, rows, _model.score, model=model, args=arguments(recipe, run, len(rows)))
     weights.restore(trainer.model, adapter)
@@ -76,7 +76,7 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
     Raises UserError if unsloth has replaced one; on a CPU it does so silently.
     """
     precision = compute.precision(recipe)
-    made = SFTConfig(**settings.of_recipe(recipe, run, rows), padding_free=False)
+    made = SFTConfig(**settings.trainer_settings(recipe, run, rows), padding_free=False)
     if (made.bf16, made.fp16) != (precision == "bf16", precision == "fp16"):
         message = f"unsloth does not train in {precision} on this machine: it would silently use another precision"
         raise sftrun.UserError(sftrun.Problem(message, path=("train", "precision"), hint="use fp32"))

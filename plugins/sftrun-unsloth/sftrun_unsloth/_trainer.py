@@ -17,7 +17,7 @@ CLOSE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 
 
 class Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer for a run, which proves its loss before the first step, also of a run that goes on."""
+    """An SFTTrainer that proves its loss before the first step, also in a resumed run."""
 
     proved = False
 
@@ -30,10 +30,10 @@ class Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
     def prove(self, model: Any, inputs: dict[str, Any]) -> None:
         """Raises UserError if the loss that is trained on is not the mean over the prepared trained tokens.
 
-        The loss comes from patched code, which differs from model to model and from machine to machine.
+        Patched code computes the loss; it differs between models and between machines.
         """
         was = model.training
-        model.eval()  # no dropout, and no random number is drawn
+        model.eval()  # no dropout, so no random number is drawn
         with torch.no_grad():
             picked, wanted = _model.scored(model, inputs)
             expected = float(torch.nn.functional.cross_entropy(picked, wanted))
@@ -44,8 +44,8 @@ class Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
         bound = CLOSE[torch.bfloat16 if self.args.bf16 or self.args.fp16 else torch.float32]
         if not math.isclose(found, expected, rel_tol=bound, abs_tol=bound) and math.isfinite(expected):
             raise sftrun.UserError(
-                f"unsloth's loss of the first batch is {found:.6f}, but that of its trained tokens is {expected:.6f}: "
-                "it would not train on this mask",
+                f"unsloth's loss of the first batch is {found:.6f}, but the loss of its trained tokens is "
+                f"{expected:.6f}: unsloth would not train on this mask",
                 hint="use the backend hf for this model",
             )
         data = {"loss": found, "expected": expected, "tokens": int(count)}

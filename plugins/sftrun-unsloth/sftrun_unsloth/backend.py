@@ -62,7 +62,7 @@ class Unsloth:
     def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[sftrun.Problem]:
         earlier = [*self._of_recipe(recipe), *_limits.of_machine(recipe)]
         new = list(_limits.of_model(recipe))
-        yield from limits.of_data(recipe, run)
+        yield from limits.check_data(recipe, run)
         if not self.other:
             yield from new
         elif earlier or new:

@@ -100,7 +100,7 @@ def test_what_it_takes_is_known_only_when_it_runs(problems):
 
 
 def test_prefetching_needs_processes(problems):
-    assert "dataloader_prefetch needs processes that load" in problems("train.dataloader_prefetch=2")[0]
+    assert "dataloader_prefetch needs loader processes" in problems("train.dataloader_prefetch=2")[0]
 
 
 def test_the_exporter_belongs_to_the_backend_and_comes_first(problems):
@@ -149,7 +149,7 @@ def test_optimizers_that_need_a_gpu_are_refused_without_one(recipe):
 def test_the_best_checkpoint_needs_validation_rows(recipe, tmp_path):
     described = sftrun.load(recipe, ["train.early_stopping={patience: 1}", "train.save_strategy=epoch"])
     (said,) = Unsloth(UnslothOptions()).check_prepared(described, sftrun.RunDir(tmp_path))
-    assert said.message == "train.early_stopping goes by the validation loss, and the data have no validation rows"
+    assert said.message == "train.early_stopping needs a validation loss, and the data have no validation rows"
 
 
 @pytest.fixture

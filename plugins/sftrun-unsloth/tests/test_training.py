@@ -102,7 +102,7 @@ def test_a_loss_of_other_tokens_stops_the_run(recipe, full, tmp_path):
     trainer = _train.make_trainer(_model.load_base(described), training(full[0], print, described))
     honest = trainer.compute_loss
     trainer.compute_loss = lambda model, inputs, **more: honest(model, inputs | {"labels": inputs["input_ids"]}, **more)
-    with pytest.raises(sftrun.UserError, match="it would not train on this mask"):
+    with pytest.raises(sftrun.UserError, match="unsloth would not train on this mask"):
         trainer.keeper.train(trainer)
 
 

@@ -53,7 +53,7 @@ class Bnb:
 
     def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield from hf.problems(recipe)
-        yield from strategies.quantised(recipe, self.bits(recipe), self.options.storage_dtype)
+        yield from strategies.check_quantised(recipe, self.bits(recipe), self.options.storage_dtype)
         yield from self._mode(recipe)
         yield from self._without_effect(recipe)
         if recipe.tuning.lora.init in ("pissa", "olora"):
@@ -90,10 +90,10 @@ class Bnb:
             message = "dora on a base in 8 bits needs a GPU, and there is none"
             yield sftrun.Problem(message, path=("tuning", "lora", "dora"), hint="use tuning.mode qlora: 4 bits")
         yield from hf.kernels(recipe)
-        yield from strategies.ready(recipe)
+        yield from strategies.missing_packages(recipe)
 
     def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterable[sftrun.Problem]:
-        return limits.of_data(recipe, run)
+        return limits.check_data(recipe, run)
 
     def train(self, work: sftrun.kinds.Training) -> None:
         from sftrun.training import train

@@ -39,10 +39,10 @@ class Hf:
                 "bitsandbytes", extra="bnb", path=("train", "optimizer"), why=f"optimizer {name}"
             )
         yield from kernels(recipe)
-        yield from strategies.ready(recipe)
+        yield from strategies.missing_packages(recipe)
 
     def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterable[sftrun.Problem]:
-        return limits.of_data(recipe, run)
+        return limits.check_data(recipe, run)
 
     def train(self, work: sftrun.kinds.Training) -> None:
         from sftrun.training import train
@@ -62,8 +62,8 @@ class Hf:
 
 def problems(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     """What no backend on transformers' trainer and peft can do."""
-    yield from limits.of_recipe(recipe)
-    yield from strategies.limits(recipe)
+    yield from limits.check_recipe(recipe)
+    yield from strategies.check_recipe(recipe)
     if recipe.tuning.mode != "full":
         yield from _adapter(recipe)
 

@@ -1,0 +1,1 @@
+"""Evaluators: they score the base and the tuned model."""

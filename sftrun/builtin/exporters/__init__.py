@@ -1,0 +1,1 @@
+"""Exporters: they turn the tuned model into something to deploy."""

@@ -1,0 +1,1 @@
+"""Formatters: they turn a row into a conversation."""

@@ -1,4 +1,4 @@
-"""Formatter `chat`: conversations in the shapes that people have them in."""
+"""Formatter `chat`: conversations in the usual shapes of OpenAI, ShareGPT and trl."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ import sftrun
 from sftrun.builtin.formatters import _messages, _tools
 
 SHAPES = ("messages", "conversations")
-RENDERER = ("messages", "tools", "add_generation_prompt")
+RESERVED = ("messages", "tools", "add_generation_prompt")
 OTHERS = {
     "prompt-completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
@@ -17,34 +17,34 @@ OTHERS = {
 
 
 class ChatFields(sftrun.Options):
-    """Names of columns, where they are others."""
+    """Names of the columns."""
 
     system: Annotated[
         str | None,
-        sftrun.Meta(description="Column of the system prompt, beside messages too; null where none is read."),
+        sftrun.Meta(description="Column of the system prompt, also next to messages; null to read none."),
     ] = "system"
     user: Annotated[str, sftrun.Meta(description="Column of the question.")] = "user"
     assistant: Annotated[str, sftrun.Meta(description="Column of the answer.")] = "assistant"
 
 
 class ChatOptions(sftrun.Options):
-    """How a row is read."""
+    """Names of the columns, and the form of tool calls and template variables."""
 
     fields: Annotated[
-        ChatFields, sftrun.Meta(description="Columns of single-turn rows, where they are not system/user/assistant.")
+        ChatFields, sftrun.Meta(description="Columns of single-turn rows, if not system/user/assistant.")
     ] = ChatFields()
     arguments: Annotated[
         _tools.Arguments,
         sftrun.Meta(
-            description="How the template is given the arguments of tool calls, however rows have them: as an object, "
-            "which most read, or as JSON text (DeepSeek-V3)."
+            description="Form in which the template gets the arguments of tool calls, whatever the rows have: object "
+            "for most templates, text (JSON) for a few, such as DeepSeek-V3's."
         ),
     ] = "object"
     template_kwargs: Annotated[
         dict[str, Any],
         sftrun.Meta(
-            description="Variables for the chat template, such as {enable_thinking: false}; a row's own, in its column "
-            "chat_template_kwargs, come first."
+            description="Variables for the chat template, such as {enable_thinking: false}; the column "
+            "chat_template_kwargs of a row overrides them."
         ),
     ] = {}  # noqa: RUF012  (msgspec copies it)
 
@@ -65,7 +65,7 @@ class Chat:
         self._more = frozenset((*columns, *_tools.COLUMNS))
 
     def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-        for name in RENDERER:
+        for name in RESERVED:
             if name in self.template_kwargs:
                 path = ("formatter", "with", "template_kwargs", name)
                 yield sftrun.Problem(f"template_kwargs must not set {name}", path=path, hint="it comes from the row")
@@ -75,24 +75,24 @@ class Chat:
         messages = data.get("messages")
         if type(messages) is list and self._more.isdisjoint(data) and _messages.are_plain(messages):
             return sftrun.Conversation(messages, row.origin, None, self.template_kwargs)
-        messages = self._messages(data)
-        _messages.check(messages)
-        kwargs = {**self.template_kwargs, **_tools.template_kwargs(data)}
-        return sftrun.Conversation(messages, row.origin, _tools.tools(data), kwargs)
+        messages = self._read_messages(data)
+        _messages.check_conversation(messages)
+        kwargs = {**self.template_kwargs, **_tools.read_template_kwargs(data)}
+        return sftrun.Conversation(messages, row.origin, _tools.read_tools(data), kwargs)
 
-    def _messages(self, data: dict[str, Any]) -> list[sftrun.Message]:
-        shape = self._shape(data)
+    def _read_messages(self, data: dict[str, Any]) -> list[sftrun.Message]:
+        shape = self._find_shape(data)
         if shape == "columns":
-            return self._columns(data)
-        messages = _messages.messages(data[shape], shape, self.arguments)
+            return self._read_columns(data)
+        messages = _messages.read_messages(data[shape], shape, self.arguments)
         system = data.get(self.fields.system) if self.fields.system else None
         if system in (None, ""):
             return messages
         if messages and messages[0]["role"] == "system":
             raise sftrun.RowError(f"has a system prompt twice: in '{self.fields.system}' and as the first message")
-        return [self._message("system", system, 0), *messages]
+        return [self._read_message("system", system, 0), *messages]
 
-    def _shape(self, data: dict[str, Any]) -> str:
+    def _find_shape(self, data: dict[str, Any]) -> str:
         shapes = [name for name in SHAPES if data.get(name) is not None]
         if self.fields.user in data and self.fields.assistant in data:
             shapes.append("columns")
@@ -102,20 +102,20 @@ class Chat:
             empty = [f"{name} is null" for name in SHAPES if name in data]
             wanted = f"messages, conversations, or {self.fields.user} and {self.fields.assistant}"
             there = " and ".join(empty) or f"has the keys {', '.join(map(str, data)) or '(none)'}"
-            raise sftrun.RowError(f"{there}, but needs {wanted}{_other(data)}")
+            raise sftrun.RowError(f"{there}, but needs {wanted}{_suggest_formatter(data)}")
         return shapes[0]
 
-    def _columns(self, data: dict[str, Any]) -> list[sftrun.Message]:
+    def _read_columns(self, data: dict[str, Any]) -> list[sftrun.Message]:
         names = {"system": self.fields.system, "user": self.fields.user, "assistant": self.fields.assistant}
         given = [(role, data[name]) for role, name in names.items() if name is not None and name in data]
         kept = [(role, content) for role, content in given if role != "system" or content not in (None, "")]
-        return [self._message(role, content, index) for index, (role, content) in enumerate(kept)]
+        return [self._read_message(role, content, index) for index, (role, content) in enumerate(kept)]
 
-    def _message(self, role: str, content: Any, index: int) -> sftrun.Message:
-        return _messages.message({"role": role, "content": content}, f"message {index}", self.arguments)
+    def _read_message(self, role: str, content: Any, index: int) -> sftrun.Message:
+        return _messages.read_message({"role": role, "content": content}, f"message {index}", self.arguments)
 
 
-def _other(data: dict[str, Any]) -> str:
-    """A hint at the formatter that reads rows with such columns."""
+def _suggest_formatter(data: dict[str, Any]) -> str:
+    """Returns a hint at the formatter that reads rows with such columns."""
     fitting = [name for name, columns in OTHERS.items() if all(column in data for column in columns)]
     return f"; such rows are read by formatter: {fitting[0]}" if fitting else ""

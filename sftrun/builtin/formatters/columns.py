@@ -1,4 +1,4 @@
-"""Formatter `columns`: any columns, told as a conversation by small templates."""
+"""Formatter `columns`: any columns, written as a conversation by templates."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -14,18 +14,18 @@ AT = ("formatter", "with")
 class Turn(sftrun.Options):
     """One message."""
 
-    role: Annotated[Role, sftrun.Meta(description="Who speaks.")]
-    content: Annotated[str, sftrun.Meta(description="What is said, with {column} where a value stands.")]
+    role: Annotated[Role, sftrun.Meta(description="Role of the message.")]
+    content: Annotated[str, sftrun.Meta(description="Text of the message, with {column} for the value of a column.")]
 
 
 class ColumnsOptions(sftrun.Options):
-    """What is said by whom: `user` and `assistant`, or `messages`."""
+    """Templates of the messages: `user` and `assistant`, or `messages`."""
 
     system: Annotated[
         str | None,
         sftrun.Meta(
-            description="The system prompt, with {column} where a value stands; left out where all of its columns are "
-            "empty."
+            description="The system prompt, with {column} for the value of a column; left out if all of its columns "
+            "are empty."
         ),
     ] = None
     user: Annotated[str | None, sftrun.Meta(description="The question, such as: {title}: {question}")] = None
@@ -45,28 +45,32 @@ class Columns:
     """Rows with any columns, named in templates: `user: "{question}"`, `assistant: "{answer}"`."""
 
     def __init__(self, options: ColumnsOptions) -> None:
-        problems = [*_shape_problems(options), *_template_problems(options)]
+        problems = [*_check_shape(options), *_check_templates(options)]
         if problems:
             raise sftrun.UserError(problems)
-        self.turns = [(turn.role, _columns.template(turn.content)) for turn in _turns(options)]
+        self.turns = [(turn.role, _columns.parse_template(turn.content)) for turn in _list_turns(options)]
 
     def format(self, row: sftrun.Row) -> sftrun.Conversation:
-        kept = [(role, told) for role, told in self.turns if role != "system" or not told.is_empty(row.data)]
-        return sftrun.Conversation([{"role": role, "content": told.fill(row.data)} for role, told in kept], row.origin)
+        kept = [
+            (role, template) for role, template in self.turns if role != "system" or not template.is_empty(row.data)
+        ]
+        return sftrun.Conversation(
+            [{"role": role, "content": template.fill(row.data)} for role, template in kept], row.origin
+        )
 
 
-def _turns(options: ColumnsOptions) -> tuple[Turn, ...]:
+def _list_turns(options: ColumnsOptions) -> tuple[Turn, ...]:
     given = ((role, getattr(options, role)) for role in ROLES)
     return options.messages or tuple(Turn(role=role, content=content) for role, content in given if content is not None)
 
 
-def _shape_problems(options: ColumnsOptions) -> Iterator[sftrun.Problem]:
+def _check_shape(options: ColumnsOptions) -> Iterator[sftrun.Problem]:
     single = [role for role in ROLES if getattr(options, role) is not None]
     if options.messages and single:
         hint = f"write {' and '.join(single)} as messages"
-        yield sftrun.Problem(f"columns has messages beside {' and '.join(single)}", path=(*AT, single[0]), hint=hint)
+        yield sftrun.Problem(f"columns has both messages and {' and '.join(single)}", path=(*AT, single[0]), hint=hint)
     elif options.messages:
-        yield from _turn_problems([turn.role for turn in options.messages])
+        yield from _check_roles([turn.role for turn in options.messages])
     else:
         missing = [role for role in ROLES[1:] if role not in single]
         if missing:
@@ -74,18 +78,20 @@ def _shape_problems(options: ColumnsOptions) -> Iterator[sftrun.Problem]:
             yield sftrun.Problem(f"columns needs {' and '.join(missing)}, or messages", path=AT, hint=hint)
 
 
-def _turn_problems(roles: list[Role]) -> Iterator[sftrun.Problem]:
+def _check_roles(roles: list[Role]) -> Iterator[sftrun.Problem]:
     if roles[-1] != "assistant":
         path = (*AT, "messages", len(roles) - 1, "role")
-        yield sftrun.Problem(f"the last message is {roles[-1]}'s; the assistant's answer is what is learned", path=path)
+        yield sftrun.Problem(
+            f"the last message is {roles[-1]}'s; it must be the assistant's answer, which is trained", path=path
+        )
     for index, role in enumerate(roles):
         if role == "system" and index:
             yield sftrun.Problem("a system prompt must come first", path=(*AT, "messages", index, "role"))
 
 
-def _template_problems(options: ColumnsOptions) -> Iterator[sftrun.Problem]:
-    for index, turn in enumerate(_turns(options)):
+def _check_templates(options: ColumnsOptions) -> Iterator[sftrun.Problem]:
+    for index, turn in enumerate(_list_turns(options)):
         path = (*AT, "messages", index, "content") if options.messages else (*AT, turn.role)
         if not turn.content.strip():
-            yield sftrun.Problem("nothing is said here", path=path, hint="name a column, such as {question}")
-        yield from _columns.problems(turn.content, path)
+            yield sftrun.Problem("the template is empty", path=path, hint="name a column, such as {question}")
+        yield from _columns.check_template(turn.content, path)

@@ -1,4 +1,4 @@
-"""Formatter `text`: plain texts, learned from end to end."""
+"""Formatter `text`: plain texts, trained from end to end."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -6,12 +6,12 @@ from typing import Annotated
 import sftrun
 from sftrun.builtin.formatters import _columns
 
-OF_ASSISTANTS = ("assistant", "last-reply", "spans")
-"""Maskers that train answers of assistants only."""
+ASSISTANT_MASKERS = ("assistant", "last-reply", "spans")
+"""Maskers that only train answers of assistants."""
 
 
 class TextOptions(sftrun.Options):
-    """Where the text is."""
+    """The column of the text."""
 
     field: Annotated[str, sftrun.Meta(description="Column of the text.")] = "text"
 
@@ -22,14 +22,14 @@ def register_formatters(register: sftrun.Register) -> None:
 
 
 class Text:
-    """Rows with a text, which is learned as it is, without a chat template; for masker `all`."""
+    """Rows with a text, trained as it is, without a chat template; for masker `all`."""
 
     def __init__(self, options: TextOptions) -> None:
         self.field = options.field
 
     def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         masker = recipe.masker.use if isinstance(recipe.masker, sftrun.Use) else recipe.masker
-        if masker in OF_ASSISTANTS:
+        if masker in ASSISTANT_MASKERS:
             yield sftrun.Problem(
                 f"the formatter text writes no assistant turns, and the masker {masker} trains nothing else",
                 path=("masker",),
@@ -37,5 +37,5 @@ class Text:
             )
 
     def format(self, row: sftrun.Row) -> sftrun.Conversation:
-        content = _columns.text(row.data, self.field)
+        content = _columns.get_text(row.data, self.field)
         return sftrun.Conversation([{"role": "text", "content": content}], row.origin, plain=True)

@@ -1,0 +1,1 @@
+"""Judges: they grade one answer."""

@@ -1,0 +1,1 @@
+"""Maskers: they choose the spans that are trained."""

@@ -16,9 +16,9 @@ class Assistant:
 
     def __init__(self, options: _parts.PartOptions) -> None:
         self.options = options
-        self.narrow = _parts.narrower(options)
+        self.narrow = _parts.make_narrower(options)
 
     def choose(self, spans: Sequence[sftrun.Span]) -> list[bool]:
-        return _parts.with_ends(
-            spans, [span.role == "assistant" and _parts.takes(self.options, span) for span in spans]
+        return _parts.drop_silent_ends(
+            spans, [span.role == "assistant" and _parts.is_chosen(self.options, span) for span in spans]
         )

@@ -1,4 +1,4 @@
-"""Masker `completion`: train on what follows a prompt."""
+"""Masker `completion`: train on the text after a prompt."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ def register_maskers(register: sftrun.Register) -> None:
 
 
 class Completion:
-    """Keep the loss on completions: generated messages that are flagged as such, else the last message."""
+    """Keep the loss on completions: generated messages flagged as such, or else the last message."""
 
     honours_flags = True
 
     def __init__(self, options: _parts.PartOptions) -> None:
         self.options = options
-        self.narrow = _parts.narrower(options)
+        self.narrow = _parts.make_narrower(options)
 
     def choose(self, spans: Sequence[sftrun.Span]) -> list[bool]:
         last = max((span.message for span in spans), default=None)
         flags = [
-            _parts.takes(self.options, span) and (span.message == last if span.train is None else span.train)
+            _parts.is_chosen(self.options, span) and (span.message == last if span.train is None else span.train)
             for span in spans
         ]
-        return _parts.with_ends(spans, flags)
+        return _parts.drop_silent_ends(spans, flags)

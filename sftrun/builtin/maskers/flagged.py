@@ -1,4 +1,4 @@
-"""Masker `flagged`: each message says by its key `train` whether it is trained."""
+"""Masker `flagged`: train on the messages whose key `train` is true."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -8,11 +8,11 @@ from sftrun.builtin.maskers import _parts
 
 
 class FlaggedOptions(_parts.PartOptions):
-    """What becomes of messages that say nothing, and which parts of an answer are trained."""
+    """The treatment of messages without the key, and the parts of an answer that are trained."""
 
     otherwise: Annotated[
         Literal["train", "skip"],
-        sftrun.Meta(description="Answers without the key `train`: trained, or not."),
+        sftrun.Meta(description="Train or skip answers without the key `train`."),
     ] = "train"
 
 
@@ -22,16 +22,18 @@ def register_maskers(register: sftrun.Register) -> None:
 
 
 class Flagged:
-    """Keep the loss on the answers whose messages have `train: true`; other text than answers is never trained."""
+    """Keep the loss on answers whose messages have `train: true`; other text is never trained."""
 
     honours_flags = True
 
     def __init__(self, options: FlaggedOptions) -> None:
         self.options = options
-        self.narrow = _parts.narrower(options)
+        self.narrow = _parts.make_narrower(options)
 
     def choose(self, spans: Sequence[sftrun.Span]) -> list[bool]:
-        return _parts.with_ends(spans, [self._says(span) and _parts.takes(self.options, span) for span in spans])
+        return _parts.drop_silent_ends(
+            spans, [self._is_flagged(span) and _parts.is_chosen(self.options, span) for span in spans]
+        )
 
-    def _says(self, span: sftrun.Span) -> bool:
+    def _is_flagged(self, span: sftrun.Span) -> bool:
         return self.options.otherwise == "train" if span.train is None else span.train

@@ -1,4 +1,4 @@
-"""Masker `last-reply`: train on the last answer of the assistant only."""
+"""Masker `last-reply`: train only on the last answer of the assistant."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ class LastReply:
 
     def __init__(self, options: _parts.PartOptions) -> None:
         self.options = options
-        self.narrow = _parts.narrower(options)
+        self.narrow = _parts.make_narrower(options)
 
     def choose(self, spans: Sequence[sftrun.Span]) -> list[bool]:
         last = max((span.message for span in spans if span.role == "assistant"), default=None)
         flags = [
-            span.role == "assistant" and span.message == last and _parts.takes(self.options, span) for span in spans
+            span.role == "assistant" and span.message == last and _parts.is_chosen(self.options, span) for span in spans
         ]
-        return _parts.with_ends(spans, flags)
+        return _parts.drop_silent_ends(spans, flags)

@@ -1,4 +1,4 @@
-"""Masker `roles`: train on the messages of chosen roles, also of such as the model never writes."""
+"""Masker `roles`: train on the messages of chosen roles, including roles that the model never writes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Annotated
@@ -7,7 +7,7 @@ import sftrun
 
 
 class RolesOptions(sftrun.Options):
-    """Whose messages are trained."""
+    """The roles to train on."""
 
     roles: Annotated[
         list[Annotated[str, sftrun.Meta(min_length=1)]],
@@ -21,13 +21,13 @@ def register_maskers(register: sftrun.Register) -> None:
 
 
 class Roles:
-    """Put the loss on all text of the named roles; end-of-turn tokens only where the model generates them."""
+    """Put the loss on all text of the given roles; end-of-turn tokens only if the model generates them."""
 
     def __init__(self, options: RolesOptions) -> None:
         self.roles = frozenset(options.roles)
 
     def choose(self, spans: Sequence[sftrun.Span]) -> list[bool]:
-        # Of an assistant's message, what is not generated is text that the generation prompt already holds.
+        # Text of an assistant's message that is not generated belongs to the generation prompt.
         return [
             span.role in self.roles and span.message >= 0 and (span.generated or span.role != "assistant")
             for span in spans
@@ -37,5 +37,5 @@ class Roles:
         proof = run.read_json("prepared/proof.json")
         seen = {role for split in proof["splits"].values() for role in split["by_role"]} - {"template"}
         for role in sorted(self.roles - seen):
-            hint = f"there are: {', '.join(sorted(seen))}"
+            hint = f"the data has {', '.join(sorted(seen))}"
             yield sftrun.Problem(f"no message has the role {role}", path=("masker", "with", "roles"), hint=hint)

@@ -1,0 +1,1 @@
+"""Metrics: they score answers against references."""

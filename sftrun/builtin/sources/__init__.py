@@ -1,0 +1,1 @@
+"""Sources: they yield rows."""

@@ -1,4 +1,4 @@
-"""Cuts a JSON array into its elements while it is read, so that it need not fit into memory."""
+"""Cuts a JSON array into its elements while reading it, so that it need not fit into memory."""
 
 import re
 from collections.abc import Iterator
@@ -6,44 +6,44 @@ from typing import IO
 
 import msgspec
 
-BLOCK = 1 << 20
+BLOCK = 1 << 20  # bytes read at a time
 BOM = b"\xef\xbb\xbf"
-# A string, or a sign that structures; a lone quote begins a string that goes on in the next block.
+# Matches a string or a structural character; a lone quote begins a string that continues in the next block.
 TOKEN = re.compile(rb'"[^"\\\n]*(?:\\.[^"\\\n]*)*"|([\[\]{},"])')
 OPENING, CLOSING = {b"[": b"]", b"{": b"}"}, (b"]", b"}")
 Token = tuple[bytes, int, int]
 
 
 class BrokenError(ValueError):
-    """The text is no JSON array from here on: what follows cannot be told apart."""
+    """The text is no JSON array from here on, so its elements cannot be separated."""
 
 
 class Array:
-    """The elements of one array: the whole of a file, or the value of a `field` of the object that it holds."""
+    """The elements of one array: a whole file, or the value of a `field` of the object in it."""
 
     def __init__(self, stream: IO[bytes], field: str | None) -> None:
         self.stream = stream
         self.field = field
         self.data = b""
-        self.start = 0  # what stands before is done with
-        self.dropped = 0  # lines that are no longer in `data`
-        self.stack: list[bytes] = []  # the brackets that are open, each as the one that closes it
+        self.start = 0  # index in `data` of the first unread byte
+        self.dropped = 0  # lines already removed from `data`
+        self.stack: list[bytes] = []  # closing brackets of the open ones
 
-    def line(self) -> int:
-        """The 1-based line of what was read last, or is being read."""
+    def count_lines(self) -> int:
+        """Returns the 1-based line of the element last read or being read."""
         rest = self.data[self.start :]
         blank = rest[: len(rest) - len(rest.lstrip())]
         return self.dropped + self.data.count(b"\n", 0, self.start) + blank.count(b"\n") + 1
 
-    def elements(self) -> Iterator[bytes]:
-        """Each element as it is written, right or not; raises BrokenError where the array has no shape any more."""
-        tokens = self._tokens()
-        self._enter(tokens)
+    def iter_elements(self) -> Iterator[bytes]:
+        """Yields the bytes of each element, valid or not; raises BrokenError if the array's structure is broken."""
+        tokens = self._iter_tokens()
+        self._enter_array(tokens)
         outside, inside = len(self.stack), False
         for sign, start, end in tokens:
             if len(self.stack) > outside or sign not in (b",", b"]"):
                 if sign != b",":
-                    self._nest(sign)
+                    self._track_bracket(sign)
                 continue
             element = self.data[self.start : start].strip()
             if element or inside or sign == b",":
@@ -51,11 +51,11 @@ class Array:
             inside, self.start = True, end
             if sign == b"]":
                 self.stack.pop()
-                return self._leave(tokens)
+                return self._check_end(tokens)
         raise BrokenError("the file ends within the array")
 
-    def _tokens(self) -> Iterator[Token]:
-        """The signs between strings, each with its place in `data` as long as the next is not asked for."""
+    def _iter_tokens(self) -> Iterator[Token]:
+        """Yields structural characters outside strings, each with its position in `data`, valid until the next one."""
         at = 0
         while True:
             for found in TOKEN.finditer(self.data, at):
@@ -76,14 +76,14 @@ class Array:
             self.data = self.data[self.start :] + block
             at, self.start = at - self.start, 0
 
-    def _nest(self, sign: bytes) -> None:
+    def _track_bracket(self, sign: bytes) -> None:
         if sign in OPENING:
             self.stack.append(OPENING[sign])
         elif sign in CLOSING and (not self.stack or self.stack.pop() != sign):
             raise BrokenError(f"a {sign.decode()} closes nothing")
 
-    def _enter(self, tokens: Iterator[Token]) -> None:
-        """Goes to where the first element begins."""
+    def _enter_array(self, tokens: Iterator[Token]) -> None:
+        """Moves to the first element."""
         sign, start, end = next(tokens, (b"", 0, 0))
         blank = not self.data[:start].removeprefix(BOM).strip()
         if not sign and blank:
@@ -94,32 +94,32 @@ class Array:
             raise BrokenError(
                 "the file holds " + ("one object, not an array" if sign == b"{" else "an array, not an object")
             )
-        self._nest(sign)
+        self._track_bracket(sign)
         self.start = end
         if self.field is not None:
-            self._find(tokens, self.field)
+            self._find_field(tokens, self.field)
 
-    def _find(self, tokens: Iterator[Token], field: str) -> None:
-        """Goes to where the array of a field begins."""
-        there = []
+    def _find_field(self, tokens: Iterator[Token], field: str) -> None:
+        """Moves to the first element of a field's array."""
+        keys = []
         for sign, start, end in tokens:
             if len(self.stack) == 1 and sign in OPENING:
-                there.append(_key(self.data[self.start : start]))
-                if there[-1] == field and sign == b"[":
-                    self._nest(sign)
+                keys.append(_parse_key(self.data[self.start : start]))
+                if keys[-1] == field and sign == b"[":
+                    self._track_bracket(sign)
                     self.start = end
                     return
-            self._nest(sign)
+            self._track_bracket(sign)
             self.start = end
-        named = f"; there is {', '.join(filter(None, there))}" if any(there) else ""
+        named = f"; the object has {', '.join(filter(None, keys))}" if any(keys) else ""
         raise BrokenError(f"no array in the field '{field}'{named}")
 
-    def _leave(self, tokens: Iterator[Token]) -> None:
-        """Goes to the end of the file, where nothing may follow but the rest of the object."""
+    def _check_end(self, tokens: Iterator[Token]) -> None:
+        """Moves to the end of the file, after which only the rest of the object may follow."""
         for sign, _, end in tokens:
             if not self.stack:
                 raise BrokenError("something follows after the end")
-            self._nest(sign)
+            self._track_bracket(sign)
             self.start = end
         if self.stack:
             raise BrokenError("the file ends too early")
@@ -127,8 +127,8 @@ class Array:
             raise BrokenError("something follows after the end")
 
 
-def _key(text: bytes) -> str | None:
-    """The key in a text such as `"data": `."""
+def _parse_key(text: bytes) -> str | None:
+    """Parses the key in a text such as `"data": `."""
     try:
         return msgspec.json.decode(text.strip().removesuffix(b":"), type=str)
     except (msgspec.DecodeError, UnicodeDecodeError):

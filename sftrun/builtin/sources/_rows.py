@@ -1,4 +1,4 @@
-"""Texts and values as rows."""
+"""Conversions of texts and values into rows."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import msgspec
 import sftrun
 
 
-def decoded(text: bytes, origin: str) -> sftrun.Row | sftrun.BadRow:
-    """A JSON object as a row."""
+def decode_row(text: bytes, origin: str) -> sftrun.Row | sftrun.BadRow:
+    """Decodes a JSON object into a row."""
     try:
         data = msgspec.json.decode(text)
     except UnicodeDecodeError:
@@ -20,12 +20,12 @@ def decoded(text: bytes, origin: str) -> sftrun.Row | sftrun.BadRow:
     return sftrun.Row(data, origin)
 
 
-def by_number(place: str) -> str:
-    """A place `train.parquet:17` where no editor has a line 17."""
+def format_row_number(place: str) -> str:
+    """Formats a place `train.parquet:17` in a file without lines as `train.parquet, row 17`."""
     file, _, number = place.rpartition(":")
     return f"{file}, row {number}"
 
 
-def content(data: Any) -> bytes:
-    """What a record holds, as bytes that are the same for equal records."""
+def encode_content(data: Any) -> bytes:
+    """Encodes a record as bytes that are equal for equal records."""
     return msgspec.json.encode(data, enc_hook=repr)

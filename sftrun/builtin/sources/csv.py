@@ -1,37 +1,37 @@
 """Sources `csv` and `tsv`: tables as text, one row a record."""
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import sftrun
 from sftrun.builtin.sources import _files
 
-LONGEST = 1 << 28  # characters of a field; past it, a quote was never closed
+LONGEST = 1 << 28  # characters of a field; a longer one means that a quote is never closed
 SEPARATOR = "\x1f"
-Fields = list[str] | str  # the fields of a record, or the reason why it cannot be read
+Fields = list[str] | str  # the fields of a record, or the reason why it is unreadable
 
 
 class CsvOptions(_files.FileOptions):
-    """Where the rows are, and how they are written."""
+    """Path of the tables, and their format."""
 
     columns: Annotated[
         Annotated[list[str], sftrun.Meta(min_length=1)] | None,
-        sftrun.Meta(description="Names of the columns, for files whose first line is a row; null: it is the header."),
+        sftrun.Meta(description="Names of the columns, for files without a header; null: the first line has them."),
     ] = None
     delimiter: Annotated[
         str, sftrun.Meta(min_length=1, max_length=1, description="The character between two fields.")
     ] = ","
     quoted: Annotated[
         bool,
-        sftrun.Meta(description='Whether a field may stand in double quotes, with "" for one of its own.'),
+        sftrun.Meta(description='True: a field may be in double quotes, with "" for a quote inside it.'),
     ] = True
     encoding: Annotated[str, sftrun.Meta(description="Text encoding of the files.")] = "utf-8"
 
 
 class TsvOptions(CsvOptions):
-    """Where the rows are, and how they are written."""
+    """Path of the tables, and their format."""
 
     delimiter: Annotated[
         str, sftrun.Meta(min_length=1, max_length=1, description="The character between two fields.")
@@ -41,57 +41,38 @@ class TsvOptions(CsvOptions):
 @sftrun.hookimpl
 def register_sources(register: sftrun.Register) -> None:
     register("csv", Csv, options=CsvOptions)
-    register("tsv", tsv, options=TsvOptions)
+    register("tsv", Tsv, options=TsvOptions)
 
 
-def tsv(options: TsvOptions) -> "Csv":
-    """Tab-separated files: a file, several by a pattern, or a folder of splits; every value is text."""
-    return Csv(options, ".tsv")
-
-
-class Csv:
+class Csv(_files.FileSource):
     """Comma-separated files: a file, several by a pattern, or a folder of splits; every value is text."""
 
-    def __init__(self, options: CsvOptions, suffix: str = ".csv") -> None:
-        self.options = options
-        self.files = _files.Files(options, suffix)
+    suffixes = (".csv",)
+    options: CsvOptions
 
     def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-        yield from _files.unknown_encoding(self.options.encoding)
+        yield from _files.check_encoding(self.options.encoding)
         if self.options.delimiter in '"\r\n':
-            yield sftrun.Problem("a delimiter cannot be a quote or the end of a line")
-        if twice := _twice(self.options.columns or []):
-            yield sftrun.Problem(f"columns names {twice} twice")
-
-    def check_machine(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
-        return self.files.ready()
-
-    def splits(self) -> list[str]:
-        return self.files.splits()
+            yield sftrun.Problem("the delimiter must not be a quote or a line end")
+        if repeated := _find_repeated(self.options.columns or []):
+            yield sftrun.Problem(f"columns names {repeated} twice")
 
     def rows(self, split: str) -> Iterator[sftrun.Row | sftrun.BadRow]:
-        keep = self.files.keep(split)
-        for name, file in self.files.of(split):
-            records = self._records(file)
-            columns = self.options.columns or _header(file, records)
+        is_chosen = self.make_filter(split)
+        for name, file in self.list_files(split):
+            records = self._read_records(file)
+            columns = self.options.columns or _read_header(file, records)
             for line, fields in records:
                 if fields == self.options.columns:
-                    raise _files.at(file, line, "this line is the header", "leave the option columns out")
+                    raise _files.make_error(file, line, "this line is the header", "remove the option columns")
                 content = fields if isinstance(fields, str) else SEPARATOR.join(fields)
-                if keep is None or keep(content.encode("utf-8", "surrogateescape")):
-                    yield _row(columns, fields, f"{name}:{line}")
+                if is_chosen is None or is_chosen(content.encode("utf-8", "surrogateescape")):
+                    yield _make_row(columns, fields, f"{name}:{line}")
 
-    def fingerprint(self) -> str:
-        o = self.options
-        return self.files.fingerprint(o.columns, o.delimiter, o.quoted, o.encoding)
-
-    def locate(self, origin: str) -> str:
-        return self.files.locate(origin)
-
-    def _records(self, file: Path) -> Iterator[tuple[int, Fields]]:
-        """Each record with the line it begins at."""
-        csv.field_size_limit(LONGEST)  # the module keeps one for the whole process
-        with _files.opened_text(file, self.options.encoding, newline="") as text:
+    def _read_records(self, file: Path) -> Iterator[tuple[int, Fields]]:
+        """Yields each record with the line at which it begins."""
+        csv.field_size_limit(LONGEST)  # a setting of the whole process
+        with _files.open_text(file, self.options.encoding, newline="") as text:
             reader = csv.reader(
                 text,
                 delimiter=self.options.delimiter,
@@ -103,44 +84,50 @@ class Csv:
                 try:
                     fields = next(reader, None)
                 except csv.Error as error:
-                    yield line, _reason(error, file, line, reader.line_num)
+                    yield line, _explain_error(error, file, line, reader.line_num)
                     continue
                 except (OSError, UnicodeError) as error:
-                    _files.damaged(file, error, reader.line_num + 1)
+                    _files.raise_unreadable(file, error, reader.line_num + 1)
                 if fields is None:
                     return
                 if fields:
                     yield line, fields
 
 
-def _reason(error: csv.Error, file: Path, first: int, last: int) -> str:
-    """What is wrong with a record; raises UserError where a quote has swallowed all that follows."""
+class Tsv(Csv):
+    """Tab-separated files: a file, several by a pattern, or a folder of splits; every value is text."""
+
+    suffixes = (".tsv",)
+
+
+def _explain_error(error: csv.Error, file: Path, first: int, last: int) -> str:
+    """Returns why a record is unreadable; raises UserError if an unclosed quote hides all further records."""
     if str(error).startswith(("unexpected end of data", "field larger than")):
-        hint = "close it, or write it twice where it is part of the text; quoted: false takes quotes as text"
-        raise _files.at(file, first, "a quote that is opened here is never closed", hint)
+        hint = "close it, or double it if it is part of the text; quoted: false reads quotes as text"
+        raise _files.make_error(file, first, "the quote opened here is never closed", hint)
     if str(error) == "line contains NUL":  # Python 3.10
         return _files.NUL
     lines = f" (lines {first} to {last})" if last > first else ""
     return f"not valid CSV{lines}: {error}"
 
 
-def _header(file: Path, records: Iterator[tuple[int, Fields]]) -> list[str]:
+def _read_header(file: Path, records: Iterator[tuple[int, Fields]]) -> list[str]:
     line, names = next(records, (1, "the file is empty"))
     if isinstance(names, str):
-        raise _files.at(file, line, f"there is no header: {names}")
-    if twice := _twice(names):
-        raise _files.at(file, line, f"the header names {twice} twice", "rename one of the two columns")
+        raise _files.make_error(file, line, f"the header is missing: {names}")
+    if twice := _find_repeated(names):
+        raise _files.make_error(file, line, f"the header names {twice} twice", "rename one of the two columns")
     return names
 
 
-def _twice(names: list[str]) -> str | None:
+def _find_repeated(names: list[str]) -> str | None:
     return next((repr(name) for name in names if names.count(name) > 1), None)
 
 
-def _row(columns: list[str], fields: Fields, origin: str) -> sftrun.Row | sftrun.BadRow:
+def _make_row(columns: list[str], fields: Fields, origin: str) -> sftrun.Row | sftrun.BadRow:
     if isinstance(fields, str):
         return sftrun.BadRow(origin, fields)
     if len(fields) != len(columns):
         return sftrun.BadRow(origin, f"has {len(fields)} fields, but there are {len(columns)} columns")
-    flaw = _files.flaw("".join(fields))
+    flaw = _files.find_flaw("".join(fields))
     return sftrun.BadRow(origin, flaw) if flaw else sftrun.Row(dict(zip(columns, fields, strict=True)), origin)

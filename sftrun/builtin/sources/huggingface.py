@@ -1,4 +1,4 @@
-"""Source `huggingface`: a dataset of the Hugging Face Hub, or one that was saved to disk."""
+"""Source `huggingface`: a dataset of the Hugging Face Hub, or one saved to disk."""
 
 import functools
 import hashlib
@@ -8,30 +8,31 @@ from typing import Annotated, Any, NoReturn
 
 import sftrun
 import sftrun.hub
-from sftrun.builtin.sources import _files, _layout
+from sftrun.builtin.sources import _layout
 
 BATCH = 1000  # rows in memory at a time
-AT = ("source", "with", "name")
-SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves of several splits, and of one
+AT = ("source", "with", "name")  # path in the recipe, for problems
+SAVED = ("dataset_dict.json", "state.json")  # files that save_to_disk writes for several splits, and for one
 
 
 class HuggingfaceOptions(sftrun.Options):
-    """Which dataset, and which of its splits are used for what."""
+    """A dataset, and its splits for train, val and test."""
 
     name: Annotated[
         sftrun.NameOrPath,
         sftrun.Meta(description="Id of the dataset, such as HuggingFaceTB/smoltalk, or a folder (./…, ../…, /…)."),
     ]
-    config: Annotated[str | None, sftrun.Meta(description="Its configuration, where it has several.")] = None
+    config: Annotated[str | None, sftrun.Meta(description="Its configuration, if it has several.")] = None
     data_dir: Annotated[
-        str | None, sftrun.Meta(description="The folder of it that has the rows, such as data/python; null for all.")
+        str | None, sftrun.Meta(description="Folder of the dataset with the rows, such as data/python; null for all.")
     ] = None
     revision: Annotated[str | None, sftrun.Meta(description="Branch, tag or commit.")] = None
     train: Annotated[str, sftrun.Meta(description="Split to train on; a slice such as train[:1%] works.")] = "train"
     val: Annotated[str | None, sftrun.Meta(description="Split for the validation loss, as a name or slice.")] = None
     test: Annotated[str | None, sftrun.Meta(description="Held-out split, as a name or slice.")] = None
     streaming: Annotated[
-        bool, sftrun.Meta(description="Read rows as they arrive, without storing the dataset; slices do not work.")
+        bool,
+        sftrun.Meta(description="Read rows while downloading, without storing the dataset; without slices."),
     ] = False
 
 
@@ -46,24 +47,26 @@ class Huggingface:
     def __init__(self, options: HuggingfaceOptions) -> None:
         self.options = options
         named = {"train": options.train, "val": options.val, "test": options.test}
-        self.named = {split: theirs for split, theirs in named.items() if theirs}
+        self.named = {split: dataset_split for split, dataset_split in named.items() if dataset_split}
         self.loaded: dict[str, Any] = {}
 
     def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-        for split, theirs in self.named.items():
-            if self.options.streaming and "[" in theirs:
-                hint = "name whole splits, or leave streaming out"
-                yield sftrun.Problem(f"streaming cannot read the slice {theirs} as {split}", hint=hint)
-            if split != "train" and theirs == self.named["train"]:
-                yield sftrun.Problem(f"train and {split} are the same rows: {theirs}", hint="name slices of it")
+        for split, dataset_split in self.named.items():
+            if self.options.streaming and "[" in dataset_split:
+                hint = "use whole splits, or remove streaming"
+                yield sftrun.Problem(f"streaming cannot read the slice {dataset_split} as {split}", hint=hint)
+            if split != "train" and dataset_split == self.named["train"]:
+                yield sftrun.Problem(
+                    f"train and {split} are the same rows: {dataset_split}", hint="use different slices of it"
+                )
 
     def check_machine(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield from sftrun.missing_packages("datasets", extra="train", path=("source",), why="the source huggingface")
         folder = Path(self.options.name)
         if folder.is_absolute() and not folder.exists():
-            yield _layout.missing(folder, AT)
+            yield _layout.describe_missing(folder, AT)
         useless = ["revision"] if folder.is_dir() else []
-        useless += ["config", "data_dir", "streaming"] if self._saved() else []
+        useless += ["config", "data_dir", "streaming"] if self._is_saved() else []
         for option in useless:
             if getattr(self.options, option):
                 yield sftrun.Problem(f"{option} has no effect on the folder {folder}", path=(*AT[:-1], option))
@@ -72,7 +75,7 @@ class Huggingface:
         return list(self.named)
 
     def rows(self, split: str) -> Iterator[sftrun.Row]:
-        for number, data in enumerate(self._records(split), 1):
+        for number, data in enumerate(self._read_records(split), 1):
             yield sftrun.Row(data, f"{self.named[split]}:{number}")
 
     def fingerprint(self) -> str:
@@ -83,7 +86,7 @@ class Huggingface:
         digest.update(repr((o.name, o.config, o.data_dir, o.revision, self._commit)).encode())
         for file in sorted(Path(o.name).rglob("*")) if Path(o.name).is_dir() else []:
             if file.is_file():
-                _files.add_file(file, digest.update)
+                digest.update(sftrun.files.file_digest(file).encode())
         return digest.hexdigest()
 
     def locate(self, origin: str) -> str:
@@ -93,16 +96,16 @@ class Huggingface:
     def _commit(self) -> str | None:
         return sftrun.hub.check_dataset(self.options.name, self.options.revision, AT)
 
-    def _saved(self) -> bool:
+    def _is_saved(self) -> bool:
         return any((Path(self.options.name) / name).is_file() for name in SAVED)
 
-    def _records(self, split: str) -> Iterator[dict[str, Any]]:
+    def _read_records(self, split: str) -> Iterator[dict[str, Any]]:
         batches = self._load(split).iter(BATCH)
         while True:
             try:
                 batch = next(batches, None)
-            except Exception as error:  # of the network, of a file, of a conversion: the library wraps none of them
-                self._fail(self.named[split], error)
+            except Exception as error:  # the library does not wrap errors of the network, of files and of conversions
+                self._raise_load_error(self.named[split], error)
             if batch is None:
                 return
             for values in zip(*batch.values(), strict=True):
@@ -110,11 +113,11 @@ class Huggingface:
 
     def _load(self, split: str) -> Any:
         if split not in self.loaded:
-            load = self._from_disk if self._saved() else self._from_hub
+            load = self._load_from_disk if self._is_saved() else self._load_from_hub
             self.loaded[split] = load(self.named[split])
         return self.loaded[split]
 
-    def _from_hub(self, split: str) -> Any:
+    def _load_from_hub(self, split: str) -> Any:
         import datasets
 
         o, revision = self.options, self._commit or self.options.revision
@@ -122,9 +125,9 @@ class Huggingface:
         try:
             return datasets.load_dataset(o.name, **which, streaming=o.streaming)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            self._fail(split, error)
+            self._raise_load_error(split, error)
 
-    def _from_disk(self, split: str) -> Any:
+    def _load_from_disk(self, split: str) -> Any:
         import datasets
 
         try:
@@ -134,13 +137,13 @@ class Huggingface:
             parts = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
             chosen = [saved[part.splitname].select(range(part.from_, part.to)) for part in parts]
         except (OSError, ValueError, AssertionError, datasets.exceptions.DatasetsError) as error:
-            self._fail(split, error)
+            self._raise_load_error(split, error)
         return datasets.concatenate_datasets(chosen).with_format(None)
 
-    def _fail(self, split: str, error: Exception) -> NoReturn:
-        said = str(error).strip().splitlines() or [type(error).__name__]
+    def _raise_load_error(self, split: str, error: Exception) -> NoReturn:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         problem = sftrun.Problem(
-            f"the dataset {self.options.name} (split {split}) cannot be loaded: {said[0]}",
+            f"the dataset {self.options.name} (split {split}) cannot be loaded: {lines[0]}",
             path=AT,
             hint="check the id and the network, or use a local file with the source jsonl",
         )

@@ -1,6 +1,6 @@
 """Source `json`: one array of objects in a file."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +9,11 @@ from sftrun.builtin.sources import _array, _files, _rows
 
 
 class JsonOptions(_files.FileOptions):
-    """Where the rows are."""
+    """Path of the rows, and the field that holds them."""
 
     field: Annotated[
         str | None,
-        sftrun.Meta(description="Where a file holds one object: the field whose array has the rows, such as data."),
+        sftrun.Meta(description="Field whose array has the rows, such as data, if a file is an object."),
     ] = None
 
 
@@ -22,39 +22,32 @@ def register_sources(register: sftrun.Register) -> None:
     register("json", Json, options=JsonOptions)
 
 
-class Json:
+class Json(_files.FileSource):
     """JSON files that are one array of objects each: a file, several by a pattern, or a folder of splits."""
 
+    suffixes = (".json",)
+
     def __init__(self, options: JsonOptions) -> None:
+        super().__init__(options)
         self.field = options.field
-        self.files = _files.Files(options, ".json")
-
-    def check_machine(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
-        return self.files.ready()
-
-    def splits(self) -> list[str]:
-        return self.files.splits()
 
     def rows(self, split: str) -> Iterator[sftrun.Row | sftrun.BadRow]:
-        keep = self.files.keep(split)
-        for name, file in self.files.of(split):
-            for number, element in enumerate(self._elements(file), 1):
-                if keep is None or keep(element):
-                    yield _rows.decoded(element, f"{name}:{number}")
-
-    def fingerprint(self) -> str:
-        return self.files.fingerprint(self.field)
+        is_chosen = self.make_filter(split)
+        for name, file in self.list_files(split):
+            for number, element in enumerate(self._read_elements(file), 1):
+                if is_chosen is None or is_chosen(element):
+                    yield _rows.decode_row(element, f"{name}:{number}")
 
     def locate(self, origin: str) -> str:
-        return _rows.by_number(self.files.locate(origin))
+        return _rows.format_row_number(super().locate(origin))
 
-    def _elements(self, file: Path) -> Iterator[bytes]:
-        with _files.opened(file) as stream:
+    def _read_elements(self, file: Path) -> Iterator[bytes]:
+        with _files.open_bytes(file) as stream:
             array = _array.Array(stream, self.field)
             try:
-                yield from array.elements()
+                yield from array.iter_elements()
             except _array.BrokenError as error:
-                hint = "a file with one object a line is read by the source jsonl; rows within an object need field"
-                raise _files.at(file, array.line(), f"not valid JSON: {error}", hint) from None
+                hint = "the source jsonl reads files with one object a line; set field for an array inside an object"
+                raise _files.make_error(file, array.count_lines(), f"not valid JSON: {error}", hint) from None
             except OSError as error:
-                _files.damaged(file, error, array.line())
+                _files.raise_unreadable(file, error, array.count_lines())

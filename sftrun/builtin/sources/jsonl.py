@@ -1,6 +1,6 @@
 """Source `jsonl`: one JSON object a line."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import sftrun
@@ -14,36 +14,25 @@ def register_sources(register: sftrun.Register) -> None:
     register("jsonl", Jsonl, options=_files.FileOptions)
 
 
-class Jsonl:
-    """JSON lines: a file, several by a pattern, or a folder with train.jsonl and, where there are, val and test."""
+class Jsonl(_files.FileSource):
+    """JSON lines: a file, several by a pattern, or a folder with train.jsonl and optional val.jsonl and test.jsonl."""
 
-    def __init__(self, options: _files.FileOptions) -> None:
-        self.files = _files.Files(options, ".jsonl")
-
-    def check_machine(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
-        return self.files.ready()
-
-    def splits(self) -> list[str]:
-        return self.files.splits()
+    suffixes = (".jsonl",)
 
     def rows(self, split: str) -> Iterator[sftrun.Row | sftrun.BadRow]:
-        for name, file in self.files.of(split):
-            yield from self._file(name, file, split)
+        for name, file in self.list_files(split):
+            yield from self._read_file(name, file, split)
 
-    def fingerprint(self) -> str:
-        return self.files.fingerprint()
-
-    def locate(self, origin: str) -> str:
-        return self.files.locate(origin)
-
-    def _file(self, name: str, file: Path, split: str) -> Iterator[sftrun.Row | sftrun.BadRow]:
-        # Millions of lines come through here: what can be done once is done before the loop.
-        keep, decoded, number = self.files.keep(split), _rows.decoded, 0
+    def _read_file(self, name: str, file: Path, split: str) -> Iterator[sftrun.Row | sftrun.BadRow]:
+        # local names, because the loop reads millions of lines
+        is_chosen = self.make_filter(split)
+        decode_row = _rows.decode_row
+        number = 0
         try:
-            with _files.opened(file) as lines:
+            with _files.open_bytes(file) as lines:
                 for number, line in enumerate(lines, 1):
                     text = (line.removeprefix(BOM) if number == 1 else line).strip()
-                    if text and (keep is None or keep(text)):
-                        yield decoded(text, f"{name}:{number}")
+                    if text and (is_chosen is None or is_chosen(text)):
+                        yield decode_row(text, f"{name}:{number}")
         except OSError as error:
-            _files.damaged(file, error, number + 1)
+            _files.raise_unreadable(file, error, number + 1)

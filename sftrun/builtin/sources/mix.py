@@ -14,12 +14,12 @@ import msgspec
 
 import sftrun
 
-Some = sftrun.Row | sftrun.BadRow
+AnyRow = sftrun.Row | sftrun.BadRow
 Weight = Annotated[float, sftrun.Meta(gt=0)]
 
 
 class MixOptions(sftrun.Options):
-    """Which sources, and how much of each."""
+    """The sources, and the proportion of each."""
 
     sources: Annotated[
         list[str | sftrun.Use],
@@ -28,16 +28,16 @@ class MixOptions(sftrun.Options):
     ]
     weights: Annotated[
         list[Weight] | None,
-        sftrun.Meta(description="How many rows of each, relative to each other; null: one source after another."),
+        sftrun.Meta(description="Relative number of rows of each source; null: one source after another."),
     ] = None
     stopping: Annotated[
         Literal["all", "first"],
         sftrun.Meta(
-            description="With weights: train ends when all sources were read whole, the smaller ones again and again, "
-            "or when the first was. Rows of val and test never come twice."
+            description="With weights: train ends when every source was read completely (smaller ones are repeated), "
+            "or when the first one was. Rows of val and test are never repeated."
         ),
     ] = "all"
-    seed: Annotated[int, sftrun.Meta(ge=0, description="With weights: another seed, another order.")] = 0
+    seed: Annotated[int, sftrun.Meta(ge=0, description="With weights: seed of the order.")] = 0
 
 
 @sftrun.hookimpl
@@ -65,32 +65,32 @@ class Mix:
     def check_machine(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         for index, source in enumerate(self.sources):
             if hasattr(source, "check_machine"):
-                yield from (_inside(problem, index) for problem in source.check_machine(recipe))
+                yield from (_move_problem(problem, index) for problem in source.check_machine(recipe))
 
     def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[sftrun.Problem]:
         for index, source in enumerate(self.sources):
             if hasattr(source, "check_prepared"):
-                yield from (_inside(problem, index) for problem in source.check_prepared(recipe, run))
+                yield from (_move_problem(problem, index) for problem in source.check_prepared(recipe, run))
 
     def splits(self) -> list[str]:
         there = {split for source in self.sources for split in source.splits()}
         return [split for split in ("train", "val", "test") if split in there]
 
-    def rows(self, split: str) -> Iterator[Some]:
+    def rows(self, split: str) -> Iterator[AnyRow]:
         indices = [index for index, source in enumerate(self.sources) if split in source.splits()]
         streams = [Stream(self.sources[index], index, split) for index in indices]
         if self.options.weights is None:
-            return itertools.chain.from_iterable(map(_whole, streams))
+            return itertools.chain.from_iterable(map(_read_all, streams))
         weights = [self.options.weights[index] for index in indices]
         ends = self.options.stopping if split == "train" else "each"
-        return _drawn(streams, weights, ends, random.Random(f"{self.options.seed} {split}"))
+        return _draw(streams, weights, ends, random.Random(f"{self.options.seed} {split}"))
 
     def fingerprint(self) -> str:
         o = self.options
         digest = hashlib.sha256(repr((o.weights, o.stopping, o.seed)).encode())
         for index, source in enumerate(self.sources):
-            with _placed(index):
-                digest.update(repr((type(source).__qualname__, _code(source), source.fingerprint())).encode())
+            with _locate_errors(index):
+                digest.update(repr((type(source).__qualname__, _hash_code(source), source.fingerprint())).encode())
         return digest.hexdigest()
 
     def locate(self, origin: str) -> str:
@@ -99,70 +99,71 @@ class Mix:
 
 
 class Stream:
-    """The rows of one source, again from the start when asked for; the next one is known before it is taken."""
+    """The rows of one source, with the next one read ahead; it can be restarted."""
 
     def __init__(self, source: sftrun.kinds.Source, index: int, split: str) -> None:
         self.source, self.index, self.split = source, index, split
         self.passes = 0
-        self.again()
+        self.restart()
 
-    def again(self) -> None:
+    def restart(self) -> None:
+        """Starts again from the first row."""
         self.passes += 1
-        with _placed(self.index):
+        with _locate_errors(self.index):
             self.rows = iter(self.source.rows(self.split))
             self.ahead = next(self.rows, None)
 
-    def take(self) -> Some:
-        """The next row, with an origin that is this stream's alone: 0/train.jsonl:12, read again 0#2/train.jsonl:12."""
+    def take(self) -> AnyRow:
+        """Returns the next row; its origin names source and pass: 0/train.jsonl:12, repeated 0#2/train.jsonl:12."""
         row = self.ahead
         assert row is not None
-        with _placed(self.index):
+        with _locate_errors(self.index):
             self.ahead = next(self.rows, None)
         again = f"#{self.passes}" if self.passes > 1 else ""
         return msgspec.structs.replace(row, origin=f"{self.index}{again}/{row.origin}")
 
 
-def _whole(stream: Stream) -> Iterator[Some]:
+def _read_all(stream: Stream) -> Iterator[AnyRow]:
     while stream.ahead is not None:
         yield stream.take()
 
 
-def _drawn(streams: Sequence[Stream], weights: Sequence[float], ends: str, chance: random.Random) -> Iterator[Some]:
-    """Rows by weight until `all` streams were read whole, or the `first`, or `each` once and none again."""
+def _draw(streams: Sequence[Stream], weights: Sequence[float], ends: str, chance: random.Random) -> Iterator[AnyRow]:
+    """Yields rows by weight until `all` streams were read, or the `first`, or `each` once without repeating any."""
     open_ = [(stream, weight) for stream, weight in zip(streams, weights, strict=True) if stream.ahead is not None]
     unread = {id(stream) for stream, _ in open_}
     while unread:
         edges = list(itertools.accumulate(weight for _, weight in open_))
-        stream, whole = open_[0][0], False
-        while not whole:
+        stream, is_read = open_[0][0], False
+        while not is_read:
             stream = open_[bisect.bisect(edges, chance.random() * edges[-1], hi=len(edges) - 1)][0]
             yield stream.take()
-            whole = stream.ahead is None
+            is_read = stream.ahead is None
         unread.discard(id(stream))
         if ends == "first":
             return
         if ends == "each":
             open_ = [(other, weight) for other, weight in open_ if other is not stream]
         elif unread:
-            stream.again()
+            stream.restart()
 
 
 @contextlib.contextmanager
-def _placed(index: int) -> Iterator[None]:
+def _locate_errors(index: int) -> Iterator[None]:
     try:
         yield
     except sftrun.UserError as error:
-        raise sftrun.UserError(_inside(problem, index) for problem in error.problems) from error
+        raise sftrun.UserError(_move_problem(problem, index) for problem in error.problems) from error
 
 
-def _inside(problem: sftrun.Problem, index: int) -> sftrun.Problem:
-    """A problem of one of the sources, with the place that it has in the recipe."""
+def _move_problem(problem: sftrun.Problem, index: int) -> sftrun.Problem:
+    """Returns a problem of one of the sources with its path in the recipe."""
     if problem.path is None or problem.path[:1] != ("source",):
         return problem
     return msgspec.structs.replace(problem, path=("source", "with", "sources", index, *problem.path[1:]))
 
 
-def _code(source: Any) -> str:
-    """A hash of the module that a source comes from: as the rows, it decides what is read."""
+def _hash_code(source: Any) -> str:
+    """Returns a hash of a source's module, because its code decides which rows are read."""
     file = getattr(sys.modules.get(type(source).__module__), "__file__", None)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""

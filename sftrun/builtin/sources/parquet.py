@@ -1,4 +1,4 @@
-"""Source `parquet`: Parquet files, such as those of the Hub's datasets."""
+"""Source `parquet`: Parquet files, as in many datasets of the Hub."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -12,11 +12,11 @@ BATCH = 1000  # rows in memory at a time
 
 
 class ParquetOptions(_files.FileOptions):
-    """Where the rows are, and which of their columns are read."""
+    """Path of the files, and the columns to read."""
 
     columns: Annotated[
         Annotated[list[str], sftrun.Meta(min_length=1)] | None,
-        sftrun.Meta(description="Columns that are read; null for all."),
+        sftrun.Meta(description="Columns to read; null for all."),
     ] = None
 
 
@@ -25,34 +25,30 @@ def register_sources(register: sftrun.Register) -> None:
     register("parquet", Parquet, options=ParquetOptions)
 
 
-class Parquet:
+class Parquet(_files.FileSource):
     """Parquet files: a file, several by a pattern, or a folder of splits such as train-00000-of-00002.parquet."""
 
+    suffixes = (".parquet",)
+
     def __init__(self, options: ParquetOptions) -> None:
+        super().__init__(options)
         self.columns = options.columns
-        self.files = _files.Files(options, ".parquet")
 
     def check_machine(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
         yield from sftrun.missing_packages("pyarrow", extra="train", path=("source",), why="the source parquet")
-        yield from self.files.ready()
-
-    def splits(self) -> list[str]:
-        return self.files.splits()
+        yield from super().check_machine(recipe)
 
     def rows(self, split: str) -> Iterator[sftrun.Row]:
-        keep = self.files.keep(split)
-        for name, file in self.files.of(split):
-            for number, data in enumerate(self._records(file), 1):
-                if keep is None or keep(_rows.content(data)):
+        is_chosen = self.make_filter(split)
+        for name, file in self.list_files(split):
+            for number, data in enumerate(self._read_records(file), 1):
+                if is_chosen is None or is_chosen(_rows.encode_content(data)):
                     yield sftrun.Row(data, f"{name}:{number}")
 
-    def fingerprint(self) -> str:
-        return self.files.fingerprint(self.columns)
-
     def locate(self, origin: str) -> str:
-        return _rows.by_number(self.files.locate(origin))
+        return _rows.format_row_number(super().locate(origin))
 
-    def _records(self, file: Path) -> Iterator[dict[str, Any]]:
+    def _read_records(self, file: Path) -> Iterator[dict[str, Any]]:
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -62,11 +58,11 @@ class Parquet:
                 for batch in table.iter_batches(BATCH, columns=self.columns):
                     yield from batch.to_pylist()
         except (OSError, pa.ArrowException) as error:
-            _files.damaged(file, error)
+            _files.raise_unreadable(file, error)
 
     def _check_columns(self, file: Path, names: list[str]) -> None:
         for column in self.columns or []:
             if column not in names:
                 close = difflib.get_close_matches(column, names, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}"
-                raise _files.at(file, None, f"there is no column {column}", hint)
+                hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names)}"
+                raise _files.make_error(file, None, f"the file has no column {column}", hint)

@@ -1,0 +1,1 @@
+"""Trackers: they follow the events of a run."""

@@ -4,18 +4,7 @@ import time
 from typing import Any
 
 import sftrun
-from sftrun import events
-
-TAGS = {  # of the fields of a step, as transformers' trainer names them
-    "loss": "train/loss",
-    "learning_rate": "train/learning_rate",
-    "grad_norm": "train/grad_norm",
-    "epoch": "train/epoch",
-    "tokens": "train/tokens",
-    "trained_tokens": "train/trained_tokens",
-    "tokens_per_s": "train/tokens_per_s",
-    "trained_tokens_per_s": "train/trained_tokens_per_s",
-}
+from sftrun.builtin.trackers import _points
 
 
 @sftrun.hookimpl
@@ -26,6 +15,8 @@ def register_trackers(register: sftrun.Register) -> None:
 class TensorBoard:
     """Curves for TensorBoard, written to tensorboard/ in the run directory."""
 
+    writer: Any = None
+
     def check_machine(self, recipe: sftrun.Recipe) -> Any:
         return sftrun.missing_packages("tensorboard", extra="train", path=("trackers",), why="the tracker tensorboard")
 
@@ -34,19 +25,17 @@ class TensorBoard:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         work.run.tensorboard.mkdir(exist_ok=True)
-        self.writer: Any = EventFileWriter(str(work.run.tensorboard))
+        self.writer = EventFileWriter(str(work.run.tensorboard))
 
     def track(self, event: sftrun.events.Event) -> None:
-        if isinstance(event, events.Step):
-            values = {tag: getattr(event, field) for field, tag in TAGS.items()}
-            self._write(event.step, {tag: value for tag, value in values.items() if value is not None})
-        elif isinstance(event, events.Eval):
-            self._write(event.step, {"eval/loss": event.loss})
-        elif isinstance(event, events.Resumed):
+        if isinstance(event, sftrun.events.Step | sftrun.events.Eval):
+            self._write(event.step, _points.values(event))
+        elif isinstance(event, sftrun.events.Resumed):
             self._hide_after(event.step)
 
     def finish(self, status: str) -> None:
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event

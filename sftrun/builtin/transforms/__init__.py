@@ -1,0 +1,1 @@
+"""Transforms: they change, drop or add conversations."""

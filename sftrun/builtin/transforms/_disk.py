@@ -1,4 +1,4 @@
-"""Temporary files, for what may be larger than memory; they are gone when they are closed or the process ends."""
+"""Temporary files for data that may exceed memory; closing them, or the end of the process, removes them."""
 
 import pickle
 from array import array
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
 
 
 class Spool:
-    """Conversations in a file, read back in any order. Memory holds 8 bytes for each."""
+    """A file of conversations, readable in any order. Memory holds 8 bytes for each."""
 
     def __init__(self) -> None:
         import tempfile
 
-        folder = sftrun.files.cache_folder()  # where prepared rows go as well; /tmp may be memory
+        folder = sftrun.files.cache_folder()  # on the disk of prepared rows, because /tmp may be in memory
         folder.mkdir(parents=True, exist_ok=True)
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self.starts = array("Q")
 
-    def add(self, talk: sftrun.Conversation) -> int:
-        """Writes one and returns its place."""
+    def add(self, conversation: sftrun.Conversation) -> int:
+        """Writes a conversation and returns its place."""
         self.starts.append(self.file.tell())
-        # the file has no name and nobody else can write to it; pickle keeps values that JSON has not
-        pickle.dump(talk, self.file, pickle.HIGHEST_PROTOCOL)
+        # pickle keeps values that JSON lacks; it is safe, because the file has no name and nobody else can write it
+        pickle.dump(conversation, self.file, pickle.HIGHEST_PROTOCOL)
         return len(self.starts) - 1
 
     def get(self, place: int) -> sftrun.Conversation:
-        """Reads one; nothing may be added afterwards."""
+        """Reads a conversation; nothing may be added afterwards."""
         self.file.seek(self.starts[place])
-        talk: sftrun.Conversation = pickle.load(self.file)
-        return talk
+        conversation: sftrun.Conversation = pickle.load(self.file)
+        return conversation
 
     def __enter__(self) -> "Spool":
         return self
@@ -45,7 +45,7 @@ class Spool:
 
 @contextmanager
 def database() -> "Iterator[sqlite3.Connection]":
-    """An SQLite database in a temporary file; memory holds at most 64 MB of it."""
+    """An SQLite database in a temporary file; at most 64 MB of it are in memory."""
     import sqlite3
 
     connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)

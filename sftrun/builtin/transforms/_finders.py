@@ -1,4 +1,4 @@
-"""What the transform `redact` finds: stretches `[start, end)` of a text that no model should learn."""
+"""Finders of the transform `redact`: yield stretches `[start, end)` of a text that no model should learn."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ Finder = Callable[[str], Iterator[Stretch]]
 Kind = Literal["key", "email", "iban", "card", "phone", "ip"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-# Shapes that their makers document. Strings that merely look random are left: hashes and ids do so too.
+# Documented key formats. Strings that merely look random are kept, because hashes and ids look random too.
 KEY = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
     r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"  # AWS
@@ -23,7 +23,7 @@ KEY = re.compile(
     r"|\beyJ[\w-]{8,9999}\.eyJ[\w-]{8,9999}\.[\w-]*",  # JSON Web Token
     re.DOTALL,
 )
-# The look-behind keeps long runs of such signs from being tried at each of them.
+# The look-behind avoids a match attempt at each character of a long run.
 EMAIL = re.compile(r"(?<![\w.%+-])[\w.%+-]+@[\w-]+(?:\.[\w-]+)*\.[^\W\d_]{2,}")
 IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}\b")
 CARD = re.compile(r"(?<![\w.+-])\d(?:[ -]?\d){12,18}(?![\w-])")
@@ -35,24 +35,30 @@ IP = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{0,4}(?::[0-9
 DIGITS = re.compile(r"\d(?:\D{0,3}\d){6}")
 
 
-def of_kind(kind: Kind, regions: Sequence[str]) -> Finder:
-    """What finds a kind; `regions` are for phone numbers."""
+def make_finder(kind: Kind, regions: Sequence[str]) -> Finder:
+    """Makes the finder of a kind; `regions` are for phone numbers."""
     if kind == "phone":
-        return _phone(regions)
-    return {"key": pattern(KEY), "email": pattern(EMAIL), "iban": _iban, "card": _card, "ip": _ip}[kind]
+        return _make_phone_finder(regions)
+    return {
+        "key": make_pattern_finder(KEY),
+        "email": make_pattern_finder(EMAIL),
+        "iban": _find_ibans,
+        "card": _find_cards,
+        "ip": _find_addresses,
+    }[kind]
 
 
-def pattern(expression: re.Pattern[str]) -> Finder:
-    """Finds what a regular expression does."""
+def make_pattern_finder(expression: re.Pattern[str]) -> Finder:
+    """Makes a finder of the matches of a regular expression."""
     return lambda text: (found.span() for found in expression.finditer(text) if found[0])
 
 
-def _phone(regions: Sequence[str]) -> Finder:
+def _make_phone_finder(regions: Sequence[str]) -> Finder:
     from phonenumbers import PhoneNumberMatcher
 
     def find(text: str) -> Iterator[Stretch]:
         if not DIGITS.search(text) or not (regions or "+" in text or "＋" in text):
-            return  # the matcher takes its time
+            return  # the matcher is slow
         found = {(each.start, each.end) for region in regions or (None,) for each in PhoneNumberMatcher(text, region)}
         done = 0
         for start, end in sorted(found):
@@ -63,9 +69,9 @@ def _phone(regions: Sequence[str]) -> Finder:
     return find
 
 
-def _iban(text: str) -> Iterator[Stretch]:
+def _find_ibans(text: str) -> Iterator[Stretch]:
     for found in IBAN.finditer(text):
-        # capitals that follow it look like a part of it, so shorter ones are tried as well
+        # following capitals look like a part of it, so shorter matches are tried as well
         ends = [found.end(), *(space.start() + found.start() for space in reversed([*re.finditer(" ", found[0])]))]
         for end in ends:
             if _is_iban(text[found.start() : end].replace(" ", "")):
@@ -74,24 +80,24 @@ def _iban(text: str) -> Iterator[Stretch]:
 
 
 def _is_iban(code: str) -> bool:
-    """ISO 13616: the remainder by 97 is 1, letters counted as 10 to 35."""
+    """Checks an account number by ISO 13616: the remainder by 97 is 1, with letters counted as 10 to 35."""
     return 15 <= len(code) <= 34 and int("".join(str(int(sign, 36)) for sign in code[4:] + code[:4])) % 97 == 1
 
 
-def _card(text: str) -> Iterator[Stretch]:
+def _find_cards(text: str) -> Iterator[Stretch]:
     for found in CARD.finditer(text):
         digits = re.sub(r"\D", "", found[0])
-        if ISSUED.fullmatch(digits) and _luhn(digits):
+        if ISSUED.fullmatch(digits) and _passes_luhn(digits):
             yield found.span()
 
 
-def _luhn(digits: str) -> bool:
-    """ISO/IEC 7812-1: every second digit from the right is doubled, and its digits are added."""
+def _passes_luhn(digits: str) -> bool:
+    """Checks a card number by ISO/IEC 7812-1: doubles every second digit from the right and sums the digits."""
     sums = (sum(divmod(int(digit) * (1 + index % 2), 10)) for index, digit in enumerate(reversed(digits)))
     return sum(sums) % 10 == 0
 
 
-def _ip(text: str) -> Iterator[Stretch]:
+def _find_addresses(text: str) -> Iterator[Stretch]:
     import ipaddress
 
     for found in IP.finditer(text):
@@ -99,5 +105,5 @@ def _ip(text: str) -> Iterator[Stretch]:
             address = ipaddress.ip_address(found[0])
         except ValueError:
             continue
-        if address.is_global:  # 127.0.0.1 and 192.168.0.1 are everybody's
+        if address.is_global:  # 127.0.0.1 and 192.168.0.1 identify nobody
             yield found.span()

@@ -1,4 +1,4 @@
-"""Hashes of 64 bits, the same in every process and on every machine."""
+"""Hashes that are equal in every process and on every machine; a text has one of 64 bits."""
 
 import functools
 from collections.abc import Sequence
@@ -6,40 +6,35 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import sftrun
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Hashes = NDArray[np.uint64]
 
-STEP = 0x9E3779B97F4A7C15  # odd, so that no bit of a word is lost as it moves on
+STEP = 0x9E3779B97F4A7C15  # multiplier of the rolling hash; odd, so that no bit of a word is lost
 
 
-def number(text: str) -> int:
-    """A hash of a text, from 0 to 2^64 - 1."""
+def hash_text(text: str) -> int:
+    """Hashes a text to a number from 0 to 2^64 - 1."""
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
-def fingerprint(*files: Path) -> str:
-    """A hash of what files hold."""
-    digest = sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            inner = sha256()
-            while block := opened.read(1 << 20):
-                inner.update(block)
-        digest.update(inner.digest())
-    return digest.hexdigest()
+def hash_files(*files: Path) -> str:
+    """Hashes the contents of files."""
+    return sha256("".join(map(sftrun.files.file_digest, files)).encode()).hexdigest()
 
 
-_word = functools.lru_cache(1 << 16)(number)
+_hash_word = functools.lru_cache(1 << 16)(hash_text)
 
 
-def grams(words: Sequence[str], size: int) -> "Hashes":
-    """A hash of every run of `size` words; of all the words, where there are fewer."""
+def hash_ngrams(words: Sequence[str], size: int) -> "Hashes":
+    """Hashes every run of `size` words, or all of them if there are fewer."""
     import numpy as np
 
-    hashes = np.fromiter(map(_word, words), np.uint64, len(words))
+    hashes = np.fromiter(map(_hash_word, words), np.uint64, len(words))
     size = min(size, len(words))
     rolled = np.zeros(len(words) - size + 1 if size else 0, np.uint64)
     for start in range(size):

@@ -1,48 +1,49 @@
-"""The texts of messages: read and rewritten, whatever shape they have."""
+"""The texts of messages in any shape: reads and rewrites them."""
 
 import json
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterator
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import sftrun
 
-Split = Literal["train", "val", "test"]
-Splits = Annotated[tuple[Split, ...], sftrun.Meta(min_length=1, description="Splits to work on.")]
-ALL_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Change = Callable[[str], str]
 
-NAMES = {"role", "name", "id", "tool_call_id", "type"}  # strings of a message that are no text
-# Scripts without spaces are read sign by sign. What is left out ends and joins sentences; other signs tell
-# `2+2` from `2-2`.
-ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-LETTER = re.compile(rf"[^\W{ALONE}]")
-WORD = re.compile(rf"[{ALONE}]|[^\W{ALONE}]+|[^\w\s.,;:!?'\"’‘“”„«»…。、，！？]")
+NOT_TEXT = {"role", "name", "id", "tool_call_id", "type"}  # keys of a message whose strings are no text
+# Scripts without spaces count each character as a word. Punctuation is ignored; other signs are words, so that
+# `2+2` differs from `2-2`.
+UNSPACED_SCRIPTS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+LETTER = re.compile(rf"[^\W{UNSPACED_SCRIPTS}]")
+WORD = re.compile(rf"[{UNSPACED_SCRIPTS}]|[^\W{UNSPACED_SCRIPTS}]+|[^\w\s.,;:!?'\"’‘“”„«»…。、，！？]")
 
 
-def contents(message: sftrun.Message) -> list[str]:
-    """The content of a message as texts: one, one for each text part, or none."""
+def get_texts(message: sftrun.Message) -> list[str]:
+    """Returns the texts of a message's content: one, one for each text part, or none."""
     content = message.get("content")
     parts = content if isinstance(content, list) else [content]
     found = [part.get("text") if isinstance(part, dict) else part for part in parts]
     return [text for text in found if isinstance(text, str)]
 
 
-def of_roles(talk: sftrun.Conversation, roles: Collection[str]) -> list[str]:
-    """The contents of the messages of some roles, in order."""
-    return [text for message in talk.messages if message.get("role") in roles for text in contents(message)]
+def get_role_texts(conversation: sftrun.Conversation, roles: Collection[str]) -> list[str]:
+    """Returns the texts of the messages with some roles, in order."""
+    return [text for message in conversation.messages if message.get("role") in roles for text in get_texts(message)]
 
 
-def with_content(message: sftrun.Message, change: Change) -> sftrun.Message:
-    """A message with each text of its content changed."""
+def change_content(message: sftrun.Message, change: Change) -> sftrun.Message:
+    """Returns a message with each text of its content changed."""
     content = message.get("content")
     if isinstance(content, str):
         return {**message, "content": change(content)}
-    return {**message, "content": [_part(part, change) for part in content]} if isinstance(content, list) else message
+    return (
+        {**message, "content": [_change_part(part, change) for part in content]}
+        if isinstance(content, list)
+        else message
+    )
 
 
-def _part(part: Any, change: Change) -> Any:
+def _change_part(part: Any, change: Change) -> Any:
     if isinstance(part, str):
         return change(part)
     if isinstance(part, dict) and isinstance(part.get("text"), str):
@@ -50,73 +51,74 @@ def _part(part: Any, change: Change) -> Any:
     return part
 
 
-def rewritten(message: sftrun.Message, change: Change) -> sftrun.Message:
-    """A message with all its texts changed: content, reasoning, and the arguments of tool calls."""
-    made = {
-        key: change(value) if isinstance(value, str) and key not in NAMES else value for key, value in message.items()
+def rewrite(message: sftrun.Message, change: Change) -> sftrun.Message:
+    """Returns a message with all its texts changed: content, reasoning, and the arguments of tool calls."""
+    changed = {
+        key: change(value) if isinstance(value, str) and key not in NOT_TEXT else value
+        for key, value in message.items()
     }
-    if isinstance(made.get("content"), list):
-        made = with_content(made, change)
-    if isinstance(made.get("tool_calls"), list):
-        made["tool_calls"] = [_call(call, change) for call in made["tool_calls"]]
-    return made
+    if isinstance(changed.get("content"), list):
+        changed = change_content(changed, change)
+    if isinstance(changed.get("tool_calls"), list):
+        changed["tool_calls"] = [_change_call(call, change) for call in changed["tool_calls"]]
+    return changed
 
 
-def _call(call: Any, change: Change) -> Any:
+def _change_call(call: Any, change: Change) -> Any:
     if not isinstance(call, dict):
         return call
     if isinstance(call.get("function"), dict):
-        return {**call, "function": _call(call["function"], change)}
-    return {**call, "arguments": _arguments(call["arguments"], change)} if "arguments" in call else call
+        return {**call, "function": _change_call(call["function"], change)}
+    return {**call, "arguments": _change_arguments(call["arguments"], change)} if "arguments" in call else call
 
 
-def _arguments(arguments: Any, change: Change) -> Any:
-    """Arguments, or the JSON text of them, which stays JSON."""
+def _change_arguments(arguments: Any, change: Change) -> Any:
+    """Changes arguments, given as a value or as JSON text, which stays JSON."""
     if not isinstance(arguments, str):
-        return _inside(arguments, change)
+        return _change_inside(arguments, change)
     try:
         read = json.loads(arguments)
     except ValueError:
         return change(arguments)
-    made = _inside(read, change)
-    return arguments if made == read else json.dumps(made, ensure_ascii=False)
+    changed = _change_inside(read, change)
+    return arguments if changed == read else json.dumps(changed, ensure_ascii=False)
 
 
-def _inside(value: Any, change: Change) -> Any:
+def _change_inside(value: Any, change: Change) -> Any:
     if isinstance(value, dict):
-        return {key: _inside(inner, change) for key, inner in value.items()}
+        return {key: _change_inside(inner, change) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_inside(inner, change) for inner in value]
+        return [_change_inside(inner, change) for inner in value]
     return change(value) if isinstance(value, str) else value
 
 
-def strings(message: sftrun.Message) -> list[str]:
-    """All texts of a message: those that `rewritten` changes."""
+def list_strings(message: sftrun.Message) -> list[str]:
+    """Returns all texts of a message that `rewrite` changes."""
     found: list[str] = []
 
     def keep(text: str) -> str:
         found.append(text)
         return text
 
-    rewritten(message, keep)
+    rewrite(message, keep)
     return found
 
 
-def below(value: Any) -> Iterator[str]:
-    """Every string below a value, keys left out."""
+def find_strings(value: Any) -> Iterator[str]:
+    """Yields every string inside a value, without keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from below(inner)
+            yield from find_strings(inner)
 
 
-def words(text: str) -> list[str]:
-    """The words of a text, for comparing: case, width and punctuation do not count."""
+def split_words(text: str) -> list[str]:
+    """Splits a text into words for comparison: case, width and punctuation do not count."""
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def is_text(message: sftrun.Message) -> bool:
-    """Whether a content is nothing but text."""
+def is_text_only(message: sftrun.Message) -> bool:
+    """Returns True if a content is nothing but text."""
     content = message.get("content")
-    return not isinstance(content, list) or len(contents(message)) == len(content)
+    return not isinstance(content, list) or len(get_texts(message)) == len(content)

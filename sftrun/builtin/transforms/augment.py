@@ -1,4 +1,4 @@
-"""Transform `augment`: more conversations with the same answers, their questions put in other words."""
+"""Transform `augment`: adds conversations with the same answers and rephrased questions."""
 
 import random
 import re
@@ -9,28 +9,30 @@ from typing import Annotated, Any
 import msgspec
 
 import sftrun
-from sftrun.builtin.transforms import _texts
-from sftrun.builtin.transforms._hashes import fingerprint, number
+from sftrun.builtin.transforms import _splits, _texts
+from sftrun.builtin.transforms._hashes import hash_files, hash_text
 
 HOLE = "{prompt}"
 
 
 class AugmentOptions(sftrun.Options):
-    """Where other words come from, and how many conversations are made of one."""
+    """A file of phrases, and the number of copies of each conversation."""
 
     file: Annotated[
         sftrun.PathText,
         sftrun.Meta(
-            description="A .txt file with a template a line, such as: Please {prompt}. Or YAML or JSON with the keys "
-            "templates (a list) and paraphrases (a mapping of a phrase to a list of phrases)."
+            description="A .txt file with one template a line, such as: Please {prompt}. Or YAML or JSON with the "
+            "keys templates (a list) and paraphrases (a mapping of a phrase to a list of phrases)."
         ),
     ]
-    copies: Annotated[int, sftrun.Meta(ge=1, description="Conversations made of one, at most, besides itself.")] = 1
-    splits: Annotated[tuple[_texts.Split, ...], sftrun.Meta(min_length=1, description="Splits to add to.")] = ("train",)
+    copies: Annotated[int, sftrun.Meta(ge=1, description="Largest number of copies of each conversation.")] = 1
+    splits: Annotated[tuple[_splits.Split, ...], sftrun.Meta(min_length=1, description="Splits to add to.")] = (
+        "train",
+    )
 
 
 class Phrases(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Templates for the first question, and phrases for phrases in any question."""
+    """Templates for the first question, and replacements of phrases in any question."""
 
     templates: list[str] = []
     paraphrases: dict[str, list[str]] = {}
@@ -42,7 +44,7 @@ def register_transforms(register: sftrun.Register) -> None:
 
 
 class Augment:
-    """Add conversations whose questions are put in other words, from templates and paraphrases in a file."""
+    """Add conversations whose questions are rephrased, with templates and paraphrases from a file."""
 
     def __init__(self, options: AugmentOptions) -> None:
         self.options = options
@@ -50,70 +52,70 @@ class Augment:
 
     def check_machine(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         try:
-            _read(self.file)
+            _read_phrases(self.file)
         except sftrun.UserError as error:
             yield from (msgspec.structs.replace(problem, path=("transforms",)) for problem in error.problems)
 
     def fingerprint(self) -> str:
-        """A hash of the file, which decides as well what is prepared."""
-        return fingerprint(self.file)
+        """Hashes the file, which is part of the cache key."""
+        return hash_files(self.file)
 
+    @_splits.on_chosen_splits
     def apply(
         self, conversations: Iterable[sftrun.Conversation], context: sftrun.kinds.Context
     ) -> Iterator[sftrun.Conversation]:
-        if context.split not in self.options.splits:
-            yield from conversations
-            return
-        phrases = _read(self.file)
-        for talk in conversations:
-            yield talk
-            made = [talk.messages]
+        phrases = _read_phrases(self.file)
+        for conversation in conversations:
+            yield conversation
+            versions = [conversation.messages]
             for copy in range(self.options.copies):
-                draw = random.Random(number(f"{context.seed} {talk.origin} {copy}"))
-                messages = _reworded(talk.messages, phrases, draw)
-                if messages not in made:
-                    made.append(messages)
-                    context.note(talk.origin, "added", "augment: a question in other words")
-                    yield msgspec.structs.replace(talk, messages=messages)
+                draw = random.Random(hash_text(f"{context.seed} {conversation.origin} {copy}"))
+                messages = _reword(conversation.messages, phrases, draw)
+                if messages not in versions:
+                    versions.append(messages)
+                    context.note(conversation.origin, "added", "augment: a rephrased question")
+                    yield msgspec.structs.replace(conversation, messages=messages)
 
 
-def _reworded(messages: list[sftrun.Message], phrases: Phrases, draw: random.Random) -> list[sftrun.Message]:
-    """Questions in other words: paraphrases in all of them, then a template around the first."""
-    asked = [index for index, message in enumerate(messages) if message.get("role") == "user"]
-    made = [*messages]
-    for index in asked:
-        made[index] = _texts.with_content(made[index], lambda text: _paraphrased(text, phrases.paraphrases, draw))
-    if asked and phrases.templates:
-        made[asked[0]] = _wrapped(made[asked[0]], draw.choice(phrases.templates))
-    return made
+def _reword(messages: list[sftrun.Message], phrases: Phrases, draw: random.Random) -> list[sftrun.Message]:
+    """Rephrases questions: paraphrases in each of them, then a template around the first."""
+    questions = [index for index, message in enumerate(messages) if message.get("role") == "user"]
+    versions = [*messages]
+    for index in questions:
+        versions[index] = _texts.change_content(
+            versions[index], lambda text: _paraphrase(text, phrases.paraphrases, draw)
+        )
+    if questions and phrases.templates:
+        versions[questions[0]] = _wrap(versions[questions[0]], draw.choice(phrases.templates))
+    return versions
 
 
-def _paraphrased(text: str, paraphrases: dict[str, list[str]], draw: random.Random) -> str:
+def _paraphrase(text: str, paraphrases: dict[str, list[str]], draw: random.Random) -> str:
     if not paraphrases:
         return text
-    # all at once, the longest first, so that what one puts in is not changed by another
-    choices = "|".join(map(_whole, sorted(paraphrases, key=len, reverse=True)))
+    # in one pass, the longest phrase first, so that no replacement changes another one
+    choices = "|".join(map(_match_phrase, sorted(paraphrases, key=len, reverse=True)))
     return re.sub(choices, lambda found: draw.choice([*paraphrases[found[0]], found[0]]), text)
 
 
-def _whole(phrase: str) -> str:
-    """A pattern for a phrase that is no part of a longer word."""
+def _match_phrase(phrase: str) -> str:
+    """Returns a pattern for a phrase that is not part of a longer word."""
     before, after = (r"\b" if _texts.LETTER.match(sign) else "" for sign in (phrase[0], phrase[-1]))
     return f"{before}{re.escape(phrase)}{after}"
 
 
-def _wrapped(message: sftrun.Message, template: str) -> sftrun.Message:
-    """A message with a template around its text, or around the first text part."""
+def _wrap(message: sftrun.Message, template: str) -> sftrun.Message:
+    """Returns a message with a template around its text, or around the first text part."""
     waiting = [template]
 
     def wrap(text: str) -> str:
         return waiting.pop().replace(HOLE, text) if waiting else text
 
-    return _texts.with_content(message, wrap)
+    return _texts.change_content(message, wrap)
 
 
-def _read(file: Path) -> Phrases:
-    """What a file of phrases holds; raises UserError where that is not what it should be."""
+def _read_phrases(file: Path) -> Phrases:
+    """Reads a file of phrases; raises UserError if it is invalid."""
     if not file.is_file():
         raise sftrun.UserError(f"augment: no such file: {file}")
     try:
@@ -123,12 +125,12 @@ def _read(file: Path) -> Phrases:
     if file.suffix == ".txt":
         phrases = Phrases([line.strip() for line in text.splitlines() if line.strip()])
     else:
-        phrases = _parsed(text, file)
-    _check(phrases, file)
+        phrases = _parse_phrases(text, file)
+    _check_phrases(phrases, file)
     return phrases
 
 
-def _parsed(text: str, file: Path) -> Phrases:
+def _parse_phrases(text: str, file: Path) -> Phrases:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -136,11 +138,11 @@ def _parsed(text: str, file: Path) -> Phrases:
         data: Any = YAML(typ="safe", pure=True).load(text)
         return msgspec.convert(data, Phrases)
     except (YAMLError, msgspec.ValidationError) as error:
-        hint = "it should have the keys templates, a list, and paraphrases, a mapping of phrases to lists of phrases"
+        hint = "write the keys templates (a list) and paraphrases (a mapping of phrases to lists of phrases)"
         raise sftrun.UserError(f"augment: {file}: {error}", hint) from None
 
 
-def _check(phrases: Phrases, file: Path) -> None:
+def _check_phrases(phrases: Phrases, file: Path) -> None:
     if not phrases.templates and not phrases.paraphrases:
         raise sftrun.UserError(f"augment: {file} has neither templates nor paraphrases")
     for template in phrases.templates:

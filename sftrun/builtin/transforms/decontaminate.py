@@ -1,4 +1,4 @@
-"""Transform `decontaminate`: nothing that a model is measured on is trained."""
+"""Transform `decontaminate`: removes training rows that overlap with evaluation data."""
 
 from array import array
 from collections.abc import Iterable, Iterator
@@ -9,36 +9,32 @@ import msgspec
 
 import sftrun
 from sftrun.builtin.transforms import _texts
-from sftrun.builtin.transforms._hashes import fingerprint, grams
+from sftrun.builtin.transforms._hashes import hash_files, hash_ngrams
 
 if TYPE_CHECKING:
     from sftrun.builtin.transforms._hashes import Hashes
 
 BOM = b"\xef\xbb\xbf"
-ROLES = ("user", "assistant")  # a system prompt is the same everywhere
+ROLES = ("user", "assistant")  # system prompts are equal in many rows
 
 
 class DecontaminateOptions(sftrun.Options):
-    """What train rows are compared with, and how."""
+    """The data that train rows are compared with, and the comparison."""
 
     against: Annotated[
         tuple[Literal["val", "test"], ...], sftrun.Meta(description="Splits that train rows must not overlap with.")
     ] = ("val", "test")
     files: Annotated[
         tuple[sftrun.PathText, ...],
-        sftrun.Meta(description="Benchmarks: .jsonl or .json (all strings in it), else text files with a text a line."),
+        sftrun.Meta(description="Benchmark files: .jsonl or .json (every string), else text with one text a line."),
     ] = ()
     ngram: Annotated[
         int,
-        sftrun.Meta(
-            ge=1, description="Words in a run that is compared. A shorter question must be the same as a whole."
-        ),
+        sftrun.Meta(ge=1, description="Words in a compared run. A shorter question is compared as a whole."),
     ] = 13
     max_overlap: Annotated[
         float,
-        sftrun.Meta(
-            ge=0, lt=1, description="Largest share of a row's runs that may be found there; 0 for none at all."
-        ),
+        sftrun.Meta(ge=0, lt=1, description="Largest share of a row's runs that may overlap; 0 allows none."),
     ] = 0.0
 
 
@@ -56,7 +52,7 @@ class Decontaminate:
 
     def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         if not self.options.against and not self.files:
-            yield sftrun.Problem("decontaminate compares with nothing", hint="name splits in against, or files")
+            yield sftrun.Problem("decontaminate compares with nothing", hint="set against or files")
 
     def check_machine(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         for file in self.files:
@@ -64,8 +60,8 @@ class Decontaminate:
                 yield sftrun.Problem(f"decontaminate: no such file: {file}", path=("transforms",))
 
     def fingerprint(self) -> str:
-        """A hash of the files, which decide as well what is prepared."""
-        return fingerprint(*self.files)
+        """Hashes the files, which are part of the cache key."""
+        return hash_files(*self.files)
 
     def apply(
         self, conversations: Iterable[sftrun.Conversation], context: sftrun.kinds.Context
@@ -73,67 +69,67 @@ class Decontaminate:
         if context.split != "train":
             yield from conversations
             return
-        measured = self._measured(context)
-        for talk in conversations:
-            runs = self._runs(talk)
-            shared = _shared(runs, measured)
+        measured = self._hash_measured(context)
+        for conversation in conversations:
+            runs = self._hash_runs(conversation)
+            shared = _count_shared(runs, measured)
             if shared > self.options.max_overlap * len(runs):
-                reason = "decontaminate: overlaps with what is measured"
-                context.note(talk.origin, "filtered", reason, f"{shared} of {len(runs)} runs of words")
+                reason = "decontaminate: overlaps with evaluation data"
+                context.note(conversation.origin, "filtered", reason, f"{shared} of {len(runs)} runs of words")
             else:
-                yield talk
+                yield conversation
 
-    def _measured(self, context: sftrun.kinds.Context) -> "Hashes":
-        """Hashes of all runs that must not be trained, sorted: 8 bytes for each."""
+    def _hash_measured(self, context: sftrun.kinds.Context) -> "Hashes":
+        """Returns the sorted hashes of all runs in the evaluation data, 8 bytes each."""
         import numpy as np
 
         found = array("Q")
         for split in self.options.against:
-            for talk in context.conversations(split) if split in context.splits else ():
-                found.frombytes(self._runs(talk).tobytes())
+            for conversation in context.conversations(split) if split in context.splits else ():
+                found.frombytes(self._hash_runs(conversation).tobytes())
         for file in self.files:
-            for text in _lines(file):
-                found.frombytes(grams(_texts.words(text), self.options.ngram).tobytes())
+            for text in _read_texts(file):
+                found.frombytes(hash_ngrams(_texts.split_words(text), self.options.ngram).tobytes())
         return np.unique(np.frombuffer(found, np.uint64))
 
-    def _runs(self, talk: sftrun.Conversation) -> "Hashes":
-        """Hashes of the runs of a conversation's texts, and of its first question where that is shorter than a run.
+    def _hash_runs(self, conversation: sftrun.Conversation) -> "Hashes":
+        """Hashes the runs of a conversation's texts, and its first question if that is shorter than a run.
 
-        Other short texts, such as `Yes.`, are in most sets and say nothing.
+        Other short texts, such as `Yes.`, occur in most sets and prove no overlap.
         """
         import numpy as np
 
-        texts = [_texts.words(text) for text in _texts.of_roles(talk, ROLES)]
-        asked = [_texts.words(text) for text in _texts.of_roles(talk, ("user",))[:1]]
+        texts = [_texts.split_words(text) for text in _texts.get_role_texts(conversation, ROLES)]
+        asked = [_texts.split_words(text) for text in _texts.get_role_texts(conversation, ("user",))[:1]]
         short = [words for words in asked if 0 < len(words) < self.options.ngram]
-        runs = [grams(words, self.options.ngram) for words in texts if len(words) >= self.options.ngram]
+        runs = [hash_ngrams(words, self.options.ngram) for words in texts if len(words) >= self.options.ngram]
         return np.unique(
-            np.concatenate([np.zeros(0, np.uint64), *runs, *(grams(words, len(words)) for words in short)])
+            np.concatenate([np.zeros(0, np.uint64), *runs, *(hash_ngrams(words, len(words)) for words in short)])
         )
 
 
-def _shared(runs: "Hashes", measured: "Hashes") -> int:
+def _count_shared(runs: "Hashes", measured: "Hashes") -> int:
     if not len(measured):
         return 0
     places = measured.searchsorted(runs)
     return int((measured[places.clip(max=len(measured) - 1)] == runs).sum())
 
 
-def _lines(file: Path) -> Iterator[str]:
-    """The texts of a benchmark file."""
+def _read_texts(file: Path) -> Iterator[str]:
+    """Yields the texts of a benchmark file."""
     if file.suffix == ".json":
-        yield from _texts.below(_decoded(file.read_bytes(), str(file)))
+        yield from _texts.find_strings(_parse_json(file.read_bytes(), str(file)))
         return
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if file.suffix == ".jsonl" and line.strip():
-                yield from _texts.below(_decoded(line, f"{file}:{number}"))
+                yield from _texts.find_strings(_parse_json(line, f"{file}:{number}"))
             elif file.suffix != ".jsonl":
                 yield line.decode("utf-8-sig", "replace")
 
 
-def _decoded(data: bytes, where: str) -> Any:
+def _parse_json(data: bytes, where: str) -> Any:
     try:
         return msgspec.json.decode(data.removeprefix(BOM))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise sftrun.UserError(f"{where}: not valid JSON: {error}", "mend it, or rename the file to .txt") from None
+        raise sftrun.UserError(f"{where}: not valid JSON: {error}", "correct it, or rename the file to .txt") from None

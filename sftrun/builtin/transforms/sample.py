@@ -1,28 +1,26 @@
-"""Transform `sample`: a part of the conversations, the same one for the same seed."""
+"""Transform `sample`: keeps a part of the conversations, the same one for the same seed."""
 
 import heapq
 from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import sftrun
-from sftrun.builtin.transforms import _texts
+from sftrun.builtin.transforms import _splits
 from sftrun.builtin.transforms._disk import Spool
-from sftrun.builtin.transforms._hashes import number
+from sftrun.builtin.transforms._hashes import hash_text
 
 Rows = Annotated[int, sftrun.Meta(ge=1)]
 Share = Annotated[float, sftrun.Meta(gt=0, le=1)]
 
 
 class SampleOptions(sftrun.Options):
-    """How much is kept: `rows` or `share`."""
+    """The size of the part: `rows` or `share`."""
 
-    rows: Annotated[Rows | None, sftrun.Meta(description="How many conversations of each split are kept, at most.")] = (
-        None
-    )
+    rows: Annotated[Rows | None, sftrun.Meta(description="Largest number of conversations of each split.")] = None
     share: Annotated[
-        Share | None, sftrun.Meta(description="Which share of them is kept, each decided by its own hash.")
+        Share | None, sftrun.Meta(description="Share of the conversations to keep; a hash of each decides.")
     ] = None
-    splits: Annotated[tuple[_texts.Split, ...], sftrun.Meta(min_length=1, description="Splits to take a part of.")] = (
+    splits: Annotated[tuple[_splits.Split, ...], sftrun.Meta(min_length=1, description="Splits to sample.")] = (
         "train",
     )
 
@@ -42,42 +40,45 @@ class Sample:
         if (self.options.rows is None) == (self.options.share is None):
             yield sftrun.Problem("sample needs either rows or share", hint="write rows: 1000, or share: 0.1")
 
+    @_splits.on_chosen_splits
     def apply(
         self, conversations: Iterable[sftrun.Conversation], context: sftrun.kinds.Context
     ) -> Iterator[sftrun.Conversation]:
-        if context.split not in self.options.splits:
-            return iter(conversations)
-        return self._share(conversations, context) if self.options.rows is None else self._rows(conversations, context)
+        return (
+            self._sample_share(conversations, context)
+            if self.options.rows is None
+            else self._sample_rows(conversations, context)
+        )
 
-    def _share(
+    def _sample_share(
         self, conversations: Iterable[sftrun.Conversation], context: sftrun.kinds.Context
     ) -> Iterator[sftrun.Conversation]:
-        for talk in conversations:
-            if _rank(talk, context) < (self.options.share or 0) * 2**64:
-                yield talk
+        for conversation in conversations:
+            if _hash_rank(conversation, context) < (self.options.share or 0) * 2**64:
+                yield conversation
             else:
-                _left_out(talk.origin, context)
+                _note_left_out(conversation.origin, context)
 
-    def _rows(
+    def _sample_rows(
         self, conversations: Iterable[sftrun.Conversation], context: sftrun.kinds.Context
     ) -> Iterator[sftrun.Conversation]:
-        kept: list[tuple[int, int, str]] = []  # a heap, those that go first on top: rank and place negated, origin
+        kept: list[tuple[int, int, str]] = []  # a heap of (-rank, -place, origin): the next one to drop is on top
         with Spool() as spool:
-            for talk in conversations:
-                rank = -_rank(talk, context)
+            for conversation in conversations:
+                rank = -_hash_rank(conversation, context)
                 if len(kept) == self.options.rows and rank <= kept[0][0]:
-                    _left_out(talk.origin, context)
+                    _note_left_out(conversation.origin, context)
                     continue
-                heapq.heappush(kept, (rank, -spool.add(talk), talk.origin))
+                heapq.heappush(kept, (rank, -spool.add(conversation), conversation.origin))
                 if len(kept) > (self.options.rows or 0):
-                    _left_out(heapq.heappop(kept)[2], context)
+                    _note_left_out(heapq.heappop(kept)[2], context)
             for place in sorted(-place for _, place, _ in kept):
                 yield spool.get(place)
 
 
-def _rank(talk: sftrun.Conversation, context: sftrun.kinds.Context) -> int:
-    return number(f"{context.seed} {context.split} {talk.origin}")
+def _hash_rank(conversation: sftrun.Conversation, context: sftrun.kinds.Context) -> int:
+    return hash_text(f"{context.seed} {context.split} {conversation.origin}")
 
 
-def _left_out(origin: str, context: sftrun.kinds.Context) -> None:
+def _note_left_out(origin: str, context: sftrun.kinds.Context) -> None:
     context.note(origin, "filtered", "sample: not chosen")

@@ -1,4 +1,4 @@
-"""Transform `shuffle`: another order of conversations, the same one for the same seed."""
+"""Transform `shuffle`: reorders conversations at random, in the same way for the same seed."""
 
 import random
 from array import array
@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import sftrun
-from sftrun.builtin.transforms import _texts
+from sftrun.builtin.transforms import _splits
 from sftrun.builtin.transforms._disk import Spool
 
 
 class ShuffleOptions(sftrun.Options):
-    """What is shuffled."""
+    """The splits to shuffle."""
 
-    splits: Annotated[tuple[_texts.Split, ...], sftrun.Meta(min_length=1, description="Splits to shuffle.")] = (
+    splits: Annotated[tuple[_splits.Split, ...], sftrun.Meta(min_length=1, description="Splits to shuffle.")] = (
         "train",
     )
 
@@ -24,17 +24,15 @@ def register_transforms(register: sftrun.Register) -> None:
 
 
 class Shuffle:
-    """Put conversations in another order, by the recipe's seed; they wait in a file, not in memory."""
+    """Put conversations in a random order, by the recipe's seed; they wait in a file, not in memory."""
 
     def __init__(self, options: ShuffleOptions) -> None:
-        self.splits = options.splits
+        self.options = options
 
+    @_splits.on_chosen_splits
     def apply(
         self, conversations: Iterable[sftrun.Conversation], context: sftrun.kinds.Context
     ) -> Iterator[sftrun.Conversation]:
-        if context.split not in self.splits:
-            yield from conversations
-            return
         with Spool() as spool:
             order = array("Q", map(spool.add, conversations))
             random.Random(f"{context.seed} {context.split}").shuffle(order)

@@ -1,1 +1,1 @@
-"""Where the trained text of a conversation stands: chat templates rendered, marked and checked."""
+"""Masks: finds the trained text of a conversation in the render of any chat template, and proves it."""

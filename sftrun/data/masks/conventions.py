@@ -1,12 +1,12 @@
-"""What a template does with a short talk: how it ends turns, and what makes it unfit for training."""
+"""The conventions of a template: how it ends turns, and problems that make it unfit for training."""
 
 import re
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
-from sftrun.data.masks.regions import regions
-from sftrun.data.masks.stand_ins import probe, whole
+from sftrun.data.masks.regions import find_regions
+from sftrun.data.masks.stand_ins import cut_whole, make_stand_ins
 from sftrun.data.masks.survey import Survey
 from sftrun.data.masks.template import Template
 from sftrun.errors import Problem, RowError
@@ -16,11 +16,12 @@ _TOKEN = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|[^\s<>\[\]]+")
 _TEXTS = ("question", "answer", "next question", "next answer")
 
 
-class Habits(NamedTuple):
-    """How a template ends the turns of a talk of plain answers.
+class Conventions(NamedTuple):
+    """The conventions of a template for a conversation of plain answers.
 
-    `opens` is the beginning of a next turn that it writes after the last answer. `only_lists` says that it
-    reads a content only as a list of parts. `failure` is why there is nothing to see.
+    `endings` are the texts that end its turns. `opens` is the beginning of a next turn that the template writes after
+    the last answer. `only_lists` is set if it reads a content only as a list of parts. `failure` is the error if it
+    renders no such conversation.
     """
 
     endings: tuple[str, ...] = ()
@@ -29,38 +30,38 @@ class Habits(NamedTuple):
     failure: str = ""
 
     @property
-    def unfit(self) -> str:
-        """Why no row can be trained with the template, if so."""
+    def refusal(self) -> str:
+        """The reason why no row can be trained with the template; empty if there is none."""
         if self.failure:
-            return f"the chat template does not take a talk of user and assistant: {self.failure}"
+            return f"the chat template does not render a conversation of user and assistant: {self.failure}"
         if self.opens:
             return f"the chat template ends an answer with the beginning of the next turn: {self.opens!r}"
         return ""
 
 
-def habits(template: Template) -> Habits:
-    """Looks at a talk of two turns and at its first; sees nothing where there is no template."""
+def learn_conventions(template: Template) -> Conventions:
+    """Learns a template's conventions from its renders of a conversation of two turns, and of the first turn alone."""
     if template.missing:
-        return Habits()
-    plain = _messages(as_lists=False)
+        return Conventions()
+    plain = _make_messages(as_lists=False)
     failures: list[str] = []
-    for messages in (plain, _messages(as_lists=True), [{"role": "system", "content": "instruction"}, *plain]):
+    for messages in (plain, _make_messages(as_lists=True), [{"role": "system", "content": "instruction"}, *plain]):
         try:
-            return _look(template, messages)
+            return _observe(template, messages)
         except RowError as error:
             failures.append(str(error))
-    return Habits(failure=failures[0])
+    return Conventions(failure=failures[0])
 
 
-def problems(seen: Habits, eot_token: str | None) -> list[Problem]:
-    """What to say of a template before any row is rendered."""
+def find_problems(seen: Conventions, eot_token: str | None) -> list[Problem]:
+    """Returns the problems of a template that are known before any row is rendered."""
     if seen.failure:
-        return [Problem(seen.unfit)]
+        return [Problem(seen.refusal)]
     found = []
     if seen.opens:
-        found.append(Problem(seen.unfit, hint="write it only where a message or a generation prompt follows"))
+        found.append(Problem(seen.refusal, hint="write it only if a message or a generation prompt follows"))
     elif not seen.endings and not eot_token:
-        hint = "set model.eot_token to the token that stops generation, often the eos_token"
+        hint = "set model.eot_token to the stop token of the model, often its eos_token"
         found.append(Problem("the chat template writes no end-of-turn token after an answer", hint=hint))
     elif seen.endings and eot_token:
         message = f"model.eot_token has no effect: the chat template ends answers itself, with {seen.endings[0]!r}"
@@ -68,25 +69,25 @@ def problems(seen: Habits, eot_token: str | None) -> list[Problem]:
     return found
 
 
-def steering(template: Template, constants: Iterable[str]) -> list[str]:
-    """The constants that change the generation prompt if they stand in a message, as `/no_think` may."""
+def find_steering_constants(template: Template, constants: Iterable[str]) -> list[str]:
+    """Returns the constants that change the generation prompt if a message contains them, as `/no_think` may."""
     try:
-        usual = _prompt_tail(template, "", "")
+        usual = _render_prompt_tail(template, "", "")
     except RowError:
         return []
-    return [constant for constant in constants if _steers(template, constant, usual)]
+    return [constant for constant in constants if _changes_prompt(template, constant, usual)]
 
 
-def _steers(template: Template, constant: str, usual: str) -> bool:
+def _changes_prompt(template: Template, constant: str, usual: str) -> bool:
     try:
-        first, last = (_prompt_tail(template, *pair) for pair in ((f"{constant} ", ""), ("", f" {constant}")))
+        first, last = (_render_prompt_tail(template, *pair) for pair in ((f"{constant} ", ""), ("", f" {constant}")))
     except RowError:
         return True
     return first != usual or not last.endswith(usual)
 
 
-def _prompt_tail(template: Template, before: str, after: str) -> str:
-    """The generation prompt, and what comes before it since a stand-in in a question."""
+def _render_prompt_tail(template: Template, before: str, after: str) -> str:
+    """Returns the text between a stand-in in a question and the end of the generation prompt."""
     question = {"role": "user", "content": before + "\U000f0000" + after}
     _, found, tail = template.render([question], add_generation_prompt=True).rpartition("\U000f0000")
     if not found:
@@ -94,7 +95,7 @@ def _prompt_tail(template: Template, before: str, after: str) -> str:
     return tail
 
 
-def _messages(as_lists: bool) -> list[Message]:
+def _make_messages(as_lists: bool) -> list[Message]:
     roles = ("user", "assistant", "user", "assistant")
     return [
         {"role": role, "content": [{"type": "text", "text": text}] if as_lists else text}
@@ -102,26 +103,28 @@ def _messages(as_lists: bool) -> list[Message]:
     ]
 
 
-def _look(template: Template, messages: list[Message]) -> Habits:
+def _observe(template: Template, messages: list[Message]) -> Conventions:
     only_lists = isinstance(messages[0]["content"], list)
-    long, short = (Survey(template, probe(talk, whole)) for talk in (messages, messages[:-2]))
-    if len(long.whole.slots) < len(messages):
-        raise RowError("it leaves out contents")
-    if opens := _opens(long):
-        return Habits(opens=opens, only_lists=only_lists)
+    long, short = (
+        Survey(template, make_stand_ins(conversation, cut_whole)) for conversation in (messages, messages[:-2])
+    )
+    if len(long.full.slots) < len(messages):
+        raise RowError("it leaves out the contents of messages")
+    if opens := _find_opened_turn(long):
+        return Conventions(opens=opens, only_lists=only_lists)
     endings = [
-        survey.whole.text[region.cut : region.end] for survey in (long, short) for region in regions(survey, None)
+        survey.full.text[region.cut : region.end] for survey in (long, short) for region in find_regions(survey, None)
     ]
-    return Habits(endings=tuple(dict.fromkeys(filter(None, endings))), only_lists=only_lists)
+    return Conventions(endings=tuple(dict.fromkeys(filter(None, endings))), only_lists=only_lists)
 
 
-def _opens(survey: Survey) -> str:
-    """The beginning of a turn that follows the last answer, if any.
+def _find_opened_turn(survey: Survey) -> str:
+    """Returns the beginning of a turn that follows the last answer, or an empty text.
 
-    An answer may end with a single token that also opens the user's turn (GLM): that one is what the model
-    emits. More than one, of which the last opens a turn, is more than it emits.
+    An answer may end with a single token that also opens the user's turn (GLM); the model emits that token. Two or
+    more tokens, the last of which opens a turn, are more than the model emits.
     """
-    text, cuts = survey.whole.text, [start for start, _ in survey.whole.slots]
+    text, cuts = survey.full.text, [start for start, _ in survey.full.slots]
     gaps = [text[a + 1 : b] for a, b in pairwise(cuts)]
     openers = {tokens[-1] for tokens in map(_TOKEN.findall, gaps) if tokens}
     after = _TOKEN.findall(text[cuts[-1] + 1 :])

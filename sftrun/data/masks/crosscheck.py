@@ -1,9 +1,8 @@
-"""The cross-check: what a row's mask should be, found in another way, and compared.
+"""The cross-check: derives masks a second time, without the renderer, and compares them.
 
-Two ways, neither of which the renderer uses: a template's own `{% generation %}` tags; and, where it has none, the
-difference between the render up to an answer, with the generation prompt, and the render up to its end. Where
-these renders are no beginnings of the whole one, as with templates that treat older turns differently, there is
-nothing to compare.
+The second derivation uses a template's own `{% generation %}` tags or, in a template without tags, the difference
+between the render up to an answer, with the generation prompt, and the render up to its end. If these renders are
+no prefixes of the full one, as with templates that write older turns in another way, nothing is compared.
 """
 
 import re
@@ -11,83 +10,117 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
-from sftrun.data.masks.render import Renderer, without_flags
+import msgspec
+
+from sftrun.data.masks.render import Renderer, remove_flags
+from sftrun.data.masks.skeleton import Skeleton
 from sftrun.data.masks.template import Generation, Template
-from sftrun.errors import Problem, RowError, UserError
+from sftrun.errors import RowError
 from sftrun.types import Conversation, Message, Rendered
 
 Kind = Literal["generation", "prefix"]
 
-PER_SHAPE = 2
-SHAPES = 200
-EVERY = 1000
+PER_SHAPE = 2  # rows compared of each shape
+SHAPES = 200  # shapes compared; rows of later ones are only compared by chance
+EVERY = 1000  # rows between two comparisons, whatever their shapes
+RECORDED = 5  # disagreements kept in the mask proof
 
-OPEN, CLOSE = "\U0010fffc", "\U0010fffd"
+OPEN, CLOSE = "\U0010fffc", "\U0010fffd"  # private-use characters that mark the text between tags
+PROMPT_CHARACTERS = 80  # searched for a generation prompt if the render before is no prefix of it
+CONTEXT = 16  # characters before a text that must agree too; a single letter could be the answer's or the prompt's
 _TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _NAMES = {"generation": "the template's {% generation %} tags", "prefix": "the renders up to each answer"}
-_HINTS = {
-    "generation": "where the tags are wrong, take them out of the template: sftrun needs none",
-    "prefix": "this is a bug of sftrun: report it with the chat template and the row",
+HINTS = {
+    "generation": "if the tags are wrong, remove them from the template: sftrun needs none",
+    "prefix": "look at the row with sftrun inspect; if sftrun is wrong, please report the template and the row",
 }
 
 
-class CrossCheck:
-    """Compares a sample of the rows: the first of every shape, and some of the others.
+class Disagreement(msgspec.Struct, frozen=True):
+    """A row whose second derivation gives another mask, with the first difference and both masks in `reason`."""
 
-    `counts` says how many rows were compared with tags, with beginnings, and could not be compared; plain text,
-    where there is nothing to find, is not counted.
+    origin: str
+    kind: Kind
+    reason: str
+
+
+class Comparison(NamedTuple):
+    """The result for one row: the kind of the second derivation, None without one, and a disagreement, if any."""
+
+    kind: Kind | None
+    disagreement: Disagreement | None = None
+
+
+class CrossCheck:
+    """The cross-check of a preparation: compares the first rows of every shape, and some of the others.
+
+    `counts` counts the rows compared with tags and with prefixes, rows without a second derivation, and rows that
+    differ. Plain text is not counted. `disagreements` holds the first few.
     """
 
     def __init__(self, renderer: Renderer) -> None:
-        self.counts = {"generation": 0, "prefix": 0, "none": 0}
+        self.counts = {"generation": 0, "prefix": 0, "none": 0, "differ": 0}
+        self.disagreements: list[Disagreement] = []
         self._renderer = renderer
-        self._tagged = tagged(renderer.template)
-        self._seen: dict[Any, int] = {}
+        self._tags = mark_tags(renderer.template)
+        self._seen: dict[Skeleton | None, int] = {}
         self._rows = 0
 
-    def see(self, conversation: Conversation, rendered: Rendered) -> None:
-        """Takes one row; raises UserError, with both masks, where they differ."""
+    def compare(self, conversation: Conversation, rendered: Rendered) -> None:
+        """Compares one row, if it is due."""
         self._rows += 1
         seen = self._seen.get(rendered.shape, 0)
         is_due = seen < PER_SHAPE and (seen or len(self._seen) < SHAPES)
         if not is_due and self._rows % EVERY:
             return
         self._seen[rendered.shape] = seen + 1
-        if not conversation.plain:
-            self.counts[check(self._renderer, conversation, rendered, self._tagged) or "none"] += 1
+        if conversation.plain:
+            return
+        kind, disagreement = cross_check(self._renderer, conversation, rendered, self._tags)
+        self.counts[kind or "none"] += 1
+        if disagreement:
+            self.counts["differ"] += 1
+            self.disagreements += [disagreement] if len(self.disagreements) < RECORDED else []
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the counts and the recorded disagreements, for the mask proof."""
+        return {**self.counts, "disagreements": msgspec.to_builtins(self.disagreements)}
 
 
-def check(renderer: Renderer, talk: Conversation, rendered: Rendered, tags: Template | None) -> Kind | None:
-    """The way in which a row's mask was found again; None where in neither. Raises UserError where they differ.
+def cross_check(
+    renderer: Renderer, conversation: Conversation, rendered: Rendered, tags: Template | None
+) -> Comparison:
+    """Derives a row's mask a second time and compares the two.
 
-    `tags` is what `tagged` makes of the renderer's template. Masks are equal up to white space after the end of a
-    turn, and text that the generation prompt holds.
+    `tags` is `mark_tags` of the renderer's template. Masks are equal up to white space after the end of a turn, and
+    text that the generation prompt holds. A derivation that only knows some of the answers is compared on these.
     """
-    talk = without_flags(talk)
-    for way in (_by_tags(tags, talk) if tags else None, _by_beginnings(renderer.template, talk)):
-        found = way and _in(rendered, way)
-        if found:
-            _compare(renderer, talk, rendered, found)
-            return found.kind if found.messages == _answers(talk) else None
-    return None
+    conversation = remove_flags(conversation)
+    for derived in (_derive_by_tags(tags, conversation), _derive_by_prefixes(renderer.template, conversation)):
+        derivation = derived and _align(rendered, derived)
+        if derivation:
+            disagreement = _compare(renderer, conversation, rendered, derivation)
+            is_complete = derivation.messages == _find_answers(conversation)
+            return Comparison(derivation.kind if disagreement or is_complete else None, disagreement)
+    return Comparison(None)
 
 
-def tagged(template: Template) -> Template | None:
-    """The template as it marks what stands between its `{% generation %}` tags; None where it has none."""
+def mark_tags(template: Template) -> Template | None:
+    """Returns a template that marks the text between its `{% generation %}` tags; None if it has none."""
     if not _TAG.search(template.source):
         return None
-    return Template(template.source, template.variables, template.now, template.name, _Marked)
+    return Template(template.source, template.variables, template.now, template.name, _MarkedGeneration)
 
 
-class _Marked(Generation):
-    """Writes a mark before and after what stands between the tags."""
+class _MarkedGeneration(Generation):
+    """The extension that writes a mark before and after the text between the tags."""
 
     def body(self, caller: Callable[[], str]) -> str:
         return OPEN + caller() + CLOSE
 
 
-class Found(NamedTuple):
-    """A text, the positions in it that are generated, and the messages that this is known of."""
+class Derivation(NamedTuple):
+    """A second derivation: a text, its generated positions, and the messages that it covers."""
 
     kind: Kind
     text: str
@@ -95,13 +128,15 @@ class Found(NamedTuple):
     messages: set[int]
 
 
-def _answers(talk: Conversation) -> set[int]:
-    return {index for index, message in enumerate(talk.messages) if message["role"] == "assistant"}
+def _find_answers(conversation: Conversation) -> set[int]:
+    return {index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"}
 
 
-def _by_tags(tags: Template, talk: Conversation) -> Found | None:
+def _derive_by_tags(tags: Template | None, conversation: Conversation) -> Derivation | None:
+    if tags is None:
+        return None
     try:
-        marked = tags.render(talk.messages, tools=talk.tools, **talk.template_kwargs)
+        marked = tags.render(conversation.messages, tools=conversation.tools, **conversation.template_kwargs)
     except RowError:
         return None
     text, depth = "", 0
@@ -112,109 +147,108 @@ def _by_tags(tags: Template, talk: Conversation) -> Found | None:
             continue
         inside.update(range(len(text), len(text) + len(piece)) if depth else ())
         text += piece
-    # The text is another one than the row's where the template trims or compares what it marks.
-    return Found("generation", text, inside, _answers(talk))
+    # The text differs from the row's if the template trims or compares the marked text.
+    return Derivation("generation", text, inside, _find_answers(conversation))
 
 
-def _by_beginnings(template: Template, talk: Conversation) -> Found | None:
-    def text(count: int, prompt: bool = False) -> str:
-        given = talk.messages[:count]
-        return template.render(given, tools=talk.tools, add_generation_prompt=prompt, **talk.template_kwargs)
+def _derive_by_prefixes(template: Template, conversation: Conversation) -> Derivation:
+    def render(count: int, prompt: bool = False) -> str:
+        messages, more = conversation.messages[:count], conversation.template_kwargs
+        return template.render(messages, tools=conversation.tools, add_generation_prompt=prompt, **more)
 
-    found = Found("prefix", text(len(talk.messages)), set(), set())
-    for message in _answers(talk):
+    derivation = Derivation("prefix", render(len(conversation.messages)), set(), set())
+    for message in _find_answers(conversation):
         try:
-            before, after = text(message, prompt=True), text(message + 1)
+            before, after = render(message, prompt=True), render(message + 1)
         except RowError:
             continue
-        after = after if found.text.startswith(after) else after.rstrip()
-        if found.text.startswith(before) and found.text.startswith(after):
-            found.messages.add(message)
-            found.inside.update(range(len(before), len(after)))
-    return found
+        after = after if derivation.text.startswith(after) else after.rstrip()
+        if derivation.text.startswith(before) and derivation.text.startswith(after):
+            derivation.messages.add(message)
+            derivation.inside.update(range(len(before), len(after)))
+    return derivation
 
 
-def _in(rendered: Rendered, found: Found) -> Found | None:
-    """The same in a row's own text, into which the renderer may have put the end of the last turn."""
-    if found.text == rendered.text:
-        return found
+def _align(rendered: Rendered, derivation: Derivation) -> Derivation | None:
+    """Moves a derivation to the row's own text, into which the renderer may have put the end of the last turn."""
+    if derivation.text == rendered.text:
+        return derivation
     end = next((span for span in reversed(rendered.spans) if span.end_of_turn), None)
-    if end is None or found.text != rendered.text[: end.start] + rendered.text[end.end :]:
+    if end is None or derivation.text != rendered.text[: end.start] + rendered.text[end.end :]:
         return None
-    moved = {at if at < end.start else at + end.end - end.start for at in found.inside}
-    known = end.message in found.messages
-    return found._replace(inside=moved | set(range(end.start, end.end) if known else ()))
+    moved = {at if at < end.start else at + end.end - end.start for at in derivation.inside}
+    is_known = end.message in derivation.messages
+    return derivation._replace(inside=moved | set(range(end.start, end.end) if is_known else ()))
 
 
-def _compare(renderer: Renderer, talk: Conversation, rendered: Rendered, found: Found) -> None:
-    theirs = found.inside
-    spans = [span for span in rendered.spans if span.generated and span.message in found.messages]
+def _compare(
+    renderer: Renderer, conversation: Conversation, rendered: Rendered, derivation: Derivation
+) -> Disagreement | None:
+    theirs = derivation.inside
+    spans = [span for span in rendered.spans if span.generated and span.message in derivation.messages]
     ours = {at for span in spans for at in range(span.start, span.end)}
-    # A template may end a turn with the token that opens the next one, where there is a next one.
-    openers = {(span.start, span.end) for span in spans if span.end_of_turn and found.kind == "prefix"}
-    wrong = [stretch for stretch in _stretches(ours - theirs) if stretch not in openers]
+    # A template may end a turn with the token that opens the next one, if there is a next one.
+    openers = {(span.start, span.end) for span in spans if span.end_of_turn and derivation.kind == "prefix"}
+    wrong = [stretch for stretch in _group_positions(ours - theirs) if stretch not in openers]
     ends = {span.end for span in spans}
     first = {span.message: span.start for span in reversed(spans)}
     starts = {start: message for message, start in first.items()}
-    for start, end in _stretches(theirs - ours):
-        if start in ends and not rendered.text[start:end].strip():
+    for start, end in _group_positions(theirs - ours):
+        before, text = rendered.text[:start], rendered.text[start:end]
+        if start in ends and not text.strip():
             continue
-        if end not in starts or not _opens(
-            renderer, talk, starts[end], (rendered.text[:start], rendered.text[start:end])
-        ):
+        if end not in starts or not _is_prompt_text(renderer, conversation, starts[end], (before, text)):
             wrong.append((start, end))
-    if wrong:
-        raise _difference(talk, rendered.text, (ours, theirs), min(wrong), found.kind)
+    if not wrong:
+        return None
+    reason = _describe_difference(rendered.text, (ours, theirs), min(wrong), derivation.kind)
+    return Disagreement(conversation.origin, derivation.kind, reason)
 
 
-def _opens(renderer: Renderer, talk: Conversation, message: int, text: tuple[str, str]) -> bool:
-    """Whether a text (what comes before it, and itself) is what leads to a message: after the last text, no answer."""
-    given = talk.messages[:message]
+def _is_prompt_text(renderer: Renderer, conversation: Conversation, message: int, text: tuple[str, str]) -> bool:
+    """Returns True if a text, given with the text before it, belongs to the generation prompt of a message."""
+    given: Sequence[Message] = conversation.messages[:message]
     try:
-        prompt, bare = _prompt(renderer, talk, given)
-    except RowError:  # some templates render nothing without a user's message
+        prompt, bare = _render_with_prompt(renderer, conversation, given)
+    except RowError:  # some templates refuse messages without a user
         given = [{"role": "user", "content": "x"}]
         try:
-            prompt, bare = _prompt(renderer, talk, given)
+            prompt, bare = _render_with_prompt(renderer, conversation, given)
         except RowError:
             return False
         text = ("", text[1])
     content = given[-1].get("content") if given else None
     last = bare.rfind(content.strip()) + len(content.strip()) if isinstance(content, str) else len(bare)
-    start = last if prompt.startswith(bare) else max(0, len(prompt) - 80)
-    before = text[0][-16:]  # lest a letter of the answer passes for one of the prompt
+    start = last if prompt.startswith(bare) else max(0, len(prompt) - PROMPT_CHARACTERS)
+    before = text[0][-CONTEXT:]
     return text[1] in prompt[start:] and before + text[1] in prompt[max(0, start - len(before)) :]
 
 
-def _prompt(renderer: Renderer, talk: Conversation, given: Sequence[Message]) -> tuple[str, str]:
-    """Messages with a generation prompt, and without."""
-    prompt = renderer.prompt(given, talk.tools, talk.template_kwargs)
-    return prompt, renderer.template.render(given, tools=talk.tools, **talk.template_kwargs)
+def _render_with_prompt(renderer: Renderer, conversation: Conversation, given: Sequence[Message]) -> tuple[str, str]:
+    """Renders messages with a generation prompt, and without."""
+    prompt = renderer.render_prompt(given, conversation.tools, conversation.template_kwargs)
+    return prompt, renderer.template.render(given, tools=conversation.tools, **conversation.template_kwargs)
 
 
-def _stretches(positions: set[int]) -> Iterator[tuple[int, int]]:
-    """Positions as runs `[start, end)`, in order."""
+def _group_positions(positions: set[int]) -> Iterator[tuple[int, int]]:
+    """Yields positions as runs `[start, end)`, in order."""
     ordered = sorted(positions)
     cuts = [0, *(index for index, (a, b) in enumerate(pairwise(ordered), 1) if b != a + 1), len(ordered)]
     for first, last in pairwise(cuts if ordered else []):
         yield ordered[first], ordered[last - 1] + 1
 
 
-def _difference(
-    talk: Conversation, text: str, masks: tuple[set[int], set[int]], at: tuple[int, int], kind: Kind
-) -> UserError:
-    ours, theirs = (_shown(text, mask) for mask in masks)
-    who = f"{talk.origin}: " if talk.origin else ""
-    message = (
-        f"{who}what is trained differs from what {_NAMES[kind]} say, first at {text[slice(*at)]!r} "
-        f"(character {at[0]})\n  sftrun: {ours}\n  theirs: {theirs}\n "
+def _describe_difference(text: str, masks: tuple[set[int], set[int]], at: tuple[int, int], kind: Kind) -> str:
+    ours, theirs = (_show_mask(text, mask) for mask in masks)
+    return (
+        f"the mask differs from {_NAMES[kind]}, first at {text[slice(*at)]!r} (character {at[0]})\n"
+        f"  sftrun: {ours}\n  theirs: {theirs}"
     )
-    return UserError(Problem(message, hint=_HINTS[kind]))
 
 
-def _shown(text: str, mask: set[int]) -> str:
+def _show_mask(text: str, mask: set[int]) -> str:
     shown, end = "", 0
-    for start, stop in _stretches(mask):
+    for start, stop in _group_positions(mask):
         shown += text[end:start] + f"⟦{text[start:stop]}⟧"
         end = stop
     return repr(shown + text[end:])

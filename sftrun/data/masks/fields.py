@@ -1,12 +1,12 @@
-"""The parts of an answer: which of its text is reasoning, which is content, and which calls tools."""
+"""The parts of an answer: cuts its text into reasoning, content and tool calls."""
 
 import re
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from sftrun.data.masks.regions import Region, called
-from sftrun.data.masks.stand_ins import Leaf, Marked, Probe
+from sftrun.data.masks.regions import Region, find_called_names
+from sftrun.data.masks.stand_ins import Leaf, MarkedText, StandIns
 from sftrun.types import Part
 
 _CLOSING = re.compile(  # `</think>`, `[/THINK]`, `<|END_THINKING|>`, `<|eom|>`, `<channel|>`
@@ -15,7 +15,7 @@ _CLOSING = re.compile(  # `</think>`, `[/THINK]`, `<|END_THINKING|>`, `<|eom|>`,
 
 
 class _Sign(NamedTuple):
-    """Text `[start, end)` of which it is known to which part it belongs; `tail` is what of it comes after `end`."""
+    """Text `[start, end)` whose part is known; `tail` is the rest of the text after its last stand-in."""
 
     start: int
     end: int
@@ -23,41 +23,42 @@ class _Sign(NamedTuple):
     tail: str = ""
 
 
-def cut(marked: Marked, probe: Probe, region: Region) -> Iterator[tuple[int, int, Part]]:
-    """Tiles a region, up to its end of turn, with the parts of its message.
+def cut_region(marked: MarkedText, stand_ins: StandIns, region: Region) -> Iterator[tuple[int, int, Part]]:
+    """Cuts a region, up to its end of turn, into the parts of its message.
 
-    What the template writes between the texts of two parts belongs to the second, but for the mark that closes
-    reasoning and the white space after it, and for what ends a call.
+    Template text between two parts belongs to the second one, except for the mark that closes reasoning, with the white
+    space after it, and for the text that ends a call.
     """
-    signs = sorted([*_texts(marked, probe, region), *_names(marked, probe, region)])
+    signs = sorted([*_find_texts(marked, stand_ins, region), *_find_names(marked, stand_ins, region)])
     begin, last = region.start, signs[-1].part if signs else "content"
     end_sign = _Sign(region.cut, region.cut, "content" if last == "reasoning" else last)
     for sign, after in pairwise([*signs, end_sign]):
         if sign.part != after.part:
-            end = sign.end + _own(sign, marked.text[sign.end : after.start], after.part)
+            end = sign.end + _count_own(sign, marked.text[sign.end : after.start], after.part)
             yield begin, end, sign.part
             begin = end
     if begin < region.cut or not signs:
         yield begin, region.cut, end_sign.part
 
 
-def _texts(marked: Marked, probe: Probe, region: Region) -> Iterator[_Sign]:
+def _find_texts(marked: MarkedText, stand_ins: StandIns, region: Region) -> Iterator[_Sign]:
+    """Yields the texts of the message in the region."""
     for at, number in marked.slots:
         if region.start <= at < region.cut:
-            leaf = probe.leaves[probe.slots[number].leaf]
-            yield _Sign(at, at + 1, leaf.part, _tail(leaf, probe))
+            leaf = stand_ins.leaves[stand_ins.slots[number].leaf]
+            yield _Sign(at, at + 1, leaf.part, _get_tail(leaf, stand_ins))
 
 
-def _names(marked: Marked, probe: Probe, region: Region) -> Iterator[_Sign]:
-    """The names of called functions: a call without arguments has no text of its own."""
-    names = "|".join(map(re.escape, called(probe.messages[region.message])))
+def _find_names(marked: MarkedText, stand_ins: StandIns, region: Region) -> Iterator[_Sign]:
+    """Yields the names of called functions: a call without arguments has no other text."""
+    names = "|".join(map(re.escape, find_called_names(stand_ins.messages[region.message])))
     pattern = re.compile(rf"(?<![\w</|])(?:{names})(?![\w|])")
     for match in pattern.finditer(marked.text, region.start, region.cut) if names else ():
         yield _Sign(match.start(), match.end(), "tool_calls")
 
 
-def _own(sign: _Sign, between: str, after: Part) -> int:
-    """How much of what comes after a text, up to the next part, belongs to the part of that text."""
+def _count_own(sign: _Sign, between: str, after: Part) -> int:
+    """Counts the characters after a text, up to the next part, that belong to the part of that text."""
     size = len(sign.tail) if between.startswith(sign.tail) else 0
     if sign.part == "reasoning":
         closing = _CLOSING.search(between, size)
@@ -67,7 +68,7 @@ def _own(sign: _Sign, between: str, after: Part) -> int:
     return len(between) if sign.part == "tool_calls" else size
 
 
-def _tail(leaf: Leaf, probe: Probe) -> str:
-    """What stands in a probe of a text after its last stand-in."""
-    last = max(index for index, part in enumerate(leaf.parts) if part in probe.numbers)
+def _get_tail(leaf: Leaf, stand_ins: StandIns) -> str:
+    """Returns the constant text after the last stand-in of a leaf."""
+    last = max(index for index, part in enumerate(leaf.parts) if part in stand_ins.numbers)
     return "".join(leaf.parts[last + 1 :]).rstrip()

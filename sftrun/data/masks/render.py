@@ -1,7 +1,7 @@
-"""The marked render: a conversation as the chat template writes it, and whose every character is.
+"""The marked render: renders a conversation and finds the message that each character belongs to.
 
-One text is rendered, by the template itself. Where things are in it is read off a probe of the same shape
-(see `probe`), whose regions were proven (see `regions`); the probe filled with the conversation's texts must
+The template itself renders one text. Positions in this text come from a render of the same shape with stand-ins
+(see `stand_ins`), whose regions were proven (see `regions`). That render, filled with the conversation's texts, must
 equal the direct render. So the usual row costs one render and one join, on any template.
 """
 
@@ -14,63 +14,73 @@ import msgspec
 
 from sftrun.data.masks import conventions
 from sftrun.data.masks import plain as plain_text
-from sftrun.data.masks.refusal import explained
-from sftrun.data.masks.regions import Region, regions
-from sftrun.data.masks.skeleton import Skeleton, rendered, tiles
-from sftrun.data.masks.stand_ins import Cut, Probe, around, by_words, marks, probe, shape, whole
+from sftrun.data.masks.refusal import explain_refusal
+from sftrun.data.masks.regions import Region, find_regions
+from sftrun.data.masks.skeleton import Skeleton, make_rendered, make_tiles
+from sftrun.data.masks.stand_ins import (
+    Cut,
+    StandIns,
+    cut_whole,
+    find_marks,
+    make_mark_cutter,
+    make_stand_ins,
+    make_word_cutter,
+    split_shape,
+)
 from sftrun.data.masks.survey import Survey
 from sftrun.data.masks.template import RESERVED, Template
 from sftrun.errors import Problem, RowError
 from sftrun.types import Conversation, Message, Rendered
 
-MAX_SKELETONS = 4096
+MAX_SKELETONS = 4096  # shapes of conversation remembered, so that memory is bounded
 
 Flags = tuple[bool | None, ...]
 
 
 class Renderer:
-    """Renders conversations with a template. `eot_token` closes the last turn where the template closes none.
+    """A renderer of conversations with one template.
 
-    It also ends plain text, in place of the tokenizer's `eos_token`; with `adds_bos`, `bos_token` begins that.
+    `eot_token` closes the last turn if the template does not, and ends plain text in place of the tokenizer's
+    `eos_token`. With `adds_bos`, `bos_token` begins plain text.
     """
 
     def __init__(self, template: Template, *, eot_token: str | None = None, adds_bos: bool = False) -> None:
         self.template = template
         self.eot_token = eot_token
-        self._habits = conventions.habits(template)
-        template.wraps_text = self._habits.only_lists
+        self._conventions = conventions.learn_conventions(template)
+        template.wraps_text = self._conventions.only_lists
         self._bos = template.variables.get("bos_token", "") if adds_bos else ""
         self._eos = eot_token or template.variables.get("eos_token")
         self._skeletons: dict[Hashable, Skeleton | None] = {}
-        self._with_tools: dict[tuple[Hashable, bytes], Skeleton] = {}  # one a shape of messages
+        self._with_tools: dict[tuple[Hashable, bytes], Skeleton] = {}  # one for each shape of messages
         self._flagged_shapes: dict[tuple[Skeleton, Flags], Skeleton] = {}
-        self._around = around(template.constants)
-        self._by_words = by_words(template.constants)
+        self._around = make_mark_cutter(template.constants)
+        self._by_words = make_word_cutter(template.constants)
 
     def render(self, conversation: Conversation) -> Rendered:
-        """The text of a conversation, and spans that tile it.
+        """Renders a conversation, with spans that tile its text.
 
-        Raises RowError, naming the message, where the positions of an assistant's text cannot be proven.
+        Raises RowError, naming the message, if the positions of an assistant's text cannot be proven.
         """
         if _has_flags(conversation.messages):
-            return self._flagged(self.render(without_flags(conversation)), conversation.messages)
+            return self._add_flags(self.render(remove_flags(conversation)), conversation.messages)
         if conversation.plain:
-            return plain_text.render(conversation, self._bos, self._eos)
-        text = self._direct(conversation)
-        key, texts = shape(conversation.messages)
+            return plain_text.render_plain(conversation, self._bos, self._eos)
+        text = self._render_directly(conversation)
+        key, texts = split_shape(conversation.messages)
         if self._steering and any(map(self._steering.search, texts)):
             return self._render_closely(conversation, text)
-        key = (key, _extra(conversation))
+        key = (key, _make_extra_key(conversation))
         try:
             skeleton = self._skeletons[key]
         except KeyError:
-            skeleton = self._keep(key, self._new(conversation, key[0], (text, texts)))
-        lengths = skeleton.fit(text, texts) if skeleton else None
+            skeleton = self._remember(key, self._find_skeleton(conversation, key[0], (text, texts)))
+        lengths = skeleton.match(text, texts) if skeleton else None
         if skeleton is None or lengths is None:
             return self._render_closely(conversation, text)
-        return self._result(skeleton, text, lengths)
+        return self._make_render(skeleton, text, lengths)
 
-    def prompt(
+    def render_prompt(
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
@@ -78,32 +88,32 @@ class Renderer:
         *,
         plain: bool = False,
     ) -> str:
-        """What the model is given at inference: the messages and the generation prompt; the texts of plain ones."""
-        messages = [_without_flag(message) for message in messages]
+        """Renders messages with the generation prompt, as the model gets them; joins the contents of plain text."""
+        messages = [_remove_flag(message) for message in messages]
         if plain:
-            return self._bos + "".join(plain_text.contents(messages))
+            return self._bos + "".join(plain_text.get_contents(messages))
         return self.template.render(messages, tools=tools, add_generation_prompt=True, **(kwargs or {}))
 
-    def check(self) -> list[Problem]:
-        """What is wrong with the template itself, seen on a short talk."""
-        return [] if self.template.missing else conventions.problems(self._habits, self.eot_token)
+    def check_template(self) -> list[Problem]:
+        """Returns the problems of the template itself, seen on a short conversation."""
+        return [] if self.template.missing else conventions.find_problems(self._conventions, self.eot_token)
 
     @cached_property
     def _steering(self) -> re.Pattern[str] | None:
-        found = conventions.steering(self.template, marks(self.template.constants))
+        found = conventions.find_steering_constants(self.template, find_marks(self.template.constants))
         return re.compile("|".join(map(re.escape, found))) if found else None
 
-    def _direct(self, conversation: Conversation) -> str:
+    def _render_directly(self, conversation: Conversation) -> str:
         kwargs = conversation.template_kwargs
         if kwargs and not RESERVED.isdisjoint(kwargs):
             raise RowError(f"template_kwargs must not set {', '.join(sorted(RESERVED & kwargs.keys()))}")
         try:
             return self.template.render(conversation.messages, tools=conversation.tools, **kwargs)
         except RowError as error:
-            raise explained(self.template, conversation, error) from error
+            raise explain_refusal(self.template, conversation, error) from error
 
-    def _flagged(self, found: Rendered, messages: Sequence[Message]) -> Rendered:
-        """The same with what each message says of being trained."""
+    def _add_flags(self, found: Rendered, messages: Sequence[Message]) -> Rendered:
+        """Adds the `train` of each message to its spans."""
         flags = tuple(message.get("train") for message in messages)
         spans = [
             msgspec.structs.replace(span, train=flags[span.message]) if span.message >= 0 else span
@@ -115,100 +125,106 @@ class Renderer:
             self._flagged_shapes.clear()
         key = (found.shape, flags)
         if key not in self._flagged_shapes:
-            self._flagged_shapes[key] = found.shape.flagged(flags)
+            self._flagged_shapes[key] = found.shape.with_flags(flags)
         return Rendered(found.text, spans, self._flagged_shapes[key])
 
-    def _result(self, skeleton: Skeleton, text: str, lengths: Sequence[int]) -> Rendered:
+    def _make_render(self, skeleton: Skeleton, text: str, lengths: Sequence[int]) -> Rendered:
         if skeleton.refusal is not None:
             raise RowError(skeleton.refusal)
-        return rendered(skeleton, text, lengths, self.eot_token)
+        return make_rendered(skeleton, text, lengths, self.eot_token)
 
-    def _keep(self, key: Hashable, skeleton: Skeleton | None) -> Skeleton | None:
+    def _remember(self, key: Hashable, skeleton: Skeleton | None) -> Skeleton | None:
         if len(self._skeletons) >= MAX_SKELETONS:
             self._skeletons.clear()
             self._with_tools.clear()
         self._skeletons[key] = skeleton
         return skeleton
 
-    def _new(self, conversation: Conversation, key: Hashable, found: tuple[str, Sequence[str]]) -> Skeleton | None:
-        """A skeleton for a shape that was not seen before, or was seen with other tools."""
+    def _find_skeleton(
+        self, conversation: Conversation, key: Hashable, found: tuple[str, Sequence[str]]
+    ) -> Skeleton | None:
+        """Returns a skeleton for a shape that is new, or new with these tools."""
         kwargs = msgspec.json.encode(conversation.template_kwargs) if conversation.template_kwargs else b""
         other = self._with_tools.get((key, kwargs)) if conversation.tools else None
-        made = other.turned(*found) if other else None
+        made = other.adapt(*found) if other else None
         if made is None:
-            made = self._skeleton(conversation, probe(conversation.messages, whole, found[0]))
+            made = self._make_skeleton(conversation, make_stand_ins(conversation.messages, cut_whole, found[0]))
             if conversation.tools and made and made.refusal is None:
                 self._with_tools[key, kwargs] = made
         return made
 
-    def _survey(self, conversation: Conversation, probed: Probe) -> Survey:
-        return Survey(self.template, probed, conversation.tools, conversation.template_kwargs)
+    def _make_survey(self, conversation: Conversation, stand_ins: StandIns) -> Survey:
+        return Survey(self.template, stand_ins, conversation.tools, conversation.template_kwargs)
 
-    def _skeleton(self, conversation: Conversation, probed: Probe) -> Skeleton | None:
-        """The skeleton of a probe; None if the template does not take the probe."""
+    def _make_skeleton(self, conversation: Conversation, stand_ins: StandIns) -> Skeleton | None:
+        """Makes the skeleton of a render with stand-ins; None if the template refuses them."""
         try:
-            survey = self._survey(conversation, probed)
+            survey = self._make_survey(conversation, stand_ins)
         except RowError:
             return None
-        skeleton = Skeleton(survey.whole)
+        skeleton = Skeleton(survey.full)
         try:
-            found = self._regions(survey)
-            skeleton.add(tiles(survey.whole, probed, found, open_end=not self._habits.endings))
+            found = self._find_regions(survey)
+            skeleton.set_tiles(make_tiles(survey.full, stand_ins, found, open_end=not self._conventions.endings))
         except RowError as error:
             skeleton.refusal = str(error)
         return skeleton
 
-    def _regions(self, survey: Survey) -> list[Region]:
-        if self._habits.unfit:
-            raise RowError(self._habits.unfit)
-        found = regions(survey, self._habits.endings)
-        if self._habits.endings or not self.eot_token:
-            hint = "" if self._habits.endings else "; set model.eot_token"
+    def _find_regions(self, survey: Survey) -> list[Region]:
+        if self._conventions.refusal:
+            raise RowError(self._conventions.refusal)
+        found = find_regions(survey, self._conventions.endings)
+        if self._conventions.endings or not self.eot_token:
+            hint = "" if self._conventions.endings else "; set model.eot_token"
             for region in found:
-                if region.cut == region.end:  # it would teach the model to go on for ever
-                    raise survey.refuse(region.message, f"the template writes no end-of-turn token after it{hint}")
+                if region.cut == region.end:  # the model would learn to never stop
+                    raise survey.make_refusal(
+                        region.message, f"the template writes no end-of-turn token after it{hint}"
+                    )
         return found
 
     def _render_closely(self, conversation: Conversation, text: str) -> Rendered:
-        """For a row whose text sends the template another way: what it may look for stays in the probe."""
-        probed = probe(conversation.messages, self._around, text)
-        key = (repr(probed.messages), _extra(conversation))
-        skeleton = self._skeletons.get(key) or self._keep(key, self._skeleton(conversation, probed))
-        lengths = skeleton.fit(text, [slot.text for slot in probed.slots]) if skeleton else None
+        """Renders a row whose text makes the template branch: text that the template may look for stays in place."""
+        stand_ins = make_stand_ins(conversation.messages, self._around, text)
+        key = (repr(stand_ins.messages), _make_extra_key(conversation))
+        skeleton = self._skeletons.get(key) or self._remember(key, self._make_skeleton(conversation, stand_ins))
+        lengths = skeleton.match(text, [slot.text for slot in stand_ins.slots]) if skeleton else None
         if skeleton and lengths is not None and skeleton.refusal is None:
-            return self._result(skeleton, text, lengths)
+            return self._make_render(skeleton, text, lengths)
         return self._render_by_words(conversation, text)
 
     def _render_by_words(self, conversation: Conversation, text: str) -> Rendered:
-        probed = probe(conversation.messages, self._by_words, text)
-        skeleton = self._skeleton(conversation, probed)
-        lengths = skeleton.fit(text, [slot.text for slot in probed.slots]) if skeleton else None
+        stand_ins = make_stand_ins(conversation.messages, self._by_words, text)
+        skeleton = self._make_skeleton(conversation, stand_ins)
+        lengths = skeleton.match(text, [slot.text for slot in stand_ins.slots]) if skeleton else None
         if skeleton is None or lengths is None:
-            raise self._mismatch(conversation, text)
-        found = self._result(skeleton, text, lengths)
+            raise self._explain_mismatch(conversation, text)
+        found = self._make_render(skeleton, text, lengths)
         return Rendered(found.text, found.spans)
 
-    def _mismatch(self, conversation: Conversation, text: str) -> RowError:
-        """Blames the first message whose words alone keep the probe from giving the text, assistants first."""
+    def _explain_mismatch(self, conversation: Conversation, text: str) -> RowError:
+        """Returns an error for the first message whose stand-ins alone change the text, assistants first."""
         messages = conversation.messages
         roles = [message["role"] for message in messages]
         for index in sorted(range(len(roles)), key=lambda index: roles[index] != "assistant"):
-            found = self._filled(conversation, _only(index, messages, self._by_words, text))
+            found = self._fill(conversation, _make_single_stand_ins(index, messages, self._by_words, text))
             if found != text:
-                why = f"the template changes its text: {_difference(found, text)}"
+                why = f"the template changes its text: {_describe_difference(found, text)}"
                 return RowError(f"message {index} ({roles[index]}): {why}")
-        found = self._filled(conversation, probe(messages, self._by_words, text))
-        return RowError(f"the template changes the texts of messages: {_difference(found, text)}")
+        found = self._fill(conversation, make_stand_ins(messages, self._by_words, text))
+        return RowError(f"the template changes the texts of messages: {_describe_difference(found, text)}")
 
-    def _filled(self, conversation: Conversation, probed: Probe) -> str:
+    def _fill(self, conversation: Conversation, stand_ins: StandIns) -> str:
         try:
-            return Skeleton(self._survey(conversation, probed).whole).fill([slot.text for slot in probed.slots])
+            return Skeleton(self._make_survey(conversation, stand_ins).full).fill(
+                [slot.text for slot in stand_ins.slots]
+            )
         except RowError as error:
             return str(error)
 
 
 def _has_flags(messages: Sequence[Message]) -> bool:
-    """Whether any message says if it is trained; raises RowError for what are no messages."""
+    """Returns True if a message has the key `train`; raises RowError for malformed messages."""
     if not messages:
         raise RowError("the conversation has no messages")
     found = False
@@ -222,28 +238,28 @@ def _has_flags(messages: Sequence[Message]) -> bool:
     return found
 
 
-def without_flags(conversation: Conversation) -> Conversation:
-    """The conversation as templates see it: its messages do not say whether they are trained."""
-    messages = [_without_flag(message) for message in conversation.messages]
+def remove_flags(conversation: Conversation) -> Conversation:
+    """Returns the conversation as templates see it, without the key `train` in messages."""
+    messages = [_remove_flag(message) for message in conversation.messages]
     return msgspec.structs.replace(conversation, messages=messages)
 
 
-def _without_flag(message: Message) -> Message:
+def _remove_flag(message: Message) -> Message:
     return {name: value for name, value in message.items() if name != "train"} if "train" in message else message
 
 
-def _extra(conversation: Conversation) -> Hashable:
+def _make_extra_key(conversation: Conversation) -> Hashable:
     if conversation.tools is None and not conversation.template_kwargs:
         return None
     return msgspec.json.encode([conversation.tools, conversation.template_kwargs])
 
 
-def _only(index: int, messages: Sequence[Message], cut: Cut, taken: str) -> Probe:
-    """A probe in which one message has stand-ins and the others are as they are."""
-    one = probe([messages[index]], cut, taken)
+def _make_single_stand_ins(index: int, messages: Sequence[Message], cut: Cut, used: str) -> StandIns:
+    """Replaces the texts of one message by stand-ins, and keeps the others."""
+    one = make_stand_ins([messages[index]], cut, used)
     return one._replace(messages=[*messages[:index], one.messages[0], *messages[index + 1 :]])
 
 
-def _difference(expected: str, found: str) -> str:
+def _describe_difference(expected: str, found: str) -> str:
     at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), 0)
     return f"{expected[max(0, at - 8) : at + 16]!r} became {found[max(0, at - 8) : at + 16]!r}"

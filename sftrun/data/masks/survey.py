@@ -1,7 +1,6 @@
-"""Renders of a probe and of its beginnings, and where the generation prompt ends in them.
+"""Surveys: renders of messages with stand-ins and of their prefixes, to find the end of each generation prompt.
 
-Everything is compared from the last slot on: what a template writes earlier (it may drop the reasoning of
-older turns) does not matter.
+Renders are compared from the last slot on. Earlier text may differ: a template may drop the reasoning of older turns.
 """
 
 import re
@@ -9,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from sftrun.data.masks.stand_ins import STAND_IN, Marked, Probe, mark
+from sftrun.data.masks.stand_ins import STAND_IN, MarkedText, StandIns, find_slots
 from sftrun.data.masks.template import Template
 from sftrun.errors import RowError
 from sftrun.types import Message
@@ -20,137 +19,137 @@ _WORD = re.compile(r"[^\s<>\[\]]+$")
 
 
 class Survey:
-    """Renders the messages of a probe, or the first of them, with or without a generation prompt."""
+    """Renders of messages with stand-ins, or of the first of them, with or without a generation prompt."""
 
     def __init__(
         self,
         template: Template,
-        probe: Probe,
+        stand_ins: StandIns,
         tools: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        self.probe = probe
+        self.stand_ins = stand_ins
         self._template = template
         self._tools = tools
         self._kwargs = kwargs or {}
-        self._renders: dict[tuple[int, bool], Marked] = {}
-        self.whole = self.render(len(probe.messages))
+        self._renders: dict[tuple[int, bool], MarkedText] = {}
+        self.full = self.render(len(stand_ins.messages))
 
-    def render(self, count: int, prompt: bool = False) -> Marked:
-        """The first `count` messages, with a generation prompt if `prompt` is set."""
+    def render(self, count: int, prompt: bool = False) -> MarkedText:
+        """Renders the first `count` messages, with a generation prompt if `prompt` is set."""
         if (count, prompt) not in self._renders:
-            text = self.text(self.probe.messages[:count], prompt)
-            self._renders[count, prompt] = mark(text, self.probe)
+            text = self.render_text(self.stand_ins.messages[:count], prompt)
+            self._renders[count, prompt] = find_slots(text, self.stand_ins)
         return self._renders[count, prompt]
 
-    def text(self, messages: Sequence[Message], prompt: bool = False) -> str:
-        """Any messages, with the probe's tools and variables."""
+    def render_text(self, messages: Sequence[Message], prompt: bool = False) -> str:
+        """Renders any messages, with the same tools and variables."""
         return self._template.render(messages, tools=self._tools, add_generation_prompt=prompt, **self._kwargs)
 
-    def own(self, marked: Marked, message: int) -> list[int]:
-        """Where the texts of a message are."""
-        return [start for start, number in marked.slots if self.probe.slots[number].message == message]
+    def find_own(self, marked: MarkedText, message: int) -> list[int]:
+        """Returns the positions of a message's texts."""
+        return [start for start, number in marked.slots if self.stand_ins.slots[number].message == message]
 
-    def prompt(self, message: int) -> Marked:
-        """The text that the model continues with this message."""
-        # What a template writes first may depend on there being a message at all.
-        found = None if message else self._before(message)
+    def render_prompt(self, message: int) -> MarkedText:
+        """Renders the text that the model continues with this message."""
+        # The first text of a template may depend on the presence of a message.
+        found = None if message else self._render_before(message)
         if found is not None:
             return found
         try:
             return self.render(message, prompt=True)
         except RowError as error:
-            found = self._before(message)  # some templates render nothing without a user's message
+            found = self._render_before(message)  # some templates refuse messages without a user
             if found is None:
-                raise self.refuse(message, f"the messages before it cannot be rendered: {error}") from None
+                raise self.make_refusal(message, f"the messages before it cannot be rendered: {error}") from None
             return found
 
-    def _before(self, message: int) -> Marked | None:
-        """The text before a message, where it ends as every generation prompt does."""
-        before = self.whole.text[: next(iter(self.own(self.whole, message)), 0)]
-        opening = self.usual_opening
-        return mark(before, self.probe) if opening and before.endswith(opening) else None
+    def _render_before(self, message: int) -> MarkedText | None:
+        """Returns the text before a message, if it ends with the usual generation prompt."""
+        before = self.full.text[: next(iter(self.find_own(self.full, message)), 0)]
+        opening = self.usual_prompt
+        return find_slots(before, self.stand_ins) if opening and before.endswith(opening) else None
 
     @cached_property
-    def usual_opening(self) -> str:
+    def usual_prompt(self) -> str:
         """The generation prompt after a question."""
         try:
-            prompt, before = self.text(_QUESTION, prompt=True), self.text(_QUESTION)
+            prompt, before = self.render_text(_QUESTION, prompt=True), self.render_text(_QUESTION)
         except RowError:
             return ""
         opening = prompt[len(before) :] if prompt.startswith(before) else ""
         return opening if opening.strip() else ""
 
-    def opening(self, message: int) -> str:
-        """The generation prompt before a message; empty if the template does not just append it."""
-        prompt, before = self.prompt(message).text, self.render(message).text
+    def get_opening(self, message: int) -> str:
+        """Returns the generation prompt before a message; empty if the template does not just append it."""
+        prompt, before = self.render_prompt(message).text, self.render(message).text
         return prompt[len(before) :] if prompt.startswith(before) else ""
 
-    def anchor(self, marked: Marked, message: int) -> tuple[int, str]:
-        """The end of the last text before a message, and what its prompt has after that text."""
-        prompt = self.prompt(message)
+    def find_anchor(self, marked: MarkedText, message: int) -> tuple[int, str]:
+        """Returns the end of the last text before a message, and the rest of its prompt after that text."""
+        prompt = self.render_prompt(message)
         if not prompt.slots:
             return 0, prompt.text
         last, number = prompt.slots[-1]
-        limit = next(iter(self.own(marked, message)), len(marked.text))
+        limit = next(iter(self.find_own(marked, message)), len(marked.text))
         places = [start for start, other in marked.slots if other == number and start < limit]
         if not places:
-            owner = self.probe.slots[number].message
-            raise self.refuse(message, f"the text of message {owner}, which leads to it, is not before it")
+            owner = self.stand_ins.slots[number].message
+            raise self.make_refusal(message, f"the template does not write the text of message {owner} before it")
         return places[-1] + 1, prompt.text[last + 1 :]
 
-    def start(self, marked: Marked, message: int) -> tuple[int, str]:
-        """Where the prompt of a message ends in a render, and what of the prompt is left there.
+    def find_start(self, marked: MarkedText, message: int) -> tuple[int, str]:
+        """Returns the end of a message's prompt in a render, and the rest of the prompt that is not there.
 
-        A prompt may hold more than the text goes on with: it may end with `<think>` where the answer has no
-        thoughts. What both have in common is not generated; the rest of the text is.
+        A prompt may hold more than the text: it may end with `<think>` before an answer without thoughts. Only their
+        common beginning is not generated.
         """
-        anchor, tail = self.anchor(marked, message)
-        size = shared(tail, marked.text[anchor:])
+        anchor, tail = self.find_anchor(marked, message)
+        size = count_shared(tail, marked.text[anchor:])
         left = tail[size:]
         if left and not self._reaches_opening(message, size, len(tail)):
             found = marked.text[anchor + size :]
-            why = f"the generation prompt has {excerpt(left)} where the text has {excerpt(found)}"
-            raise self.refuse(message, why)
+            why = f"the generation prompt has {quote_excerpt(left)} where the text has {quote_excerpt(found)}"
+            raise self.make_refusal(message, why)
         return anchor + size, left
 
     def _reaches_opening(self, message: int, size: int, whole: int) -> bool:
-        """Whether `size` characters of a prompt's tail hold more than the end of the turn before."""
-        if self.prompt(message).text.startswith(self.render(message).text):
-            return size > whole - len(self.opening(message))
+        """Returns True if `size` characters of a prompt's tail hold more than the end of the previous turn."""
+        if self.render_prompt(message).text.startswith(self.render(message).text):
+            return size > whole - len(self.get_opening(message))
         return size > 0
 
-    def tail(self, message: int, prompt: bool = False) -> str:
-        """What comes after a message's last text where it is the last message."""
+    def get_tail(self, message: int, prompt: bool = False) -> str:
+        """Returns the text after a message's last text if it is the last message."""
         marked = self.render(message + 1, prompt)
-        here = [number for _, number in self.whole.slots if self.probe.slots[number].message == message]
+        here = [number for _, number in self.full.slots if self.stand_ins.slots[number].message == message]
         if not here:
-            return marked.text[self.start(marked, message)[0] :]
+            return marked.text[self.find_start(marked, message)[0] :]
         if not marked.slots or marked.slots[-1][1] != here[-1]:
-            raise self.refuse(message, "the template writes it in another order where more messages follow")
+            raise self.make_refusal(message, "the template writes its texts in another order if more messages follow")
         return marked.text[marked.slots[-1][0] + 1 :]
 
-    def refuse(self, message: int, why: str) -> RowError:
-        """The error for a message whose text cannot be placed."""
-        return RowError(f"message {message} ({self.probe.role(message)}): {why}")
+    def make_refusal(self, message: int, why: str) -> RowError:
+        """Makes the error for a message whose text cannot be located."""
+        return RowError(f"message {message} ({self.stand_ins.role(message)}): {why}")
 
 
-def shared(first: str, second: str) -> int:
-    """How far two texts agree, counted in whole words and whole control tokens."""
+def count_shared(first: str, second: str) -> int:
+    """Counts the common characters at the start of two texts, in whole words and whole control tokens."""
     size = next((at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), None)
     if size is None:
         return min(len(first), len(second))
-    size -= _length(_UNFINISHED.search(first[:size]))
+    size -= _match_length(_UNFINISHED.search(first[:size]))
     if first[size].isalnum() or second[size].isalnum():
-        size -= _length(_WORD.search(first[:size]))
+        size -= _match_length(_WORD.search(first[:size]))
     return size
 
 
-def _length(match: re.Match[str] | None) -> int:
+def _match_length(match: re.Match[str] | None) -> int:
     return len(match[0]) if match else 0
 
 
-def excerpt(text: str, size: int = 24) -> str:
-    """The beginning of a text, quoted, with an ellipsis for each stand-in."""
+def quote_excerpt(text: str, size: int = 24) -> str:
+    """Quotes the beginning of a text, with an ellipsis for each stand-in."""
     text = STAND_IN.sub("…", text)
     return repr(text if len(text) <= size else text[:size] + "…")

@@ -1,4 +1,4 @@
-"""A chat template, compiled once: renders what transformers' `apply_chat_template` renders, without transformers."""
+"""Chat templates, compiled once: render the same text as transformers' `apply_chat_template`, without transformers."""
 
 import hashlib
 import json
@@ -17,23 +17,23 @@ from sftrun.errors import Place, Problem, RowError, UserError
 from sftrun.types import Message
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names under which a message carries its reasoning, the usual one first."""
+"""Keys of a message for its reasoning, the usual one first."""
 
 RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
-"""Variables that only the renderer gives to a template."""
+"""Variables of a template that only the renderer may set."""
 
 REFUSES = "the chat template refuses: "
 NAMELESS = "chat template"
 
 
 class Template:
-    """A chat template with the tokens that it may name (`bos_token`, …) and one clock for all its renders.
+    """A compiled chat template, with its special tokens (`bos_token`, …) and one clock for all its renders.
 
-    A template that is no valid Jinja raises UserError with the line. `now` is the time that `strftime_now`
-    tells, by default the moment of construction: the text of a row must not depend on when it is rendered.
-    With `wraps_text` set, it is given each text content as a list of one part, for templates that read no other.
-    `name` is what messages call it: a model, a built-in template or a file. `generation` is the extension that
-    reads the tags `{% generation %}`. With `missing`, the reason why there is none, it refuses to render.
+    Raises UserError with the line if the source is not valid Jinja. `now` is the time for `strftime_now`, by default
+    the moment of construction, so that the text of a row does not depend on when it is rendered. With `wraps_text`,
+    the template gets each text content as a list of one part. `name` is its name in messages: a model, a built-in
+    template or a file. `generation` is the extension for the tags `{% generation %}`. If `missing` is set, `render`
+    raises it.
     """
 
     missing: Problem | None = None
@@ -51,13 +51,13 @@ class Template:
         self.wraps_text = False
         self.variables = dict(variables)
         self.now = now or datetime.now()
-        self._environment = _environment(self.now, generation or Generation)
+        self._environment = _make_environment(self.now, generation or Generation)
         try:
             self._compiled = self._environment.from_string(source)
             self._globals = dict(self._compiled.globals)
             self._context = self._compiled.new_context({}, shared=True)
         except jinja2.TemplateSyntaxError as error:
-            raise UserError(_syntax_problem(error, source, name)) from None
+            raise UserError(_make_syntax_problem(error, source, name)) from None
 
     @property
     def fingerprint(self) -> str:
@@ -66,12 +66,12 @@ class Template:
 
     @property
     def label(self) -> str:
-        """What to call it in a message: its name, or the beginning of its fingerprint."""
+        """The name for messages, or the beginning of the fingerprint."""
         return self.fingerprint[:12] if self.name == NAMELESS else self.name
 
     @cached_property
     def constants(self) -> frozenset[str]:
-        """The string constants in the template's expressions: what it may look for in a message."""
+        """The string constants in the template's expressions, which it may look for in a message."""
         tree = self._environment.parse(self.source)
         return frozenset(node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str))
 
@@ -84,7 +84,7 @@ class Template:
         add_generation_prompt: bool = False,
         **template_kwargs: Any,
     ) -> str:
-        """The text of a conversation. Raises RowError, with the template's own words where it has any."""
+        """Renders a conversation; raises RowError, with the template's own message if it has one."""
         if self.missing:
             raise UserError(self.missing)
         try:
@@ -94,22 +94,22 @@ class Template:
                     "documents": None,
                     **self.variables,
                     **template_kwargs,
-                    "messages": self._read(messages),
+                    "messages": self._adapt_messages(messages),
                     "tools": tools,
                     "add_generation_prompt": add_generation_prompt,
                 }
             )
         except _Refusal as refusal:
             raise RowError(f"{REFUSES}{refusal}") from None
-        except Exception as error:  # anything can go wrong inside a template; it is never a bug of ours
-            raise RowError(f"the chat template fails{_line(error)}: {type(error).__name__}: {error}") from error
+        except Exception as error:  # a template may raise anything, and its errors are no bugs of sftrun
+            raise RowError(f"the chat template fails{_locate_error(error)}: {type(error).__name__}: {error}") from error
 
-    def _read(self, messages: Sequence[Message]) -> list[Message]:
-        read = [_with_reasoning(message) for message in messages]
-        return [_with_parts(message) for message in read] if self.wraps_text else read
+    def _adapt_messages(self, messages: Sequence[Message]) -> list[Message]:
+        read = [_copy_reasoning(message) for message in messages]
+        return [_to_list_content(message) for message in read] if self.wraps_text else read
 
     def _run(self, variables: dict[str, Any]) -> str:
-        # Jinja's own render makes a context and copies all globals each time, which takes longer than many a template
+        # Jinja's own render makes a context and copies all globals each time, which is slower than many templates
         context = self._context
         context.parent = variables
         context.vars.clear()
@@ -117,11 +117,11 @@ class Template:
         try:
             return "".join(self._compiled.root_render_func(context))
         except Exception:
-            self._environment.handle_exception()  # raises it again, with lines of the template
+            self._environment.handle_exception()  # re-raises it with the template's lines
 
 
-def _with_reasoning(message: Message) -> Message:
-    # As transformers does: whichever name the reasoning comes under, templates find it under the two they read.
+def _copy_reasoning(message: Message) -> Message:
+    # As in transformers: the reasoning is copied to the two keys that templates read.
     for name in REASONING:
         reasoning = message.get(name)
         if reasoning is not None:
@@ -129,19 +129,19 @@ def _with_reasoning(message: Message) -> Message:
     return message
 
 
-def _with_parts(message: Message) -> Message:
+def _to_list_content(message: Message) -> Message:
     content = message.get("content")
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
-_OF_DICTS = frozenset(dir(dict))
+_DICT_ATTRIBUTES = frozenset(dir(dict))
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, which finds `message.role` at once instead of failing to find an attribute first."""
+    """Jinja's sandbox with a fast path for `message.role`, which does not try attributes first."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        if type(obj) is dict and attribute not in _OF_DICTS:
+        if type(obj) is dict and attribute not in _DICT_ATTRIBUTES:
             try:
                 return obj[attribute]
             except KeyError:
@@ -149,7 +149,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
 
-def _environment(now: datetime, generation: type[jinja2.ext.Extension]) -> ImmutableSandboxedEnvironment:
+def _make_environment(now: datetime, generation: type[jinja2.ext.Extension]) -> ImmutableSandboxedEnvironment:
     # Templates come from the internet: the sandbox keeps them away from Python.
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, generation])
     environment.filters["tojson"] = _tojson
@@ -161,7 +161,7 @@ def _environment(now: datetime, generation: type[jinja2.ext.Extension]) -> Immut
 
 
 class _Refusal(jinja2.TemplateError):
-    """Raised by a template itself."""
+    """An error that the template itself raises."""
 
 
 def _raise_exception(message: object) -> NoReturn:
@@ -180,7 +180,7 @@ def _tojson(
 
 
 class Generation(jinja2.ext.Extension):
-    """`{% generation %} … {% endgeneration %}`: rendered as if the tags were not there."""
+    """The extension for `{% generation %} … {% endgeneration %}`, rendered as if the tags were absent."""
 
     tags = {"generation"}  # noqa: RUF012  (as Jinja declares it)
 
@@ -190,15 +190,15 @@ class Generation(jinja2.ext.Extension):
         return jinja2.nodes.CallBlock(self.call_method("body"), [], [], body).set_lineno(line)
 
     def body(self, caller: Callable[[], str]) -> str:
-        """What is written for the text between the tags."""
+        """Returns the text to write for the text between the tags."""
         return caller()
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """Jinja's namespace without underscored names, which lead out of the sandbox."""
+    """Jinja's namespace without underscored names, which can lead out of the sandbox."""
 
     def __init__(*args: Any, **attributes: Any) -> None:
-        self, *rest = args  # as Jinja does it, so that a template may name an attribute `self`
+        self, *rest = args  # as in Jinja, so that a template may set an attribute named `self`
         values = dict(*rest, **attributes)
         for name in values:
             _check_attribute(name)
@@ -215,7 +215,7 @@ def _check_attribute(name: Any) -> None:
 
 
 class _Dict:
-    """`dict` for templates: makes dictionaries, and is not the type itself."""
+    """A replacement for `dict` in templates that makes dictionaries without exposing the type."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -224,15 +224,15 @@ class _Dict:
         return dict.fromkeys(keys, value)
 
 
-def _syntax_problem(error: jinja2.TemplateSyntaxError, source: str, name: str) -> Problem:
+def _make_syntax_problem(error: jinja2.TemplateSyntaxError, source: str, name: str) -> Problem:
     lines = source.splitlines()
     text = lines[error.lineno - 1] if 0 < error.lineno <= len(lines) else None
     where = Place(file=name, line=error.lineno, text=text)
     return Problem(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}", where=where)
 
 
-def _line(error: BaseException) -> str:
-    """Where in the template an error arose: ` at line 12`, or nothing."""
+def _locate_error(error: BaseException) -> str:
+    """Returns the line of the template where an error arose, as ` at line 12`, or an empty text."""
     line, trace = 0, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == "<template>":

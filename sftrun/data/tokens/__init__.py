@@ -1,1 +1,1 @@
-"""Text to token ids: the tokenizer, and which ids of a sample carry loss."""
+"""Tokens: the tokenizer, and the positions of trained text in token ids."""

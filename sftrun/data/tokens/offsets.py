@@ -1,4 +1,4 @@
-"""One text at a time, by the offsets of its tokens: which of them carry loss, and what they hold."""
+"""Masks by token offsets, one text at a time: which tokens carry loss, and counts of them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,10 +17,10 @@ Stretch = tuple[int, int]
 
 
 class Counts(msgspec.Struct):
-    """What samples hold: tokens and trained tokens per role, and what became of turn ends and borders.
+    """Counts of samples: tokens and trained tokens per role, ends of turns, and tokens at borders.
 
-    Of `turns` trained turns, `ended` have their end-of-turn trained and `cut` lost it to truncation; `straddling`
-    tokens lie partly in a trained span.
+    Of `turns` trained turns, `ended` have a trained end-of-turn token and `cut` lost it to truncation. `straddling`
+    tokens lie partly in a trained stretch.
     """
 
     tokens: dict[str, int] = {}
@@ -36,17 +36,17 @@ class Counts(msgspec.Struct):
         self.trained[role] = self.trained.get(role, 0) + trained
 
     def merge(self, other: "Counts") -> None:
-        """Adds all that another one counted."""
+        """Adds the counts of another object."""
         for role, tokens in other.tokens.items():
             self.add(role, tokens, other.trained[role])
         for name in ("turns", "ended", "cut", "straddling"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
-class Tokens(NamedTuple):
-    """One text as tokens: ids, whether each is trained and the index of the span that it begins in; [tokens].
+class TokenizedText(NamedTuple):
+    """One text as tokens: ids, trained flags, and the index of the span in which each token begins; [tokens].
 
-    `ends` [spans] says which spans are the ends of trained turns.
+    `ends` [spans] marks the spans that end trained turns.
     """
 
     ids: Any
@@ -57,10 +57,10 @@ class Tokens(NamedTuple):
     straddling: int
 
 
-def stretches(masker: Masker, rendered: Rendered) -> list[Stretch]:
-    """The stretches `[start, end)` of a rendered text that a masker has trained, in order.
+def choose_stretches(masker: Masker, rendered: Rendered) -> list[Stretch]:
+    """Returns the stretches `[start, end)` of a rendered text that a masker trains, in order.
 
-    A turn of whose text nothing is left by `narrow` has no trained end either.
+    A turn in whose text `narrow` leaves nothing has no trained end either.
     """
     narrow = getattr(masker, "narrow", None)
     chosen = [span for span, flag in zip(rendered.spans, masker.choose(rendered.spans), strict=True) if flag]
@@ -78,59 +78,59 @@ def stretches(masker: Masker, rendered: Rendered) -> list[Stretch]:
     return kept
 
 
-def tokens(
+def mark_tokens(
     rendered: Rendered, chosen: Sequence[Stretch], encoding: "Encoding", tokenizer: Tokenizer
-) -> tuple[Tokens, tuple[Any, Any]]:
-    """One text by the offsets of its tokens, trained where `chosen` says, and these offsets.
+) -> tuple[TokenizedText, tuple[Any, Any]]:
+    """Marks the tokens of one text that lie in chosen stretches; returns them and their character offsets.
 
-    A token is trained when every character of it lies in a chosen stretch. One that straddles the start of an
-    answer is not: its first characters belong to the generation prompt, so the model never emits it.
+    A token is trained if every character of it lies in a chosen stretch. A token that straddles the start of an
+    answer is not trained: its first characters belong to the generation prompt, so the model never emits it.
     """
-    starts, ends = tokenizer.bounds(encoding, rendered.text)
+    starts, stops = tokenizer.find_bounds(encoding, rendered.text)
     marked = np.zeros(len(rendered.text) + 1, dtype=np.int64)
     for start, end in chosen:
         marked[start + 1 : end + 1] = 1
     inside = np.cumsum(marked)
-    covered = inside[ends] - inside[starts]
-    trained = (covered == ends - starts) & (ends > starts)
+    covered = inside[stops] - inside[starts]
+    trained = (covered == stops - starts) & (stops > starts)
     span = np.searchsorted([span.end for span in rendered.spans], starts, side="right")
     span = np.minimum(span, len(rendered.spans) - 1)
     straddling = int(((covered > 0) & ~trained).sum())
     ids = np.asarray(encoding.ids, dtype=np.int32)
-    turns = [
+    ends = [
         each.end_of_turn and int(inside[each.end] - inside[each.start]) == each.end - each.start
         for each in rendered.spans
     ]
-    return Tokens(ids, trained, span, rendered.spans, turns, straddling), (starts, ends)
+    return TokenizedText(ids, trained, span, rendered.spans, ends, straddling), (starts, stops)
 
 
-def counted(row: Tokens, first: int, last: int) -> Counts:
-    """What the tokens `[first, last)` of a row hold."""
+def count_tokens(row: TokenizedText, first: int, last: int) -> Counts:
+    """Counts the tokens `[first, last)` of a row."""
     counts = Counts({}, {}, straddling=row.straddling)
     size = len(row.spans)
     span, trained = row.span[first:last], row.trained[first:last]
-    here = np.bincount(span, minlength=size)
-    learned = np.bincount(span, weights=trained, minlength=size).astype(int)
-    whole = np.bincount(row.span, minlength=size)
+    tokens_here = np.bincount(span, minlength=size)
+    trained_here = np.bincount(span, weights=trained, minlength=size).astype(int)
+    tokens_in_all = np.bincount(row.span, minlength=size)
     for index, each in enumerate(row.spans):
-        counts.add(each.role, int(here[index]), int(learned[index]))
+        counts.add(each.role, int(tokens_here[index]), int(trained_here[index]))
         if row.ends[index]:
             counts.turns += 1
-            counts.ended += int(learned[index] == whole[index] > 0)
-            counts.cut += int(here[index] < whole[index])
+            counts.ended += int(trained_here[index] == tokens_in_all[index] > 0)
+            counts.cut += int(tokens_here[index] < tokens_in_all[index])
     return counts
 
 
-def pieces(text: str, bounds: tuple[Any, Any], trained: Any) -> list[tuple[str, bool]]:
-    """The text of tokens cut where training starts and stops, each piece with whether it is trained."""
+def cut_text(text: str, bounds: tuple[Any, Any], trained: Any) -> list[tuple[str, bool]]:
+    """Cuts the text of tokens at each change of the trained flag; returns the pieces with their flags."""
     starts, ends = bounds
-    cuts: list[tuple[str, bool]] = []
+    pieces: list[tuple[str, bool]] = []
     if not len(starts):
-        return cuts
+        return pieces
     changes = np.flatnonzero(np.diff(trained)) + 1
     edges = [int(starts[0]), *(int(starts[index]) for index in changes), int(ends[-1])]
     flags = [bool(trained[0]), *(bool(trained[index]) for index in changes)]
     for start, end, flag in zip(edges, edges[1:], flags, strict=False):
         if end > start:
-            cuts.append((text[start:end], flag))
-    return cuts
+            pieces.append((text[start:end], flag))
+    return pieces

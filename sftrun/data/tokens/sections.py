@@ -1,9 +1,9 @@
-"""Sections: what stands alike in many rows between special tokens, a system prompt say, is encoded once a batch.
+"""Sections: text between special tokens that many rows share, such as a system prompt, is encoded once a batch.
 
-A tokenizer cuts a text at its added tokens before all else, and encodes each section between them as if the
-others were not there; of its place it knows only whether it begins the text. So a run of sections, from one
-added token to another, has the same ids wherever it stands. In the texts of a batch each such run is replaced
-by an added token that none of them has, and in their ids that token by the ids of the run.
+A tokenizer first cuts a text at its added tokens, and encodes each section between them on its own; the position
+of a section matters only if it begins the text. So a run of sections, from one added token to another, has the
+same ids at every position. In the texts of a batch, an unused added token replaces each such run; in their ids,
+the ids of the run replace that token.
 """
 
 import re
@@ -17,12 +17,12 @@ import numpy as np
 
 from sftrun.data.tokens.tokenizer import Tokenizer
 
-LOOKED_AT = 8  # rows of a batch, in which a section must stand twice
-RUNS = 4  # replaced in a batch: each is looked for in every row
+SAMPLED_ROWS = 8  # rows of a batch that are searched for sections that occur twice
+MAX_RUNS = 4  # runs replaced in a batch; each costs a search in every row
 
 
-class Replaced(NamedTuple):
-    """A run that a mark stands for in a batch, so many times."""
+class Replacement(NamedTuple):
+    """A run of sections, the mark that replaces it, and the number of replacements in the batch."""
 
     mark: str
     run: str
@@ -30,84 +30,85 @@ class Replaced(NamedTuple):
 
 
 class Sections:
-    """Encodes batches of texts with one tokenizer; ids alone, for these offsets would mean nothing."""
+    """A tokenizer of batches that encodes shared sections once; it gives ids and no offsets."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self._ids: dict[str, Any] = {}
 
-    def read(self, texts: Sequence[str]) -> tuple[Any, Any]:
-        """Ids of texts, end to end, and where each starts; [tokens] and [texts + 1]."""
-        marked, replaced, left = texts, [], sum(map(len, texts))
-        for run, mark in zip(self._runs(texts), self._marks(texts), strict=False):
+    def tokenize(self, texts: Sequence[str]) -> tuple[Any, Any]:
+        """Returns the ids of texts, end to end, and where each text starts; [tokens] and [texts + 1]."""
+        marked, replacements, left = texts, [], sum(map(len, texts))
+        for run, mark in zip(self._find_runs(texts), self._choose_marks(texts), strict=False):
             marked = [text.replace(run, mark) for text in marked]
             before, left = left, sum(map(len, marked))
-            replaced.append(Replaced(mark, run, (before - left) // (len(run) - len(mark))))
-        ids, starts = self._encoded(marked)
-        found = [np.flatnonzero(ids == self.tokenizer.engine.token_to_id(each.mark)) for each in replaced]
-        if any(len(places) != each.times for places, each in zip(found, replaced, strict=True)):
-            return self._encoded(texts)  # a mark that stands for other text too, as an unknown token does
-        return _expanded(ids, starts, found, [self._known(each.run) for each in replaced])
+            replacements.append(Replacement(mark, run, (before - left) // (len(run) - len(mark))))
+        ids, starts = self._encode(marked)
+        found = [np.flatnonzero(ids == self.tokenizer.engine.token_to_id(each.mark)) for each in replacements]
+        if any(len(places) != each.times for places, each in zip(found, replacements, strict=True)):
+            return self._encode(texts)  # other text has the same id as the mark, as with an unknown token
+        return _expand(ids, starts, found, [self._encode_run(each.run) for each in replacements])
 
-    def _encoded(self, texts: Sequence[str]) -> tuple[Any, Any]:
+    def _encode(self, texts: Sequence[str]) -> tuple[Any, Any]:
         lists = [encoding.ids for encoding in self.tokenizer.encode_ids(texts)]
         starts = np.zeros(len(lists) + 1, dtype=np.int64)
         np.cumsum([len(each) for each in lists], out=starts[1:])
         return np.fromiter(chain.from_iterable(lists), dtype=np.int32, count=int(starts[-1])), starts
 
-    def _known(self, run: str) -> Any:
+    def _encode_run(self, run: str) -> Any:
         if run not in self._ids:
             self._ids[run] = np.array(self.tokenizer.encode_ids([run])[0].ids, dtype=np.int32)
         return self._ids[run]
 
-    def _runs(self, texts: Sequence[str]) -> list[str]:
-        """The longest runs of sections that several of the texts have, the longest first."""
-        if not self._cuts or len(texts) < LOOKED_AT:
+    def _find_runs(self, texts: Sequence[str]) -> list[str]:
+        """Returns the longest runs of sections that several texts share, the longest first."""
+        if not self._cut_tokens or len(texts) < SAMPLED_ROWS:
             return []
-        cut = [self._pattern.split(text) for text in texts[:: len(texts) // LOOKED_AT]]
+        cut = [self._pattern.split(text) for text in texts[:: len(texts) // SAMPLED_ROWS]]
         seen = Counter(chain.from_iterable({*parts[2:-1:2]} for parts in cut))
-        found = Counter(run for parts in cut for run in _joined(parts, seen))
-        worth = [run for run, count in found.most_common(RUNS) if count > 1 and len(run) > self._longest]
+        found = Counter(run for parts in cut for run in _join_sections(parts, seen))
+        worth = [run for run, count in found.most_common(MAX_RUNS) if count > 1 and len(run) > self._longest_token]
         return sorted(worth, key=len, reverse=True)
 
-    def _marks(self, texts: Sequence[str]) -> Iterator[str]:
-        for mark in self._cuts:
+    def _choose_marks(self, texts: Sequence[str]) -> Iterator[str]:
+        """Yields cut tokens that no text contains."""
+        for mark in self._cut_tokens:
             if not any(mark in text for text in texts):
                 yield mark
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        return re.compile(f"({'|'.join(map(re.escape, self._cuts))})")
+        return re.compile(f"({'|'.join(map(re.escape, self._cut_tokens))})")
 
     @cached_property
-    def _longest(self) -> int:
-        return max(map(len, self._cuts))
+    def _longest_token(self) -> int:
+        return max(map(len, self._cut_tokens))
 
     @cached_property
-    def _cuts(self) -> list[str]:
-        """The added tokens that are found wherever they stand, whatever is around them, and take nothing with them."""
+    def _cut_tokens(self) -> list[str]:
+        """The added tokens that are recognised in any context and take no neighbouring characters with them."""
         tokens = self.tokenizer.engine.get_added_tokens_decoder().values()
         if any(token.single_word for token in tokens):
-            return []  # which depend on the character before
+            return []  # such tokens depend on the character before them
         plain = [t.content for t in tokens if t.special and not (t.normalized or t.lstrip or t.rstrip)]
         texts = [token.content for token in tokens]
-        return [text for text in plain if not any(_overlap(text, other) for other in texts)]
+        return [text for text in plain if not any(_overlaps(text, other) for other in texts)]
 
 
-def _joined(parts: Sequence[str], seen: Counter[str]) -> Iterator[str]:
-    """The runs of a text that was cut at added tokens (every other part) whose sections were all seen twice."""
+def _join_sections(parts: Sequence[str], seen: Counter[str]) -> Iterator[str]:
+    """Yields the runs of sections seen twice; every other part is an added token."""
     start = None
     for at in range(1, len(parts), 2):
-        goes_on = at + 1 < len(parts) - 1 and seen[parts[at + 1]] > 1
-        if goes_on and start is None:
+        continues = at + 1 < len(parts) - 1 and seen[parts[at + 1]] > 1
+        if continues and start is None:
             start = at
-        elif not goes_on and start is not None:
+        elif not continues and start is not None:
             yield "".join(parts[start : at + 1])
             start = None
 
 
-def _overlap(one: str, other: str) -> bool:
-    """Whether two texts can stand in one another, or share an end and a beginning."""
+def _overlaps(one: str, other: str) -> bool:
+    """Returns True if one text can occur in the other, or if an end of one is a beginning of the other."""
     if one == other:
         return any(one[:size] == one[-size:] for size in range(1, len(one)))
     if one in other or other in one:
@@ -117,8 +118,8 @@ def _overlap(one: str, other: str) -> bool:
     )
 
 
-def _expanded(ids: Any, starts: Any, found: Sequence[Any], runs: Sequence[Any]) -> tuple[Any, Any]:
-    """The ids with those of each run in the places where its mark was found."""
+def _expand(ids: Any, starts: Any, found: Sequence[Any], runs: Sequence[Any]) -> tuple[Any, Any]:
+    """Replaces each mark in the ids by the ids of its run."""
     sizes = np.ones(len(ids), dtype=np.int64)
     for places, run in zip(found, runs, strict=True):
         sizes[places] = len(run)

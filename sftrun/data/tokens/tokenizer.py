@@ -1,4 +1,4 @@
-"""The tokenizer and the chat template of a recipe's model, without transformers."""
+"""Tokenizer and chat template of a recipe's model, loaded without transformers."""
 
 import hashlib
 import json
@@ -18,15 +18,17 @@ from sftrun.recipe.model import ModelOptions
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
+# files of a model repository that are fetched for its tokenizer and template
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "config.json")
 BUILT_IN = Path(__file__).parent.parent / "masks" / "templates"
-NAME = ("model", "name")
+NAME = ("model", "name")  # path in the recipe, for problems
 
 
 class Tokenizer:
-    """Text to ids and back, with the template that goes with it.
+    """The tokenizer of a model, with its chat template.
 
-    `fingerprint` is a hash of the vocabulary, the merges and the special tokens.
+    `fingerprint` is a hash of the vocabulary, the merges and the special tokens. `folder` has the tokenizer's files;
+    for a model of the Hub its name is the commit.
     """
 
     def __init__(self, folder: Path, model: ModelOptions) -> None:
@@ -37,39 +39,39 @@ class Tokenizer:
         if not file.is_file():
             raise UserError(
                 Problem(
-                    f"no tokenizer.json in {folder}",
+                    f"{folder} has no tokenizer.json",
                     path=NAME,
-                    hint="save one: AutoTokenizer.from_pretrained(…).save_pretrained(…)",
+                    hint="save one with AutoTokenizer.from_pretrained(…).save_pretrained(…)",
                 )
             )
         self.engine = Engine.from_file(str(file))
         self.engine.no_truncation()
         self.engine.no_padding()
-        self.config: dict[str, Any] = _read(folder / "tokenizer_config.json")
-        self.special = _special_tokens(self.config, _read(folder / "special_tokens_map.json"))
-        self.template = _template(folder, self.config, self.special, model)
+        self.config: dict[str, Any] = _read_json(folder / "tokenizer_config.json")
+        self.special = _read_special_tokens(self.config, _read_json(folder / "special_tokens_map.json"))
+        self.template = _read_template(folder, self.config, self.special, model)
         self.fingerprint = hashlib.sha256(file.read_bytes() + json.dumps(self.special).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> "list[Encoding]":
-        """Ids and character offsets of rendered texts; no special token is added to what the template wrote."""
+        """Encodes rendered texts to ids and character offsets, without adding special tokens to them."""
         return self.engine.encode_batch(list(texts), add_special_tokens=False)
 
     def encode_ids(self, texts: Sequence[str]) -> "list[Encoding]":
-        """As `encode`, faster, with ids alone: the offsets mean nothing."""
+        """Encodes texts to ids, faster than `encode`; the offsets are not valid."""
         return self.engine.encode_batch_fast(list(texts), add_special_tokens=False)
 
     def count(self, text: str) -> int:
-        """The number of tokens of a text."""
+        """Counts the tokens of a text."""
         return len(self.engine.encode(text, add_special_tokens=False))
 
     @cached_property
     def added(self) -> dict[int, str]:
-        """Ids and texts of the tokens that are found in a text before anything else: `<|im_end|>`, …"""
+        """Ids and texts of the added tokens, which are recognised before anything else: `<|im_end|>`, …"""
         return {number: token.content for number, token in self.engine.get_added_tokens_decoder().items()}
 
     @cached_property
     def added_pattern(self) -> re.Pattern[str]:
-        """Finds the texts of `added`, the longest first, as the tokenizer does."""
+        """A pattern of the texts of `added`, the longest first, as the tokenizer matches them."""
         return re.compile("|".join(map(re.escape, sorted(self.added.values(), key=len, reverse=True))) or "(?!)")
 
     @cached_property
@@ -82,13 +84,13 @@ class Tokenizer:
         return table
 
     def is_added(self, ids: Any) -> Any:
-        """For each id of an array, whether it is one of `added`."""
+        """Returns for each id of an array if it is one of `added`."""
         import numpy as np
 
         return self._is_added[np.minimum(ids, len(self._is_added) - 1)]
 
-    def bounds(self, encoding: "Encoding", text: str) -> tuple[Any, Any]:
-        """First and last character (exclusive) of each token, [tokens]; without the space that added tokens take in."""
+    def find_bounds(self, encoding: "Encoding", text: str) -> tuple[Any, Any]:
+        """Returns the first and last character (exclusive) of each token, [tokens]; added tokens without spaces."""
         import numpy as np
 
         offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
@@ -102,16 +104,16 @@ class Tokenizer:
 
     @cached_property
     def adds_bos(self) -> bool:
-        """Whether the tokenizer itself puts its BOS before a text."""
+        """True if the tokenizer itself puts its BOS before a text."""
         ids = self.engine.encode("x").ids
         return bool(ids) and self.id_of("bos_token") == ids[0]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of ids."""
+        """Returns the text of ids."""
         return self.engine.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def save(self, folder: Path) -> None:
-        """Copies the tokenizer's files to a model folder, with the chat template that was trained on, if any."""
+        """Copies the tokenizer's files to a model folder, with the chat template used in training, if any."""
         for name in ("tokenizer.json", "special_tokens_map.json"):
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, folder / name)
@@ -121,43 +123,45 @@ class Tokenizer:
             (folder / "chat_template.jinja").write_text(self.template.source, "utf-8")
 
     def id_of(self, name: str) -> int | None:
-        """The id of a special token by its role (`eos_token`), or None."""
+        """Returns the id of a special token by its role (`eos_token`), or None."""
         token = self.special.get(name)
         return None if token is None else self.engine.token_to_id(token)
 
 
 def load_tokenizer(model: ModelOptions) -> Tokenizer:
-    """The tokenizer of a recipe's model; raises UserError where it cannot be had."""
-    return Tokenizer(folder(model), model)
+    """Loads the tokenizer of a recipe's model; raises UserError if it is not available."""
+    return Tokenizer(find_folder(model), model)
 
 
-def folder(model: ModelOptions) -> Path:
-    """A local folder that holds the tokenizer's files."""
+def find_folder(model: ModelOptions) -> Path:
+    """Returns a local folder with the tokenizer's files, fetched from the Hub if needed."""
     if model.name == tiny.NAME:
         return tiny.folder()
     if is_path(model.name):
-        return _local(model.name)
-    return _from_hub(model)
+        return _check_folder(model.name)
+    return _fetch_from_hub(model)
 
 
-def _local(name: str) -> Path:
+def _check_folder(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    raise UserError(Problem(f"no such model folder: {path}", path=NAME, hint="train it first, or correct the path"))
+    raise UserError(
+        Problem(f"no such model folder: {path}", path=NAME, hint="correct the path, or train that model first")
+    )
 
 
-def _from_hub(model: ModelOptions) -> Path:
+def _fetch_from_hub(model: ModelOptions) -> Path:
     from sftrun.hub import fetch
 
     return fetch(model.name, model.revision, FILES, NAME)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
 
 
-def _special_tokens(config: dict[str, Any], older: dict[str, Any]) -> dict[str, str]:
+def _read_special_tokens(config: dict[str, Any], older: dict[str, Any]) -> dict[str, str]:
     both = {**older, **config}
     named = {key: value for key, value in both.items() if key.endswith("_token") and not key.startswith("add_")}
     texts = {key: value["content"] if isinstance(value, dict) else value for key, value in named.items()}
@@ -168,20 +172,20 @@ def _template_name(model: ModelOptions) -> str:
     return f"of {model.name}" if model.chat_template is None else model.chat_template
 
 
-def _template(folder: Path, config: dict[str, Any], special: dict[str, str], model: ModelOptions) -> Template:
-    """The template; where there is none, one that says so when it is first needed: plain text needs none."""
-    source = _template_source(folder, config, model)
+def _read_template(folder: Path, config: dict[str, Any], special: dict[str, str], model: ModelOptions) -> Template:
+    """Reads the template; if the model has none, returns one whose render raises, because plain text needs none."""
+    source = _read_template_source(folder, config, model)
     template = Template(source or "", special, name=_template_name(model))
     if source is None:
-        names = ", ".join(sorted(_built_in()))
-        message = f"{model.name} has no chat template to write messages with"
-        template.missing = Problem(message, path=NAME, hint=f"set model.chat_template: a .jinja file, or {names}")
+        names = ", ".join(sorted(_list_built_in()))
+        message = f"{model.name} has no chat template to render messages with"
+        template.missing = Problem(message, path=NAME, hint=f"set model.chat_template to a .jinja file, or {names}")
     return template
 
 
-def _template_source(folder: Path, config: dict[str, Any], model: ModelOptions) -> str | None:
+def _read_template_source(folder: Path, config: dict[str, Any], model: ModelOptions) -> str | None:
     if model.chat_template is not None:
-        return _named_template(model.chat_template)
+        return _read_named_template(model.chat_template)
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text("utf-8")
     own = config.get("chat_template")
@@ -190,18 +194,18 @@ def _template_source(folder: Path, config: dict[str, Any], model: ModelOptions) 
     return own if isinstance(own, str) else None
 
 
-def _built_in() -> dict[str, Path]:
+def _list_built_in() -> dict[str, Path]:
     return {file.stem: file for file in BUILT_IN.glob("*.jinja")}
 
 
-def _named_template(name: str) -> str:
-    file = _built_in().get(name, Path(name).expanduser())
+def _read_named_template(name: str) -> str:
+    file = _list_built_in().get(name, Path(name).expanduser())
     if file.is_file():
         return file.read_text("utf-8")
     raise UserError(
         Problem(
-            f"no chat template {name}",
+            f"no such chat template: {name}",
             path=("model", "chat_template"),
-            hint=f"name a .jinja file, or one of {', '.join(sorted(_built_in()))}",
+            hint=f"set it to a .jinja file, or one of {', '.join(sorted(_list_built_in()))}",
         )
     )

@@ -1,4 +1,4 @@
-"""What a process that trains has in memory before it sees a row: libraries, the tokenizer, kernels."""
+"""The memory of a training process before it reads a row: libraries, the tokenizer, kernels."""
 
 import functools
 import os
@@ -9,34 +9,23 @@ from pathlib import Path
 import torch
 import transformers
 
-from sftrun import tiny
-
-CONTEXT = 600 * 2**20  # of a CUDA context with its kernels, outside of torch's allocator; a usual value, not measured
-UNKNOWN = 560 * 2**20  # where the system does not say what this process has
+CONTEXT = 600 * 2**20  # bytes of a CUDA context with its kernels, outside torch's allocator; usual, not measured
+KERNELS = 40 * 2**20  # bytes of code that the first training step maps on a CPU
+UNKNOWN = 560 * 2**20  # bytes of the libraries, if the system does not report the memory of a process
 STATUS = Path("/proc/self/status")
-IMPORTED = ("sftrun.training.train", "torch.utils.tensorboard", "deepspeed")  # by the trainer, where it is
+IMPORTED = ("sftrun.training.train", "torch.utils.tensorboard", "deepspeed")  # by a trainer, if installed
 
 
-@functools.cache  # read once: what estimates leave behind is not part of it
-def floor(tokenizer: Path) -> int:
-    """Bytes of this process once it has done what each training does first; of a GPU, those of its context."""
+@functools.cache  # read once, so that earlier estimates do not count
+def library_bytes(tokenizer: Path) -> int:
+    """Returns the bytes of this process after the imports of a training; with a GPU, the bytes of its CUDA context."""
     if torch.cuda.is_available():
         return CONTEXT
     for name in IMPORTED:
         if find_spec(name):
             import_module(name)
     transformers.AutoTokenizer.from_pretrained(tokenizer)
-    _step()
-    return _resident()
-
-
-def _step() -> None:
-    """One step of the embedded model: maps the code of kernels, of which there are more than 30 MB."""
-    model = transformers.AutoModelForCausalLM.from_config(transformers.Qwen3Config(**tiny.ARCHITECTURE))
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    ids = torch.zeros(1, 64, dtype=torch.long)
-    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-    optimizer.step()
+    return _resident() + KERNELS
 
 
 def _resident() -> int:

@@ -1,43 +1,46 @@
-"""What one process holds of a model that several share, from the sizes of the model's parts and their number.
+"""Estimates what one process holds of a model that several processes share.
 
-What is shared is divided; what remains is what is whole at a time, for a computation or on its way between processes.
-Of FSDP2 as `_fsdp` sets it up, and of DeepSpeed's ZeRO with its own sizes of buckets, which `_deepspeed` leaves.
+Weights, gradients and optimizer states are divided by the number of processes. `gathered` is the rest: weights that are
+whole during a computation, and buffers of the communication. The sizes follow FSDP2 as `sharding/fsdp.py` sets it up,
+and DeepSpeed's ZeRO with its default bucket sizes.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+import torch
 
 import sftrun
 from sftrun.training import compute
 from sftrun.training.memory import sizes
 from sftrun.training.sharding import strategies
 
-FP32 = 4  # bytes of a trained weight, of its gradient as it is kept, and of each of its optimizer states
-BUCKET = 500_000_000  # ZeRO: gradients that are reduced together (reduce_bucket_size)
-PREFETCH = 50_000_000  # ZeRO-3: weights that are gathered together (stage3_prefetch_bucket_size)
-LIVE = 1_000_000_000  # ZeRO-3: weights that stay whole when they are used again soon (max_live_parameters)
+FP32 = 4  # bytes of a trained weight, of its gradient, and of each of its optimizer states
+BUCKET = 500_000_000  # gradients that ZeRO reduces together (reduce_bucket_size)
+PREFETCH = 50_000_000  # weights that ZeRO-3 gathers together (stage3_prefetch_bucket_size)
+LIVE = 1_000_000_000  # weights that ZeRO-3 keeps gathered for their next use (max_live_parameters)
 
 
 class Unit(msgspec.Struct, frozen=True):
-    """Weights that are gathered together: their bytes when whole, and how many of them are trained."""
+    """A group of weights that is gathered at once: `full` bytes, and the number of weights that are trained."""
 
-    whole: int
+    full: int
     trained: int
 
 
-class Model(msgspec.Struct, frozen=True):
-    """A model as a process that has it for itself would hold it.
+class ModelSize(msgspec.Struct, frozen=True):
+    """The sizes of a model in a process that does not share it.
 
-    `held` are bytes of all weights, `everywhere` of what each process needs (buffers, the scales of a quantised base),
-    `states` of the optimizer; `count` and `trained` are numbers of weights, `item` is the bytes of a number of the
-    computation. A `block` is one of the repeated ones, the `rest` is all that is in none (embeddings, the head).
+    `weights` are bytes of all weights, `replicated` those of buffers and quantisation scales, which every process
+    holds, `states` those of the optimizer. `parameters` and `trained` count weights; `item` is the bytes of a number in
+    the precision of the computation. `block` is the largest transformer block, `rest` everything outside the blocks.
     """
 
-    held: int
-    everywhere: int
+    weights: int
+    replicated: int
     states: int
-    count: int
+    parameters: int
     trained: int
     item: int
     block: Unit
@@ -45,92 +48,91 @@ class Model(msgspec.Struct, frozen=True):
 
 
 class Share(msgspec.Struct, frozen=True):
-    """Bytes in one process; `gathered` are there beside activations, `reduced` when the last gradients meet."""
+    """The bytes of a model in one process; `gathered` come on top of the activations."""
 
     weights: int
     states: int
     gradients: int
     gathered: int = 0
-    reduced: int = 0
 
 
-def fsdp(model: Model, processes: int, gloo: bool) -> Share:
-    """FSDP2: the rest is whole all along; of blocks the one in use and the next, and the gradient of one.
+def fsdp(model: ModelSize, processes: int, gloo: bool) -> Share:
+    """Returns the share of a process under FSDP2.
 
-    A block's weights are gathered end to end and copied apart, while the next is gathered. Its gradient is copied to
-    fp32, to be reduced. Gloo makes a copy of its own of what it gathers and of what it reduces.
+    Embeddings and head stay whole during a step. Of the blocks, the current and the next one are whole, and the
+    gradient of one, which is copied to fp32 for the reduction. Gloo copies what it gathers and what it reduces.
     """
     block, rest = model.block, model.rest
     copies = 2 if gloo else 1
-    whole = rest.whole + rest.trained * model.item
-    passing = (1 + copies) * block.whole + block.trained * (model.item + copies * FP32)
+    of_blocks = (1 + copies) * block.full + block.trained * (model.item + copies * FP32)
     return Share(
-        weights=model.everywhere + (model.held - model.everywhere) // processes,
+        weights=model.replicated + (model.weights - model.replicated) // processes,
         states=model.states // processes,
         gradients=FP32 * model.trained // processes,
-        gathered=whole + passing,
-        reduced=whole + copies * FP32 * rest.trained,
+        gathered=rest.full + rest.trained * model.item + max(of_blocks, copies * FP32 * rest.trained),
     )
 
 
-def zero(model: Model, processes: int, stage: int, gloo: bool) -> Share:
-    """ZeRO: weights in the computation's precision, whole (2) or shared (3), and a share of the trained ones in fp32.
+def zero(model: ModelSize, processes: int, stage: int, gloo: bool) -> Share:
+    """Returns the share of a process under ZeRO: weights in the computation's precision, trained ones also in fp32.
 
-    Gradients go through a bucket, which a GPU has from the start; on a CPU what is not written to takes no memory.
-    Weights are gathered end to end and copied apart, many at a time. Gloo makes copies of its own.
+    A GPU allocates the bucket of gradients at the start; on a CPU untouched pages take no memory. The optimizer step
+    makes fp32 gradients of its share. Gloo copies what it gathers and what it reduces.
     """
     copies = 2 if gloo else 1
-    weights, meeting = model.item * model.count, model.item * min(model.trained, BUCKET)
-    bucket = meeting if gloo else model.item * BUCKET
-    live, passing = (min(model.count, most) * model.item if stage == 3 else 0 for most in (LIVE, PREFETCH))
+    weights, reduced = model.item * model.parameters, model.item * min(model.trained, BUCKET)
+    gathered = reduced if gloo else model.item * BUCKET
+    if stage == 3:
+        weights //= processes
+        prefetched = model.item * min(model.parameters, PREFETCH)
+        gathered += model.item * min(model.parameters, LIVE) + copies * max(prefetched, reduced)
+    else:
+        gathered += reduced  # whole gradients are reduced in place
     return Share(
-        weights=model.everywhere
-        + (weights // processes if stage == 3 else weights)
-        + FP32 * model.trained // processes,
+        weights=model.replicated + weights + FP32 * model.trained // processes,
         states=model.states // processes,
-        gradients=model.item * model.trained // processes,
-        gathered=live + bucket + copies * passing,
-        reduced=live + bucket + (copies if stage == 3 else 1) * meeting,  # stage 2 reduces to whole gradients, in place
+        gradients=(model.item + FP32) * model.trained // processes,
+        gathered=gathered,
     )
 
 
-def of(model: Any, recipe: sftrun.Recipe, quantisation: dict[str, Any] | None, where: str) -> Share:
-    """The share of each process that a recipe has; all of it where they do not share.
+def share(model: Any, recipe: sftrun.Recipe, quantisation: dict[str, Any] | None, device: str) -> Share:
+    """Returns the share of each process of a recipe, which is the whole model if the processes do not share it.
 
-    Raises UserError for a model that does not name its blocks, where they are what is shared.
+    Raises UserError if the model does not name the blocks that fsdp shards.
     """
-    processes, launch, gloo = strategies.sharing(recipe), recipe.launch, where == "cpu"
+    processes, launch, gloo = strategies.sharing_processes(recipe), recipe.launch, device == "cpu"
     trained = [each for each in model.parameters() if each.requires_grad]
-    states = sizes.states(recipe.train.optimizer, trained)
+    states = sizes.state_bytes(recipe.train.optimizer, trained)
     if processes == 1:
-        return Share(sizes.weights(model, quantisation), states, sum(map(sizes.size, trained)))
+        return Share(sizes.weight_bytes(model, quantisation), states, sum(map(sizes.tensor_bytes, trained)))
     item = compute.DTYPES[compute.precision(recipe)].itemsize
     if launch.strategy == "deepspeed":
-        return zero(measured(model, quantisation, states, item, []), processes, launch.zero_stage, gloo)
-    from sftrun.training.sharding.fsdp import blocks
+        return zero(model_size(model, quantisation, states, item, []), processes, launch.zero_stage, gloo)
+    from sftrun.training.sharding.fsdp import transformer_blocks
 
-    return fsdp(measured(model, quantisation, states, item, blocks(model)), processes, gloo)
+    return fsdp(model_size(model, quantisation, states, item, transformer_blocks(model)), processes, gloo)
 
 
-def measured(model: Any, quantisation: dict[str, Any] | None, states: int, item: int, blocks: list[Any]) -> Model:
-    """The sizes of a model, as it is trained; without `blocks` all of it is the rest."""
-    weights = list(model.parameters())
-    whole = {id(each): each.numel() * item for each in weights}
-    whole |= {id(each): sizes.packed(each, quantisation) for each in sizes.quantised(model, quantisation)}
+def model_size(model: Any, quantisation: dict[str, Any] | None, states: int, item: int, blocks: list[Any]) -> ModelSize:
+    """Returns the sizes of a model; without `blocks`, all its weights are in `rest`."""
+    parameters = list(model.parameters())
+    full = {id(each): each.numel() * item for each in parameters}
+    full |= {id(each): sizes.packed_bytes(each, quantisation) for each in sizes.quantised(model, quantisation)}
     inside = {id(each) for block in blocks for each in block.parameters()}
-    units = [_unit(block.parameters(), whole) for block in blocks]
-    return Model(
-        held=sizes.weights(model, quantisation),
-        everywhere=sizes.everywhere(model, quantisation),
+    units = [_unit(block.parameters(), full) for block in blocks]
+    return ModelSize(
+        weights=sizes.weight_bytes(model, quantisation),
+        replicated=sizes.replicated_bytes(model, quantisation),
         states=states,
-        count=sum(each.numel() for each in weights),
-        trained=sum(each.numel() for each in weights if each.requires_grad),
+        parameters=sum(each.numel() for each in parameters),
+        trained=sum(each.numel() for each in parameters if each.requires_grad),
         item=item,
-        block=max(units, key=lambda unit: unit.whole, default=Unit(0, 0)),
-        rest=_unit((each for each in weights if id(each) not in inside), whole),
+        block=max(units, key=lambda unit: unit.full, default=Unit(0, 0)),
+        rest=_unit((each for each in parameters if id(each) not in inside), full),
     )
 
 
-def _unit(weights: Any, whole: dict[int, int]) -> Unit:
-    found = list(weights)
-    return Unit(sum(whole[id(each)] for each in found), sum(each.numel() for each in found if each.requires_grad))
+def _unit(parameters: Iterable[torch.Tensor], full: dict[int, int]) -> Unit:
+    group = list(parameters)
+    return Unit(sum(full[id(each)] for each in group), sum(each.numel() for each in group if each.requires_grad))

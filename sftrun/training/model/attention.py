@@ -1,9 +1,9 @@
 """Attention within each sequence of a packed row, without a mask of length × length.
 
-Registered with transformers under a name of its own. A model asks for its mask once a forward pass; where the row is
-packed, it is given `Sequences` in its place, and hands them to each layer's attention as it would the mask: any model
-that takes masks from transformers works, also when activations are computed again. Anything else (padded batches,
-caches, generation) goes to transformers' own sdpa.
+It is registered with transformers under its own name. A model asks for its mask once a forward pass. For a packed row
+it gets `Sequences` instead, and passes them to each layer's attention like a mask. So every model that takes masks
+from transformers works, also with gradient checkpointing. Everything else (padded batches, caches, generation) goes to
+transformers' own sdpa.
 """
 
 import functools
@@ -23,9 +23,10 @@ NOT_IN_SDPA = ("softcap", "s_aux", "position_bias")
 
 @dataclass(frozen=True)
 class Sequences:
-    """The sequences of a packed row: their lengths, where they start ([n + 1], int32), how far back a token sees.
+    """The sequences of a packed row: lengths, starts ([n + 1], int32), and the attention window.
 
-    `band` is the mask of the longest one, and its corners those of the others, where any is longer than the window.
+    `band` is the mask of the longest sequence, if one is longer than the window; its corners are the masks of shorter
+    sequences.
     """
 
     lengths: list[int]
@@ -34,48 +35,50 @@ class Sequences:
     band: torch.Tensor | None
 
     def mask(self, length: int) -> torch.Tensor | None:
-        """The mask of a sequence of this length; None where it is plainly causal."""
+        """Returns the mask of a sequence of this length; None if it is causal only."""
         if self.band is None or self.window is None or length <= self.window:
             return None
         return self.band[None, None, :length, :length]
 
 
 def isolate(model: Any, flash: bool = True) -> bool:
-    """Gives a model this attention; False where it has only its own, whose mask is length × length.
+    """Sets this attention; returns False for a model with its own attention, whose mask is length × length.
 
-    Without `flash`, the package flash-attn is left alone where it is installed.
+    With `flash=False`, the package flash-attn is not used.
     """
     AttentionInterface.register(NAME, functools.partial(attend, flash=flash))
     AttentionMaskInterface.register(NAME, mask)
     capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
-    if capped or not model._supports_sdpa:  # softcap or sinks, which sdpa has not
+    if capped or not model._supports_sdpa:  # softcap or sinks, which sdpa does not support
         model.set_attn_implementation("eager")
         return False
     model.set_attn_implementation(NAME)
     return bool(model.config._attn_implementation == NAME)
 
 
-def mask(**asked: Any) -> Any:
-    """What transformers asks of a mask function: `Sequences` for a packed row, else the mask of sdpa."""
-    row = asked["attention_mask"] is None and asked["batch_size"] == 1 and asked["q_length"] == asked["kv_length"]
-    plain = asked.get("allow_is_causal_skip", True) or asked.get("use_vmap", False)
-    found = _sequences(asked) if row and not plain else None
-    return sdpa_mask(**asked) if found is None else found
+def mask(**request: Any) -> Any:
+    """Implements transformers' mask function: returns `Sequences` for a packed row, else the mask of sdpa."""
+    row = request["attention_mask"] is None and request["batch_size"] == 1
+    row = row and request["q_length"] == request["kv_length"]
+    plain = request.get("allow_is_causal_skip", True) or request.get("use_vmap", False)
+    sequences = _find_sequences(request) if row and not plain else None
+    return sdpa_mask(**request) if sequences is None else sequences
 
 
-def _sequences(asked: dict[str, Any]) -> Sequences | None:
-    """Where the mask says that a token does not see the one before it, a sequence starts."""
-    length, device = asked["q_length"], asked["device"]
+def _find_sequences(request: dict[str, Any]) -> Sequences | None:
+    """Finds sequences in a mask: a token that does not see the previous token starts one."""
+    length, device = request["q_length"], request["device"]
     index = torch.arange(length, device=device)
-    zero = index[:1]  # a vector: the value of a scalar is read back, to be an index
-    sees_previous = asked["mask_function"](zero, zero, index[1:], index[:-1]).cpu()  # the one wait for a GPU
+    zero = index[:1]  # a vector: using a scalar as an index would sync the GPU
+    sees_previous = request["mask_function"](zero, zero, index[1:], index[:-1]).cpu()  # the only GPU sync
     inner = (~sees_previous).nonzero().flatten() + 1
     if not len(inner):
         return None
     starts = torch.cat([torch.tensor([0]), inner, torch.tensor([length])])
     lengths = starts.diff().tolist()
-    window, there = asked.get("local_size"), starts.to(device, torch.int32, non_blocking=True)
-    return Sequences(lengths, there, window, _band(max(lengths), window, device))
+    window = request.get("local_size")
+    device_starts = starts.to(device, torch.int32, non_blocking=True)
+    return Sequences(lengths, device_starts, window, _band(max(lengths), window, device))
 
 
 def _band(length: int, window: int | None, device: Any) -> torch.Tensor | None:
@@ -85,7 +88,7 @@ def _band(length: int, window: int | None, device: Any) -> torch.Tensor | None:
     return (behind >= 0) & (behind < window)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # lengths differ: a compiled layer would be compiled anew
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # lengths differ, and torch would recompile the layer
 def attend(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -95,29 +98,31 @@ def attend(
     flash: bool = True,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers asks of an attention function; query, key, value are [batch, heads, length, size]."""
+    """Implements transformers' attention function; query, key, value are [batch, heads, length, size]."""
     if not isinstance(attention_mask, Sequences):
         plain: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **more)
         return plain
     unknown = [name for name in NOT_IN_SDPA if more.get(name) is not None]
     if unknown:
-        raise ValueError(f"packed attention does not know {', '.join(unknown)}")
+        raise ValueError(f"packed attention does not support {', '.join(unknown)}")
     kernel = _kernel(flash) if query.is_cuda else None
     if kernel:
-        query, key, value = (_half(tensor) for tensor in (query, key, value))
-        if _fits(query, value, more.get("dropout", 0.0)):
+        query, key, value = (_cast_to_autocast(tensor) for tensor in (query, key, value))
+        if _is_supported(query, value, more.get("dropout", 0.0)):
             return kernel(query, key, value, attention_mask, more.get("scaling")), None
     parts = zip(*(torch.split(tensor, attention_mask.lengths, 2) for tensor in (query, key, value)), strict=True)
-    made = [sdpa_attention_forward(module, *part, attention_mask.mask(part[0].shape[2]), **more)[0] for part in parts]
-    return torch.cat(made, 1), None
+    outputs = [
+        sdpa_attention_forward(module, *part, attention_mask.mask(part[0].shape[2]), **more)[0] for part in parts
+    ]
+    return torch.cat(outputs, 1), None
 
 
-def _half(tensor: torch.Tensor) -> torch.Tensor:
-    """In the number format of autocast, which does not reach kernels of others."""
+def _cast_to_autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """Casts to the autocast dtype: autocast does not apply to external kernels."""
     return tensor.to(torch.get_autocast_dtype("cuda")) if torch.is_autocast_enabled("cuda") else tensor
 
 
-def _fits(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
+def _is_supported(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
     size, half = query.shape[-1], query.dtype in (torch.bfloat16, torch.float16)
     return half and size == value.shape[-1] <= 256 and size % 8 == 0 and not dropout
 
@@ -125,13 +130,13 @@ def _fits(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Sequences, float | None], torch.Tensor]
 
 
-def modern() -> bool:
-    """Whether there is a GPU that these kernels are written for: NVIDIA's since Ampere."""
+def has_ampere_gpu() -> bool:
+    """Returns True if the GPU supports these kernels: NVIDIA GPUs since Ampere do."""
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 
 
-def named(flash: bool, precision: str) -> str:
-    """What computes packed rows on this machine."""
+def kernel_name(flash: bool, precision: str) -> str:
+    """Returns the name of the kernel that computes packed rows on this machine."""
     if precision == "fp32" or _kernel(flash) is None:
         return "sdpa"
     return "flash-attn" if flash else "torch's varlen"
@@ -139,8 +144,8 @@ def named(flash: bool, precision: str) -> str:
 
 @functools.cache
 def _kernel(wanted: bool) -> Kernel | None:
-    """One kernel for all sequences at once, on a GPU: flash-attn's where wanted and installed, else torch's own."""
-    if not modern():
+    """Returns a GPU kernel for all sequences at once: flash-attn's if wanted and installed, else torch's own."""
+    if not has_ampere_gpu():
         return None
     if not wanted:
         return _torch_kernel()
@@ -153,8 +158,8 @@ def _kernel(wanted: bool) -> Kernel | None:
         longest, window = max(row.lengths), (-1, -1) if row.window is None else (row.window - 1, 0)
         bounds = (row.starts, row.starts, longest, longest)
         settings = {"softmax_scale": scaling, "causal": True, "window_size": window}
-        made: torch.Tensor = flash_attn_varlen_func(_flat(q), _flat(k), _flat(v), *bounds, **settings)
-        return made[None]
+        output: torch.Tensor = flash_attn_varlen_func(_flatten(q), _flatten(k), _flatten(v), *bounds, **settings)
+        return output[None]
 
     return flash
 
@@ -172,12 +177,12 @@ def _torch_kernel() -> Kernel | None:
         longest, window = max(row.lengths), (-1, 0) if row.window is None else (row.window - 1, 0)
         bounds = (row.starts, row.starts, longest, longest)
         settings = {"scale": scaling, "window_size": window, "enable_gqa": q.shape[1] != k.shape[1]}
-        made: torch.Tensor = attention(_flat(q), _flat(k), _flat(v), *bounds, **settings)
-        return made[None]
+        output: torch.Tensor = attention(_flatten(q), _flatten(k), _flatten(v), *bounds, **settings)
+        return output[None]
 
     return kernel
 
 
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """[1, heads, length, size] as [length, heads, size]."""
+def _flatten(tensor: torch.Tensor) -> torch.Tensor:
+    """Reshapes [1, heads, length, size] to [length, heads, size]."""
     return tensor[0].transpose(0, 1)

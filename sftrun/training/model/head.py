@@ -1,9 +1,9 @@
-"""The head of a language model and its cross-entropy, on the positions whose next token is trained, and no others.
+"""Computes a language model's head and its cross-entropy on trained positions only.
 
-Logits of all positions are the largest thing in training: 4,096 tokens of a vocabulary of 151,936 are 2.5 GB in fp32,
-and as much again for their softmax. Here a model's own head (scaling, softcap, adapters and all) is given the hidden
-states of trained positions alone, as many at a time as make 512 MB of logits. The gradient is known as soon as the
-softmax is, so that nothing of that size is kept for the backward pass.
+Logits of all positions are the largest tensors in training: 4,096 tokens of a vocabulary of 151,936 are 2.5 GB in
+fp32, and their softmax takes the same again. Here the model's own head, with scaling, softcap and adapters, gets the
+hidden states of trained positions only, in parts of at most 512 MB of logits. The gradient follows directly from the
+softmax, so the backward pass keeps no tensor of that size.
 """
 
 import contextlib
@@ -17,218 +17,230 @@ import torch
 import sftrun
 import sftrun.data
 
-AT_ONCE = 2**29  # bytes of fp32 logits; less makes matrices too thin for a GPU, more saves no time
+PART_BYTES = 2**29  # bytes of fp32 logits in a part; less makes matrices too thin for a GPU, more saves no time
 
 Tail = Callable[[torch.Tensor], torch.Tensor]
-"""From hidden states ([positions, hidden]) to logits ([positions, vocabulary])."""
+"""Maps hidden states ([positions, hidden]) to logits ([positions, vocabulary])."""
 Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From hidden states and the tokens wanted ([positions]) to the sum of their negative log-likelihoods."""
+"""Maps hidden states and target tokens ([positions]) to the sum of negative log-likelihoods."""
 
 
-def add(model: Any, kernel: Kernel | None = None, parts: bool = True) -> None:
-    """Lets a causal language model be called with `scored=labels` ([rows, tokens]), for sums over trained tokens.
+def patch_forward(model: Any, kernel: Kernel | None = None, parts: bool = True) -> None:
+    """Adds the argument `scored=labels` ([rows, tokens]) to a causal language model's forward.
 
-    `scored_at`, as `collated` adds it, spares it the search for them, for which a GPU would have to end its work.
+    With `scored`, the model returns {"loss": …, "correct": …, "aux_loss": …}: the sum of negative log-likelihoods over
+    trained tokens; without gradients, the number of tokens that were argmax; the router loss of a mixture of experts,
+    if requested. `scored_at`, from `collate_scored`, avoids a GPU sync. Without `scored`, the forward is unchanged. The
+    computation is inside the model's forward, so wrappers still work.
 
-    It returns {"loss": …, "correct": …, "aux_loss": …}: their negative log-likelihood; without gradients how many were
-    argmax; and what the model itself adds to a loss (of a router of experts), where it is asked to. Called without
-    `scored` it is as it was. All happens within the model's forward, so that wrappers of it work as ever. A `kernel`
-    takes the place of the head where gradients are wanted. Without `parts` the logits of all trained positions are
-    there together, and their gradient comes with all others, as processes that share the head need it.
+    A `kernel` replaces the head if gradients are computed. With `parts=False` the logits of all trained positions are
+    computed at once, and autograd computes their gradient: processes that share the head need that.
     """
     inner = _inner(model)
-    summed = (lambda rows, tokens, *_: kernel(rows, tokens)) if kernel else in_parts if parts else whole
+    summed_loss: Any = loss_in_parts if parts else loss_at_once
+    if kernel:
+        summed_loss = lambda rows, tokens, *_: kernel(rows, tokens)  # noqa: E731
     original = getattr(inner.forward, "original", inner.forward)
 
     @functools.wraps(type(inner).forward)
     def forward(
-        *args: Any, scored: torch.Tensor | None = None, scored_at: torch.Tensor | None = None, **given: Any
+        *args: Any, scored: torch.Tensor | None = None, scored_at: torch.Tensor | None = None, **inputs: Any
     ) -> Any:
         if scored is None:
-            return original(*args, **given)
+            return original(*args, **inputs)
         at = positions(scored) if scored_at is None else scored_at
-        return _scored(inner, original, summed, (scored, at), (args, given))
+        return _forward_scored(inner, original, summed_loss, (scored, at), (args, inputs))
 
     forward.original = original  # type: ignore[attr-defined]
     inner.forward = forward
 
 
 def positions(labels: torch.Tensor) -> torch.Tensor:
-    """Where the next token is trained, in rows that are laid end to end."""
+    """Returns the flat indices of positions whose next token is trained."""
     rows, columns = (labels[:, 1:] != sftrun.data.IGNORED).nonzero(as_tuple=True)
     return rows * labels.shape[1] + columns
 
 
-def collated(collate: Callable[[Any], dict[str, Any]], examples: Any) -> dict[str, Any]:
-    """A batch with the positions of what is trained, while it is on the CPU."""
+def collate_scored(collate: Callable[[Any], dict[str, Any]], examples: Any) -> dict[str, Any]:
+    """Collates a batch, and adds the trained positions while the batch is on the CPU."""
     batch = collate(examples)
     return {**batch, "scored_at": positions(batch["labels"])}
 
 
 def score(model: Any, batch: dict[str, torch.Tensor]) -> tuple[float, int]:
-    """The summed negative log-likelihood of a batch's labels, and how many were argmax, of a model with this head."""
-    given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    made = model(**given, scored=batch["labels"], use_cache=False)
-    return made["loss"].item(), int(made["correct"])
+    """Returns the sum of negative log-likelihoods of a batch's labels, and the number of labels that were argmax."""
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    output = model(**inputs, scored=batch["labels"], use_cache=False)
+    return output["loss"].item(), int(output["correct"])
 
 
 def _inner(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, peft.PeftModel) else model
 
 
-def _scored(inner: Any, original: Any, summed: Any, wanted: Any, call: Any) -> dict[str, Any]:
-    labels, at = wanted
-    rest, hidden, tail = apart(inner, original, *call)
-    rows, tokens = hidden.flatten(0, 1).index_select(0, at), labels.flatten()[at + 1]
-    found: dict[str, Any] = {}
-    if not torch.is_grad_enabled():
-        found["loss"], found["correct"] = counted(rows, tokens, tail, at_once(rest.logits.shape[-1]))
+def _forward_scored(inner: Any, original: Any, summed_loss: Any, scored: Any, call: Any) -> dict[str, Any]:
+    labels, at = scored
+    rest, hidden, tail = split_head(inner, original, *call)
+    rows = hidden.flatten(0, 1).index_select(0, at)
+    tokens = labels.flatten()[at + 1]
+    output: dict[str, Any] = {}
+    if torch.is_grad_enabled():
+        output["loss"] = summed_loss(rows, tokens, tail, rest.logits)
     else:
-        found["loss"] = summed(rows, tokens, tail, rest.logits)
+        size = positions_per_part(rest.logits.shape[-1])
+        output["loss"], output["correct"] = loss_and_correct(rows, tokens, tail, size)
     if getattr(rest, "aux_loss", None) is not None:
-        found["aux_loss"] = rest.aux_loss
-    return found
+        output["aux_loss"] = rest.aux_loss
+    return output
 
 
-def in_parts(rows: torch.Tensor, tokens: torch.Tensor, tail: Tail, logits: torch.Tensor) -> torch.Tensor:
-    """The sum, with the gradient of each part computed beside it; `logits` are of no position."""
-    weights = [] if tail is _same else leaves(logits)
-    made: torch.Tensor = Summed.apply(rows, tokens, tail, at_once(logits.shape[-1]), *weights)  # type: ignore[no-untyped-call]
-    return made
+def loss_in_parts(rows: torch.Tensor, tokens: torch.Tensor, tail: Tail, logits: torch.Tensor) -> torch.Tensor:
+    """Returns the summed loss; the gradient of each part is computed in the forward pass.
+
+    `logits` are those of no position: their graph leads to the head's weights.
+    """
+    weights = [] if tail is _identity else trained_leaves(logits)
+    size = positions_per_part(logits.shape[-1])
+    loss: torch.Tensor = SummedLoss.apply(rows, tokens, tail, size, *weights)  # type: ignore[no-untyped-call]
+    return loss
 
 
-def whole(rows: torch.Tensor, tokens: torch.Tensor, tail: Tail, logits: torch.Tensor) -> torch.Tensor:
-    """The sum, with a gradient as torch computes it."""
+def loss_at_once(rows: torch.Tensor, tokens: torch.Tensor, tail: Tail, logits: torch.Tensor) -> torch.Tensor:
+    """Returns the summed loss; autograd computes the gradient."""
     return torch.nn.functional.cross_entropy(tail(rows).float(), tokens, reduction="sum")
 
 
-def at_once(vocabulary: int) -> int:
-    """Positions whose logits are there together."""
-    return max(AT_ONCE // (4 * vocabulary), 1)
+def positions_per_part(vocabulary: int) -> int:
+    """Returns the number of positions whose logits are computed together."""
+    return max(PART_BYTES // (4 * vocabulary), 1)
 
 
-def _same(logits: torch.Tensor) -> torch.Tensor:
+def _identity(logits: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def apart(inner: Any, original: Any, args: Any, given: dict[str, Any]) -> tuple[Any, torch.Tensor, Tail]:
-    """Runs a model up to its head: what it returns of no position, the hidden states, and its head as a function.
+def split_head(inner: Any, original: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, torch.Tensor, Tail]:
+    """Runs a model up to its head; returns its output for no position, the hidden states, and the head as a function.
 
-    The model's own forward is run, with another module in its backbone's place: first one that hands on no position,
-    then, for each part, one that gives out these hidden states. So whatever a model does to its logits is done.
+    The model's own forward runs with a stand-in for its backbone, so everything the model does to its logits is done.
+    The first stand-in returns no position; for each part, another one returns the hidden states of the part.
     """
     name = inner.base_model_prefix
     backbone = getattr(inner, name, None)
     if not isinstance(backbone, torch.nn.Module):
-        rest = original(*args, **given)  # a model whose head cannot be called apart: the logits of all positions
-        return rest, rest.logits, _same
-    made: list[Any] = []
+        rest = original(*args, **inputs)  # the head cannot be called separately: logits of all positions
+        return rest, rest.logits, _identity
+    outputs: list[Any] = []
 
-    def run(*args: Any, **given: Any) -> Any:
-        made.append(backbone(*args, **given))
-        return _with(made[0], made[0].last_hidden_state[:, :0].detach())
+    def run(*args: Any, **inputs: Any) -> Any:
+        outputs.append(backbone(*args, **inputs))
+        return _with_hidden(outputs[0], outputs[0].last_hidden_state[:, :0].detach())
 
-    with _in_place(inner, name, run):
-        rest = original(*args, **given)
+    with _replaced(inner, name, run):
+        rest = original(*args, **inputs)
 
     def tail(part: torch.Tensor) -> torch.Tensor:
-        with _in_place(inner, name, lambda *_, **__: type(made[0])(last_hidden_state=part[None])):
+        with _replaced(inner, name, lambda *_, **__: type(outputs[0])(last_hidden_state=part[None])):
             logits: torch.Tensor = original(inputs_embeds=part[None], use_cache=False).logits
-        return logits.squeeze(0)  # the gradient of logits[0] would be one more copy of them
+        return logits.squeeze(0)  # logits[0] would copy them once more for the gradient
 
-    return rest, made[0].last_hidden_state, tail
-
-
-def _with(made: Any, hidden: torch.Tensor) -> Any:
-    return type(made)(**{**made, "last_hidden_state": hidden})
+    return rest, outputs[0].last_hidden_state, tail
 
 
-class _Stand(torch.nn.Module):
-    """Answers for a module, whose attributes it has."""
+def _with_hidden(output: Any, hidden: torch.Tensor) -> Any:
+    return type(output)(**{**output, "last_hidden_state": hidden})
 
-    def __init__(self, module: torch.nn.Module, answer: Callable[..., Any]) -> None:
+
+class _StandIn(torch.nn.Module):
+    """A stand-in for a module: it has the module's attributes and another forward."""
+
+    def __init__(self, module: torch.nn.Module, forward: Callable[..., Any]) -> None:
         super().__init__()
-        self.__dict__["module"], self.forward = module, answer
+        self.__dict__["module"] = module
+        self.forward = forward
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["module"], name)
 
 
 @contextlib.contextmanager
-def _in_place(owner: Any, name: str, answer: Callable[..., Any]) -> Iterator[None]:
+def _replaced(owner: Any, name: str, forward: Callable[..., Any]) -> Iterator[None]:
     module = owner._modules[name]
-    owner._modules[name] = _Stand(module, answer)
+    owner._modules[name] = _StandIn(module, forward)
     try:
         yield
     finally:
         owner._modules[name] = module
 
 
-def leaves(made: torch.Tensor) -> list[torch.Tensor]:
-    """The trained parameters that a tensor was made of, wherever a head has them from."""
-    found: dict[int, torch.Tensor] = {}
+def trained_leaves(output: torch.Tensor) -> list[torch.Tensor]:
+    """Returns the trained parameters in a tensor's graph, wherever the head gets them from."""
+    leaves: dict[int, torch.Tensor] = {}
     seen: set[Any] = set()
-    ahead = [made.grad_fn]
-    while ahead:
-        node = ahead.pop()
+    queue = [output.grad_fn]
+    while queue:
+        node = queue.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            found[id(node.variable)] = node.variable
-        ahead += [each for each, _ in node.next_functions]
-    return list(found.values())
+            leaves[id(node.variable)] = node.variable
+        queue += [each for each, _ in node.next_functions]
+    return list(leaves.values())
 
 
 def _parts(
-    hidden: torch.Tensor, wanted: torch.Tensor, tail: Tail, size: int
+    hidden: torch.Tensor, targets: torch.Tensor, tail: Tail, size: int
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """So many positions at a time: where they are, their hidden states and logits, and the tokens wanted."""
+    """Yields parts of `size` positions: their slice, hidden states, logits and target tokens."""
     for start in range(0, max(len(hidden), 1), size):
         at = slice(start, start + size)
         part = hidden[at].detach().requires_grad_(hidden.requires_grad)
-        yield at, part, tail(part), wanted[at]
+        yield at, part, tail(part), targets[at]
 
 
-def counted(hidden: torch.Tensor, wanted: torch.Tensor, tail: Tail, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of negative log-likelihoods, and how many tokens were argmax."""
+def loss_and_correct(
+    hidden: torch.Tensor, targets: torch.Tensor, tail: Tail, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the sum of negative log-likelihoods, and the number of tokens that were argmax."""
     loss = torch.zeros((), device=hidden.device)
     correct = torch.zeros((), dtype=torch.long, device=hidden.device)
-    for _, _, logits, tokens in _parts(hidden, wanted, tail, size):
+    for _, _, logits, tokens in _parts(hidden, targets, tail, size):
         loss += torch.nn.functional.cross_entropy(logits.float(), tokens, reduction="sum")
         correct += (logits.argmax(-1) == tokens).sum()
     return loss, correct
 
 
-class Summed(torch.autograd.Function):
-    """The sum of negative log-likelihoods (fp32), and its gradient for hidden states and the head's weights."""
+class SummedLoss(torch.autograd.Function):
+    """The sum of negative log-likelihoods (fp32), with its gradient for hidden states and the head's weights."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, wanted: torch.Tensor, tail: Tail, size: int, *weights: torch.Tensor
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, tail: Tail, size: int, *weights: torch.Tensor
     ) -> torch.Tensor:
         total = torch.zeros((), device=hidden.device)
-        of_hidden = torch.empty_like(hidden) if hidden.requires_grad else None
-        of_weights: list[torch.Tensor] = []
+        hidden_grad = torch.empty_like(hidden) if hidden.requires_grad else None
+        weight_grads: list[torch.Tensor] = []
         with torch.enable_grad():
-            for at, part, logits, tokens in _parts(hidden, wanted, tail, size):
+            for at, part, logits, tokens in _parts(hidden, targets, tail, size):
                 with torch.no_grad():
-                    slope = torch.log_softmax(logits, -1, dtype=torch.float32)  # without a copy of the logits
-                    total -= slope.gather(1, tokens[:, None]).sum()
-                    slope.exp_().scatter_add_(1, tokens[:, None], slope.new_full((len(tokens), 1), -1))
-                found = list(_gradients(logits, [part, *weights] if part.requires_grad else [*weights], slope))
-                del logits, slope
-                if of_hidden is not None:
-                    of_hidden[at] = found.pop(0)
-                of_weights = [a.add_(b) for a, b in zip(of_weights, found, strict=True)] if of_weights else found
-        ctx.found = [of_hidden, None, None, None, *of_weights]
+                    logits_grad = torch.log_softmax(logits, -1, dtype=torch.float32)  # without a copy of the logits
+                    total -= logits_grad.gather(1, tokens[:, None]).sum()
+                    minus_one = logits_grad.new_full((len(tokens), 1), -1)
+                    logits_grad.exp_().scatter_add_(1, tokens[:, None], minus_one)
+                grads = list(_gradients(logits, [part, *weights] if part.requires_grad else [*weights], logits_grad))
+                del logits, logits_grad
+                if hidden_grad is not None:
+                    hidden_grad[at] = grads.pop(0)
+                weight_grads = [a.add_(b) for a, b in zip(weight_grads, grads, strict=True)] if weight_grads else grads
+        ctx.grads = [hidden_grad, None, None, None, *weight_grads]
         return total
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> Any:
-        found, ctx.found = ctx.found, None
-        return tuple(None if each is None else each.mul_(scale) for each in found)
+        grads, ctx.grads = ctx.grads, None
+        return tuple(None if each is None else each.mul_(scale) for each in grads)
 
 
-def _gradients(logits: torch.Tensor, inputs: list[torch.Tensor], slope: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return torch.autograd.grad(logits, inputs, slope.to(logits.dtype)) if inputs else ()
+def _gradients(logits: torch.Tensor, inputs: list[torch.Tensor], logits_grad: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(logits, inputs, logits_grad.to(logits.dtype)) if inputs else ()

@@ -1,4 +1,4 @@
-"""Loads transformers models."""
+"""Loads base and tuned models with transformers."""
 
 import warnings
 from typing import Any
@@ -20,43 +20,44 @@ transformers.logging.disable_progress_bar()
 def load_base(
     recipe: sftrun.Recipe,
     quantisation: dict[str, Any] | None = None,
-    where: torch.device | None = None,
+    device: torch.device | None = None,
     empty: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """The base model, with an embedding for each token, as it is trained on: by default with fp32 weights where they
-    are trained in full, else in the precision of the computation, or quantised as `BnbOptions` says.
+    """Returns the base model, with an embedding for each token.
 
-    An `empty` one has its weights to come. Raises UserError where it cannot be loaded.
+    By default the weights are fp32 in full tuning, else in the precision of the computation, or quantised as
+    `BnbOptions` says. An `empty` model gets its weights later. Raises UserError if the model cannot be loaded.
     """
-    location, dtype = base_model.location(recipe), dtype or compute.weights_dtype(recipe)
-    where = where or compute.device()
-    held = quantise.settings(quantisation, compute.precision(recipe), where) if quantisation else {}
+    location = base_model.location(recipe)
+    dtype = dtype or compute.weights_dtype(recipe)
+    device = device or compute.device()
+    settings = quantise.load_settings(quantisation, compute.precision(recipe), device) if quantisation else {}
     load = empty_model if empty else transformers.AutoModelForCausalLM.from_pretrained
     try:
-        model = load(location, revision=base_model.commit(recipe), dtype=dtype, **held)
+        model = load(location, revision=base_model.commit(recipe), dtype=dtype, **settings)
     except (OSError, ValueError) as error:
         message = f"the model {location} cannot be loaded: {str(error).splitlines()[0]}"
         raise sftrun.UserError(sftrun.Problem(message, path=("model", "name"))) from error
     if quantisation:
-        quantise.keep_as_they_are(model)
+        quantise.disable_cpu_repacking(model)
     else:
-        model = model.to(where)
-    vocabulary.fit(model, sftrun.data.load_tokenizer(recipe.model))
+        model = model.to(device)
+    vocabulary.extend_embeddings(model, sftrun.data.load_tokenizer(recipe.model))
     return model
 
 
 def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
-    """The tuned model: whole weights, or the adapter on the base that it was trained on."""
+    """Returns the tuned model: whole weights, or the adapter on the base that it was trained on."""
     saved.check(run)
     if not saved.has_adapter(run.model):
         dtype = compute.DTYPES[compute.precision(recipe)]
         return transformers.AutoModelForCausalLM.from_pretrained(run.model, dtype=dtype).to(compute.device())
     from peft import PeftModel
 
-    base_model.check(recipe, run)
-    base = load_base(recipe, base_model.trained_on(run).get("quantisation"))
-    with warnings.catch_warnings():  # peft 0.21 asks for a name that transformers 5.23 is about to drop
+    base_model.check_adapter_base(recipe, run)
+    base = load_base(recipe, base_model.read_base_facts(run).get("quantisation"))
+    with warnings.catch_warnings():  # peft 0.21 uses a name that transformers 5.23 has deprecated
         warnings.simplefilter("ignore", FutureWarning)
         return PeftModel.from_pretrained(base, run.model)
 
@@ -65,5 +66,5 @@ def load_model(work: sftrun.kinds.Loading, quantisation: dict[str, Any] | None =
     """Returns the model before or after training, for evaluators: its weights in the precision of the computation."""
     recipe, dtype = work.recipe, compute.DTYPES[compute.precision(work.recipe)]
     model = load_base(recipe, quantisation, dtype=dtype) if work.which == "base" else load_tuned(recipe, work.run)
-    head.add(model)
+    head.patch_forward(model)
     return LoadedModel(model, recipe, work.run, head.score)

@@ -57,11 +57,11 @@ def merge_adapter(
     Raises UserError if a log-probability differs by more than `max_difference` (None: as much as rounding explains).
     """
     model = load.load_tuned(recipe, run).eval()
-    quantisation = base_model.trained_on(run).get("quantisation")
+    quantisation = base_model.read_base_facts(run).get("quantisation")
     rows = sample_rows(run)
     before = list(outputs(model, rows))
     if quantisation:
-        model = _on_plain_weights(model, recipe, run)
+        model = _on_dequantised_base(model, recipe, run)
     merged = model.merge_and_unload(safe_merge=True)
     facts = compare_log_probabilities(before, outputs(merged, rows))
     bound = _bound(recipe, quantisation) if max_difference is None else max_difference
@@ -117,16 +117,16 @@ def check_difference(facts: dict[str, Any], bound: float, hint: str) -> None:
         )
 
 
-def _on_plain_weights(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
+def _on_dequantised_base(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
     """Returns the adapter on the weights that the 4 or 8 bits of its base stand for."""
-    plain = quantise.dequantised(model.unload(), compute.DTYPES[compute.precision(recipe)])
+    plain = quantise.dequantise(model.unload(), compute.DTYPES[compute.precision(recipe)])
     return PeftModel.from_pretrained(plain, run.model).eval()
 
 
 def _bound(recipe: sftrun.Recipe, quantisation: dict[str, Any] | None) -> float:
-    held = quantisation or {}
-    computed = {compute.precision(recipe), held.get("compute_dtype", "auto")} - {"auto"}
-    return max(BOUND_8_BIT if held.get("bits") == 8 else 0, *(BOUNDS[each] for each in computed))
+    options = quantisation or {}
+    precisions = {compute.precision(recipe), options.get("compute_dtype", "auto")} - {"auto"}
+    return max(BOUND_8_BIT if options.get("bits") == 8 else 0, *(BOUNDS[each] for each in precisions))
 
 
 def _base(quantisation: dict[str, Any] | None) -> str:

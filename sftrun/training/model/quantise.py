@@ -1,4 +1,4 @@
-"""Quantisation of a frozen base by bitsandbytes: its configuration, and what only a quantised model has."""
+"""Quantises a frozen base with bitsandbytes, and dequantises it for merging."""
 
 import logging
 from typing import Any
@@ -9,14 +9,14 @@ import transformers
 QUANTISED = ("Linear4bit", "Linear8bitLt")
 
 
-def settings(quantisation: dict[str, Any], precision: str, where: torch.device) -> dict[str, Any]:
-    """What `from_pretrained` is given: a model in 8 bits cannot be moved once it is loaded."""
-    return {"quantization_config": config(quantisation, precision), "device_map": {"": where}}
+def load_settings(quantisation: dict[str, Any], precision: str, device: torch.device) -> dict[str, Any]:
+    """Returns the arguments of `from_pretrained`; a loaded model in 8 bits cannot be moved to another device."""
+    return {"quantization_config": bnb_config(quantisation, precision), "device_map": {"": device}}
 
 
-def config(quantisation: dict[str, Any], precision: str) -> Any:
-    """transformers' configuration for what `BnbOptions` says, with `auto` as the precision of the computation."""
-    _quiet()
+def bnb_config(quantisation: dict[str, Any], precision: str) -> Any:
+    """Returns transformers' configuration for `BnbOptions`; `auto` is the precision of the computation."""
+    _silence_warnings()
     if quantisation["bits"] == 8:
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
     compute = quantisation["compute_dtype"]
@@ -34,16 +34,16 @@ def _dtype(name: str) -> torch.dtype:
     return names[name]
 
 
-def _quiet() -> None:
-    """8-bit layers say at every step that they compute in fp16."""
+def _silence_warnings() -> None:
+    """Silences a warning of 8-bit layers at every step, that they compute in fp16."""
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
-def keep_as_they_are(model: Any) -> None:
-    """Stops bitsandbytes from packing 4-bit weights anew for the inference on CPUs that have AVX512-BF16.
+def disable_cpu_repacking(model: Any) -> None:
+    """Stops bitsandbytes from repacking 4-bit weights for inference on CPUs with AVX512-BF16.
 
-    It would round their scales to bf16, in place and for the training that goes on afterwards, and it fails for rows
-    that are no multiple of 64 (0.50.2).
+    Repacking rounds their scales to bf16 in place, also for the rest of the training, and fails for rows whose length
+    is no multiple of 64 (0.50.2).
     """
     for module in model.modules():
         if is_quantised(module) and hasattr(module, "support_avx512bf16_for_cpu"):
@@ -51,12 +51,12 @@ def keep_as_they_are(model: Any) -> None:
 
 
 def is_quantised(module: Any) -> bool:
-    """Whether a layer's weight is held in 4 or 8 bits."""
+    """Returns True if a layer's weight is quantised to 4 or 8 bits."""
     return type(module).__name__ in QUANTISED
 
 
-def dequantised(model: Any, dtype: torch.dtype) -> Any:
-    """The same model with plain linear layers of the weights that its 4 or 8 bits stand for."""
+def dequantise(model: Any, dtype: torch.dtype) -> Any:
+    """Returns the model with plain linear layers of the dequantised weights."""
     plain = model.dequantize(dtype=dtype)
     for key in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(plain.config, key):

@@ -1,4 +1,4 @@
-"""Tokens that a tokenizer has and its model does not know yet."""
+"""Extends a model's embeddings to the tokenizer's vocabulary, and finds tokens without a trained embedding."""
 
 from itertools import islice
 from pathlib import Path
@@ -9,34 +9,37 @@ import torch
 import sftrun
 import sftrun.data
 
-EXAMPLES = 256  # samples that are looked through for tokens whose embedding is empty
+EXAMPLES = 256  # samples that are searched for tokens with a zero embedding
 
 
-def fit(model: Any, tokenizer: Any) -> None:
-    """Gives a model an embedding for every id of its tokenizer.
+def extend_embeddings(model: Any, tokenizer: Any) -> None:
+    """Adds embeddings to a model until every id of its tokenizer has one.
 
-    New rows are the mean of the old ones: a token like any other, until it is trained
-    (https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
+    New rows are the mean of the old ones (https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
     """
-    known, wanted = model.get_input_embeddings().weight.shape[0], size(tokenizer)
+    known = model.get_input_embeddings().weight.shape[0]
+    wanted = id_count(tokenizer)
     if wanted <= known:
         return
     on_gpu = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(on_gpu), torch.no_grad():  # transformers draws rows that are then replaced
+    with torch.random.fork_rng(on_gpu), torch.no_grad():  # transformers draws random rows first
         model.resize_token_embeddings(wanted, mean_resizing=False)
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             layer.weight[known:] = layer.weight[:known].float().mean(0).to(layer.weight.dtype)
 
 
-def size(tokenizer: Any) -> int:
-    """One more than the highest id."""
+def id_count(tokenizer: Any) -> int:
+    """Returns the highest id of a tokenizer, plus one."""
     known: int = tokenizer.engine.get_vocab_size(with_added_tokens=True)
     return int(max(known, *(number + 1 for number in tokenizer.added), 0))
 
 
-def untrained(model: Any, tokenizer: Any, rows: int, samples: Path) -> list[int]:
-    """Ids without a meaning yet: those that `fit` has added to the `rows` of the base, and, among the special tokens
-    of the first samples, those whose embedding is zero, as in base models that reserve tokens for a chat template."""
+def untrained_ids(model: Any, tokenizer: Any, rows: int, samples: Path) -> list[int]:
+    """Returns the ids without a trained embedding.
+
+    `extend_embeddings` has added the ids from `rows` on. The others are special tokens of the first samples with a zero
+    embedding: some base models reserve tokens for a chat template.
+    """
     seen = {token for sample in islice(sftrun.data.Samples(samples), EXAMPLES) for token in sample.ids}
     weight = model.get_input_embeddings().weight.detach()
     known = [token for token in sorted(seen & set(tokenizer.added)) if token < rows]

@@ -12,54 +12,52 @@ import sftrun
 from sftrun.training import ranks
 from sftrun.training.sharding import empty
 
-SHARED, HELD = "ds_tensor", "_hp_mapping"  # what DeepSpeed adds to a weight that it shares, or whose fp32 copy it does
-# an operator for processes of one machine without a GPU, which DeepSpeed would compile before the first step
+SHARDED_MARK = "ds_tensor"  # the attribute of a weight that DeepSpeed shards
+FP32_MARK = "_hp_mapping"  # the attribute of a weight whose fp32 copy DeepSpeed shards
+# an operator for CPU processes of one machine; DeepSpeed would compile it before the first step
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 class DeepSpeed:
-    """What a trainer does otherwise where its model is in the hands of DeepSpeed's engine."""
+    """A mix-in for trainers whose model is trained by DeepSpeed's engine."""
 
     args: Any
     model: Any
     model_wrapped: Any
 
     def create_optimizer(self, *args: Any) -> Any:
-        """Stage 3 shares the weights first, one by one: a whole model may not fit where its parts do."""
+        """Shards the weights first in stage 3, one by one: a GPU may be too small for the whole model."""
         settings = self.args.hf_deepspeed_config.config
-        if settings["zero_optimization"]["stage"] == 3 and not _has(self.model, SHARED):
-            share(self.model, settings)
+        if settings["zero_optimization"]["stage"] == 3 and not _has_mark(self.model, SHARDED_MARK):
+            shard(self.model, settings)
         return super().create_optimizer(*args)  # type: ignore[misc]
 
     def check_shards(self) -> None:
-        """Raises UserError where the engine does not share what the recipe says among all processes."""
-        check(self.model_wrapped, self.args.hf_deepspeed_config.config["zero_optimization"]["stage"])
+        """Raises UserError if the engine does not shard the model as the recipe says."""
+        check_sharding(self.model_wrapped, self.args.hf_deepspeed_config.config["zero_optimization"]["stage"])
 
-    def whole_weights(self) -> dict[str, torch.Tensor] | None:
-        """The trained weights in the memory of the first process; all processes call it together."""
-        return whole(self.model)
+    def gather_weights(self) -> dict[str, torch.Tensor] | None:
+        """Returns the trained weights on rank 0; every rank must call it."""
+        return gather_weights(self.model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Into a checkpoint, for the end of training; the engine writes what it goes on from."""
-        weights = self.whole_weights()
+        """Writes the weights of a checkpoint, for the end of training; the engine writes the state to resume from."""
+        weights = self.gather_weights()
         if self.args.should_save:
-            given = weights or {name: each for name, each in self.model.named_parameters() if each.requires_grad}
+            trained = weights or {name: each for name, each in self.model.named_parameters() if each.requires_grad}
             file = _file(output_dir)
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(given, file)
+            torch.save(trained, file)
 
     def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
-        if self.model_wrapped is self.model:  # there is no engine where training had ended
+        if self.model_wrapped is self.model:  # no engine is created once training has ended
             self.model.load_state_dict(torch.load(_file(folder), weights_only=True), strict=False)
         else:
             deepspeed_load_checkpoint(self.model_wrapped, folder, load_module_strict=False)
 
 
 def config(recipe: sftrun.Recipe, processes: int, precision: str) -> dict[str, Any]:
-    """DeepSpeed's configuration of a recipe, with nothing left to be filled in from elsewhere.
-
-    Optimizer and schedule are those of the trainer, as in every other strategy.
-    """
+    """Returns DeepSpeed's complete configuration; optimizer and schedule stay with the trainer."""
     t = recipe.train
     return {
         "train_micro_batch_size_per_gpu": t.micro_batch,
@@ -75,38 +73,38 @@ def config(recipe: sftrun.Recipe, processes: int, precision: str) -> dict[str, A
     }
 
 
-def share(model: Any, settings: dict[str, Any]) -> None:
-    """Parts the first process's model among all, weight by weight."""
-    empty.agree(model)
+def shard(model: Any, settings: dict[str, Any]) -> None:
+    """Shards rank 0's model over all processes, weight by weight."""
+    empty.broadcast_dtypes(model)
     if settings["bf16"]["enabled"]:
-        for weight in model.parameters():  # the optimizer's own weights are in fp32
+        for weight in model.parameters():  # the optimizer has its own fp32 weights
             half = torch.empty_like(weight, dtype=torch.bfloat16)
-            weight.data = half.copy_(weight.data) if ranks.first() else half
+            weight.data = half.copy_(weight.data) if ranks.is_first() else half
     deepspeed.init_distributed(auto_mpi_discovery=False)
     deepspeed.zero.Init(module=model, config_dict_or_path=settings)
 
 
-def check(engine: Any, stage: int) -> None:
-    """Raises UserError where the engine does not share what was asked among all processes."""
+def check_sharding(engine: Any, stage: int) -> None:
+    """Raises UserError if the engine does not shard the model over all processes at this stage."""
     if not isinstance(engine, deepspeed.DeepSpeedEngine):
-        raise _refusal(f"it is trained by {type(engine).__name__}")
+        raise _sharding_error(f"it is trained by {type(engine).__name__}")
     if engine.zero_optimization_stage() != stage:
-        raise _refusal(f"ZeRO is at stage {engine.zero_optimization_stage()}, not {stage}")
+        raise _sharding_error(f"ZeRO is at stage {engine.zero_optimization_stage()}, not {stage}")
     processes = torch.distributed.get_world_size()
     if engine.dp_world_size != processes:
-        raise _refusal(f"it is shared among {engine.dp_world_size} of {processes} processes")
-    if stage == 3 and not all(hasattr(weight, SHARED) for weight in engine.module.parameters()):
-        raise _refusal("there are weights that each process holds whole")
+        raise _sharding_error(f"it is shared among {engine.dp_world_size} of {processes} processes")
+    if stage == 3 and not all(hasattr(weight, SHARDED_MARK) for weight in engine.module.parameters()):
+        raise _sharding_error("each process holds some weights whole")
 
 
-def _refusal(what: str) -> sftrun.UserError:
-    message = f"the model is not sharded as launch.strategy deepspeed asks: {what}"
+def _sharding_error(what: str) -> sftrun.UserError:
+    message = f"launch.strategy deepspeed did not shard the model: {what}"
     return sftrun.UserError(sftrun.Problem(message, path=("launch", "strategy")))
 
 
-def whole(model: Any) -> dict[str, torch.Tensor] | None:
-    """The weights that are trained, whole, in the first process; None in others, and where nothing is sharded."""
-    if not _has(model, SHARED, HELD):
+def gather_weights(model: Any) -> dict[str, torch.Tensor] | None:
+    """Returns the whole trained weights on rank 0; None on other ranks, and if the model is not sharded."""
+    if not _has_mark(model, SHARDED_MARK, FP32_MARK):
         return None
     gathered = {}
     twice = hasattr(model, "peft_config")  # peft asks for a tied weight under both names, transformers under one
@@ -118,7 +116,7 @@ def whole(model: Any) -> dict[str, torch.Tensor] | None:
     return gathered or None
 
 
-def _has(model: Any, *marks: str) -> bool:
+def _has_mark(model: Any, *marks: str) -> bool:
     return any(hasattr(weight, mark) for weight in model.parameters() for mark in marks)
 
 

@@ -1,7 +1,7 @@
-"""Models without their weights, for processes that are given them by the first one.
+"""Models without weights, for ranks that receive their parts from rank 0.
 
-Processes that share a model need only their parts of it. So the first one alone loads it; the others make its shape,
-in memory that is reserved and not written to, and take each weight as it is shared.
+Only rank 0 loads a shared model. The other ranks create its tensors in memory that is reserved and not written, and
+receive each weight when it is sharded.
 """
 
 from collections.abc import Iterable
@@ -16,43 +16,43 @@ from sftrun.training import ranks
 
 
 def loads_weights(strategy: str | None, recipe: sftrun.Recipe, quantisation: Any) -> bool:
-    """Whether this process has to load the weights.
+    """Returns True if this rank has to load the weights.
 
-    A quantised base is loaded by all: its scales are no weights, and every process needs them whole.
+    Every rank loads a quantised base: its scales are not weights, and every rank needs all of them.
     """
     shared = strategy == "fsdp" or (strategy == "deepspeed" and recipe.launch.zero_stage == 3)
-    return ranks.first() or not shared or quantisation is not None
+    return ranks.is_first() or not shared or quantisation is not None
 
 
 def empty_model(location: str, revision: str, dtype: torch.dtype) -> Any:
-    """The model of a config, with weights of no particular value."""
+    """Builds a model from its config, with uninitialised weights."""
     config = transformers.AutoConfig.from_pretrained(location, revision=revision)
     with torch.device("meta"):
-        made = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
-    made.to_empty(device="cpu")
-    made.tie_weights()  # which are two now
-    return made.eval()
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.to_empty(device="cpu")
+    model.tie_weights()  # to_empty has untied them
+    return model.eval()
 
 
-def agree(model: Any) -> None:
-    """Gives weights the types that they have in the first process, and buffers their values.
+def broadcast_dtypes(model: Any) -> None:
+    """Sets the dtypes of the weights and the values of the buffers to those of rank 0.
 
-    Raises RuntimeError where that one has another model.
+    Raises RuntimeError if rank 0 has another model.
     """
-    types = {name: weight.dtype for name, weight in model.named_parameters()}
-    wanted = ranks.told(types)
-    if wanted.keys() != types.keys():
-        raise RuntimeError(f"the first process has other weights: {sorted(wanted.keys() ^ types.keys())}")
+    own = {name: weight.dtype for name, weight in model.named_parameters()}
+    wanted = ranks.broadcast(own)
+    if wanted.keys() != own.keys():
+        raise RuntimeError(f"rank 0 has other weights: {sorted(wanted.keys() ^ own.keys())}")
     for name, weight in model.named_parameters():
-        if weight.dtype != wanted[name]:  # some models keep a few in fp32
+        if weight.dtype != wanted[name]:  # some models keep a few weights in fp32
             weight.data = torch.empty_like(weight, dtype=wanted[name])
-    given = ranks.told([buffer.cpu() for buffer in model.buffers()])
-    for buffer, value in zip(model.buffers(), given, strict=True):
+    values = ranks.broadcast([buffer.cpu() for buffer in model.buffers()])
+    for buffer, value in zip(model.buffers(), values, strict=True):
         buffer.copy_(value)
 
 
-def give(weights: Iterable[torch.Tensor], device: torch.device) -> None:
-    """Moves weights to a device, with the values that they have in the first process."""
+def broadcast_weights(weights: Iterable[torch.Tensor], device: torch.device) -> None:
+    """Moves weights to a device and broadcasts their values from rank 0."""
     for weight in weights:
-        weight.data = weight.data.to(device) if ranks.first() else torch.empty_like(weight.data, device=device)
+        weight.data = weight.data.to(device) if ranks.is_first() else torch.empty_like(weight.data, device=device)
         distributed.broadcast(weight.data, 0)

@@ -1,7 +1,7 @@
 """FSDP2: each process holds a part of every weight, of its gradient and of its optimizer state.
 
-The trainer's own `fsdp=` is plain DDP on a CPU, without a word. So the model is sharded here, on a CPU and on GPUs
-alike, and accelerate is kept from wrapping it once more.
+The trainer's own `fsdp=` is silently plain DDP on a CPU. So the model is sharded here, on CPUs and GPUs alike, and
+accelerate is kept from wrapping the model again.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ WEIGHTS, OPTIMIZER = "weights", "optimizer"  # folders of a checkpoint
 
 
 class Fsdp:
-    """What a trainer does otherwise where its model is sharded by `fully_shard`."""
+    """A mix-in for trainers whose model is sharded by `fully_shard`."""
 
     args: Any
     model: Any
@@ -36,11 +36,11 @@ class Fsdp:
     accelerator: Any
 
     def _move_model_to_device(self, model: Any, device: Any) -> None:
-        """It stays where it was loaded: a whole one may not fit where its parts do."""
+        """Leaves the model on its device: a GPU may be too small for the whole model."""
 
     def create_optimizer(self, *args: Any) -> Any:
-        """Shards the model first, so that the optimizer is given the parts."""
-        if not sharded(self.model):
+        """Shards the model first, so that the optimizer gets the sharded weights."""
+        if not is_sharded(self.model):
             self._shard()
         return super().create_optimizer(*args)  # type: ignore[misc]
 
@@ -54,15 +54,15 @@ class Fsdp:
         self.accelerator.prepare_model = autocast_only
 
     def check_shards(self) -> None:
-        """Raises UserError for a weight that is not shared among all processes."""
-        check(self.model)
+        """Raises UserError if a weight is not shared among all processes."""
+        check_sharding(self.model)
 
-    def whole_weights(self) -> dict[str, torch.Tensor] | None:
-        """The trained weights in the memory of the first process; all processes call it together."""
-        return whole(self.model)
+    def gather_weights(self) -> dict[str, torch.Tensor] | None:
+        """Returns the trained weights on rank 0; every rank must call it."""
+        return gather_weights(self.model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Into a checkpoint; each process writes its part."""
+        """Writes a checkpoint; each process writes its part."""
         save(_trained(self.model), checkpoint_id=_folder(output_dir, WEIGHTS))
 
     def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
@@ -82,64 +82,64 @@ class Fsdp:
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
 
     def _inner(self) -> torch.optim.Optimizer:
-        """The optimizer without accelerate's wrapper."""
+        """Returns the optimizer without accelerate's wrapper."""
         return self.optimizer.optimizer  # type: ignore[no-any-return]
 
 
 def shard(model: Any, device: torch.device, half: torch.dtype | None) -> None:
-    """Shards the first process's model over all, block by block, so that one block at a time is whole in memory.
+    """Shards rank 0's model over all processes, block by block, so that one block at a time is whole in memory.
 
-    With `half`, blocks are gathered and compute in it, while weights and gradients stay as precise as they are.
+    With `half`, blocks are gathered and computed in that dtype; weights and gradients keep their precision.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
-    empty.agree(model)
-    for block in blocks(model):
-        empty.give(block.parameters(), device)
+    empty.broadcast_dtypes(model)
+    for block in transformer_blocks(model):
+        empty.broadcast_weights(block.parameters(), device)
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    empty.give((weight for weight in model.parameters() if not isinstance(weight, DTensor)), device)
-    # torch would leave the rest whole after a forward pass, and after an evaluation there is no backward pass
+    empty.broadcast_weights((weight for weight in model.parameters() if not isinstance(weight, DTensor)), device)
+    # torch would leave the rest gathered after a forward pass, and no backward pass follows an evaluation
     fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    for module in model.modules():  # buffers are in all processes
+    for module in model.modules():  # buffers are not sharded
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
 
 
-def blocks(model: Any) -> list[Any]:
-    """The repeated blocks of a transformer; raises UserError where the model does not name them."""
+def transformer_blocks(model: Any) -> list[Any]:
+    """Returns the repeated blocks of a transformer; raises UserError if the model does not name them."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     names = set(base._no_split_modules or ())
-    found = [module for module in model.modules() if type(module).__name__ in names]
-    if not found:
-        message = f"fsdp shards a model block by block, and {type(base).__name__} does not say what its blocks are"
+    blocks = [module for module in model.modules() if type(module).__name__ in names]
+    if not blocks:
+        message = f"fsdp shards a model block by block, and {type(base).__name__} does not name its blocks"
         problem = sftrun.Problem(message, path=("launch", "strategy"), hint="use ddp, or deepspeed with zero_stage 3")
         raise sftrun.UserError(problem)
-    return found
+    return blocks
 
 
-def check(model: Any) -> None:
-    """Raises UserError for a weight that is not shared among all processes."""
+def check_sharding(model: Any) -> None:
+    """Raises UserError if a weight is not shared among all processes."""
     processes = torch.distributed.get_world_size()
     for name, weight in model.named_parameters():
         if not isinstance(weight, DTensor):
-            raise _refusal(f"{name} is whole in each process")
+            raise _sharding_error(f"{name} is whole in each process")
         if weight.device_mesh.size() != processes or not all(place.is_shard() for place in weight.placements):
-            raise _refusal(f"{name} is shared among {weight.device_mesh.size()} of {processes} processes")
+            raise _sharding_error(f"{name} is shared among {weight.device_mesh.size()} of {processes} processes")
 
 
-def _refusal(what: str) -> sftrun.UserError:
-    message = f"the model is not sharded as launch.strategy fsdp asks: {what}"
+def _sharding_error(what: str) -> sftrun.UserError:
+    message = f"launch.strategy fsdp did not shard the model: {what}"
     return sftrun.UserError(sftrun.Problem(message, path=("launch", "strategy")))
 
 
-def sharded(model: Any) -> bool:
-    """Whether any of its weights is shared among processes."""
+def is_sharded(model: Any) -> bool:
+    """Returns True if processes share any of the weights."""
     return any(isinstance(weight, DTensor) for weight in model.parameters())
 
 
-def whole(model: Any) -> dict[str, torch.Tensor] | None:
-    """The weights that are trained, whole, in the first process; None in others, and where nothing is sharded."""
-    if not sharded(model):
+def gather_weights(model: Any) -> dict[str, torch.Tensor] | None:
+    """Returns the whole trained weights on rank 0; None on other ranks, and if the model is not sharded."""
+    if not is_sharded(model):
         return None
     frozen = not all(weight.requires_grad for weight in model.parameters())
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=frozen)
