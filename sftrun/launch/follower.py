@@ -19,9 +19,7 @@ from sftrun.runs.directory import RunDir
 POLL_INTERVAL = 0.5  # seconds between two reads of the run directory
 
 
-def join(
-    loaded: Loaded, out: Path, node: Node, watch: Emit, target: str, stages: Sequence[str] = ("prepare", "train")
-) -> RunDir:
+def join(loaded: Loaded, out: Path, node: Node, watch: Emit, target: str, stages: Sequence[str]) -> RunDir:
     """Trains as a node other than node 0, which also prepares, evaluates, exports and reports.
 
     `target` is the function that each rank calls, and `stages` are the names of those whose failure on node 0 ends this
