@@ -63,14 +63,14 @@ def run(
     with session.with_places(loaded.document):
         _check_topology(loaded.recipe, node, named=out is not None)
     if node and node.rank and out:
-        return follower.join(loaded, Path(out), node, watch, TRAIN)
+        return follower.join(loaded, Path(out), node, watch, TRAIN, _up_to_training())
     if resume and (found := resuming.find_run(Path(loaded.name), Path(out) if out else None)):
         settled = resuming.keep_chosen_batch(loaded.recipe, found)
         return _resume(found, msgspec.structs.replace(loaded, recipe=settled), watch, node)
     with (
         new_run(loaded, out, watch, again=resume, stop_when=stop_when) as work,
-        session.trackers(loaded.recipe, work.emit, resumed=False),
         heartbeat.heartbeat(work.run, loaded.recipe.launch.nodes),
+        session.trackers(loaded.recipe, work.emit, resumed=False),
     ):
         _pass_stages(StageWork(work.run, work.emit, node))
     return work.run
@@ -83,13 +83,18 @@ def resume(run: PathLike, overrides: Sequence[str] = (), watch: Emit = _silent, 
     with session.with_places(loaded.document):
         _check_topology(loaded.recipe, node, named=True)
     if node and node.rank:
-        return follower.join(loaded, folder.path, node, watch, TRAIN)
+        return follower.join(loaded, folder.path, node, watch, TRAIN, _up_to_training())
     return _resume(folder, loaded, watch, node)
 
 
 def _resume(folder: RunDir, loaded: Loaded, watch: Emit, node: Node | None) -> RunDir:
     recipe = loaded.recipe
-    with session.with_places(loaded.document), SIGNALS.handling(), session.locked(folder, STAGES):
+    with (
+        session.with_places(loaded.document),
+        SIGNALS.handling(),
+        session.locked(folder, STAGES),
+        heartbeat.heartbeat(folder, recipe.launch.nodes),
+    ):
         recorder = Recorder(folder, watch)
         changes = resuming.reconcile(recipe, folder, topology.world_size(recipe), STAGES)
         folder.mend()
@@ -97,7 +102,7 @@ def _resume(folder: RunDir, loaded: Loaded, watch: Emit, node: Node | None) -> R
         packages = lockfile.facts(recipe, current(), [])["packages"]
         for warning in [*changes, *resuming.compare_versions(folder, packages), *preflight.check_machine(recipe)]:
             recorder(Warned(message=str(warning)))
-        with session.trackers(recipe, recorder, resumed=True), heartbeat.heartbeat(folder, recipe.launch.nodes):
+        with session.trackers(recipe, recorder, resumed=True):
             _pass_stages(StageWork(folder, recorder, node))
     return folder
 
@@ -161,6 +166,12 @@ def new_run(
             for warning in warnings:
                 recorder(Warned(message=str(warning)))
             yield StageWork(folder, recorder)
+
+
+def _up_to_training() -> list[str]:
+    """Returns the names of the stages that other nodes wait for."""
+    names = [stage.name for stage in STAGES]
+    return names[: names.index("train") + 1]
 
 
 def _check_topology(recipe: Recipe, node: Node | None, named: bool) -> None:

@@ -122,8 +122,11 @@ def test_a_worker_that_stops_after_a_signal_is_interrupted(run):
 
 
 def test_a_full_disk_is_an_error_of_the_user(run):
-    hint = "free some space on the disk, then resume from the last checkpoint: sftrun resume"
-    with pytest.raises(UserError, match=f"No space left on device.*{hint}"):
+    with pytest.raises(
+        UserError,
+        match=r"No space left on device.*free some space on the disk, "
+        "then resume from the last checkpoint: sftrun resume",
+    ):
         run_in_worker("workers:full_disk", run, print)
 
 

@@ -278,7 +278,7 @@ def test_a_port_in_use_ends_every_node(folder):
         (code, error), (other_code, other_error) = [said(each) for each in nodes]
     assert (code, other_code) == (1, 1)
     assert "node 0 cannot listen at localhost" in error
-    assert "node 0 has ended, before the nodes met" in other_error or "node 0 could not train" in other_error
+    assert "node 0 has ended, before the nodes met" in other_error or "the stage train failed on node 0" in other_error
 
 
 @pytest.mark.slow
@@ -304,7 +304,7 @@ def test_a_node_ends_if_node_0_cannot_prepare(folder, port):
     assert said(command(folder, "recipe.yaml", *meet, "--node-rank", "0"))[0] == 1
     code, error = said(second)
     assert code == 1
-    assert "node 0 could not prepare" in error
+    assert "the stage prepare failed on node 0" in error
 
 
 @pytest.mark.slow

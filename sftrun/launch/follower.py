@@ -1,7 +1,7 @@
 """Nodes other than node 0: wait for the prepared data, then train with the other nodes."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,27 @@ from sftrun.runs import directory
 from sftrun.runs.directory import RunDir
 
 POLL_INTERVAL = 0.5  # seconds between two reads of the run directory
-STAGES = ("prepare", "train")
 
 
-def join(loaded: Loaded, out: Path, node: Node, watch: Emit, target: str) -> RunDir:
+def join(loaded: Loaded, out: Path, node: Node, watch: Emit, target: str, stages: Sequence[str]) -> RunDir:
     """Trains as a node other than node 0, which also prepares, evaluates, exports and reports.
 
-    `target` is the function that each rank calls. Raises what `sftrun.run` raises, also if another node failed.
+    `target` is the function that each rank calls, and `stages` are the names of those whose failure on node 0 ends this
+    node too. Raises what `sftrun.run` raises, also if another node failed.
     """
     recipe = loaded.recipe
     run = RunDir(out.absolute())
     run.log = run.path / f"run-node{node.rank}.log"
     with signals.SIGNALS.handling():
         watch(Joining(status="waiting", node=node.rank, nodes=recipe.launch.nodes))
-        if not _wait_for_training(run):
+        if not _wait_for_training(run, stages):
             return run
         watch(Joining(status="training", node=node.rank, nodes=recipe.launch.nodes))
         workers.run_in_worker(target, run, watch, workers.plan_ranks(recipe, node, resolved_yaml(recipe)))
     return run
 
 
-def _wait_for_training(run: RunDir) -> bool:
+def _wait_for_training(run: RunDir, stages: Sequence[str]) -> bool:
     """Waits until node 0 trains, and returns True; returns False if training is already done.
 
     Raises UserError if node 0 fails or ends. An earlier attempt may have left the status "started". Then this node
@@ -51,10 +51,10 @@ def _wait_for_training(run: RunDir) -> bool:
         status = now.get("train", {}).get("status")
         if status == "done" or (status == "started" and monitor.seen and not ended):
             return bool(status == "started")
-        for stage in _changed_stages(before, now):
-            if now[stage].get("status") == "failed":
+        for stage in stages:
+            if stage in now and before.get(stage) != now[stage] and now[stage].get("status") == "failed":
                 reason = now[stage].get("reason", "").removeprefix("error: ")
-                raise UserError(f"node 0 could not {stage}: {reason}")
+                raise UserError(f"the stage {stage} failed on node 0: {reason}")
         if ended:
             raise UserError(f"node 0 {ended}, before it trained", hint=RESTART_HINT)
         time.sleep(POLL_INTERVAL)
@@ -62,7 +62,3 @@ def _wait_for_training(run: RunDir) -> bool:
 
 def _state(run: RunDir) -> dict[str, Any]:
     return dict(run.read_json("state.json")) if (run.path / directory.BEGUN).is_file() else {}
-
-
-def _changed_stages(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    return (stage for stage in STAGES if stage in now and before.get(stage) != now[stage])
