@@ -118,7 +118,7 @@ class Registry:
         """An instance of the component that `use` names, made with its options."""
         item = self.get(kind, use.use)
         factory = _resolve(item.factory)
-        _check_late(item, factory)
+        check_class(item, factory)
         if item.options is None:
             if use.with_:
                 raise UserError(f"the {kind} '{use.use}' has no options, but was given {', '.join(use.with_)}")
@@ -131,7 +131,7 @@ class Registry:
         hint = f"upgrade {item.distribution}, or tell its authors"
         return [
             Problem(f"the {kind} '{name}' of {item.distribution} {item.version} {text}", hint=hint, severity="warning")
-            for text in item.warnings or _check_late(item, _resolve(item.factory))
+            for text in check_class(item, _resolve(item.factory))
         ]
 
 
@@ -195,10 +195,13 @@ def _register(found: list[Registered], kind: str, plugin: ModuleType, origin: Or
     return register
 
 
-def _check_late(item: Registered, factory: Callable[..., Any]) -> tuple[str, ...]:
-    """Returns the warnings of a factory that was registered as an import string; raises ValueError as for any other."""
-    late = isinstance(item.factory, str) and isinstance(factory, type)
-    return _check_methods(factory, item.kind, item.name, item.api) if late else ()
+def check_class(item: Registered, factory: Callable[..., Any]) -> tuple[str, ...]:
+    """Returns warnings about the methods of a component, as far as its factory, once imported, shows the class.
+
+    Raises ValueError for methods that are missing, removed, or misspelled.
+    """
+    made = factory.func if isinstance(factory, functools.partial) else factory
+    return _check_methods(made, item.kind, item.name, item.api) if isinstance(made, type) else ()
 
 
 @functools.cache

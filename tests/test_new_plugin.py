@@ -142,3 +142,10 @@ def test_the_name_of_an_installed_distribution_is_taken(sftrun, tmp_path, monkey
 def test_the_kind_is_not_said_twice_in_a_class(tmp_path):
     project = new_plugin("strict-judge", "judge", tmp_path / "new")
     assert "class StrictJudge:" in (project / "sftrun_strict_judge.py").read_text("utf-8")
+
+
+def test_a_metric_may_have_underscores_in_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert new_plugin("last_number", "metric") == Path("sftrun-last-number")
+    text = Path("sftrun-last-number/sftrun_last_number.py").read_text("utf-8")
+    assert 'register("last_number", LastNumberMetric, options=LastNumberOptions)' in text

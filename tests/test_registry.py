@@ -16,6 +16,7 @@ from sftrun.options import Use
 from sftrun.recipe.checks import of_component
 from sftrun.recipe.validate import load
 from sftrun.registry import Registry, current
+from sftrun.testing import check_plugin
 
 GOOD = """
 \"\"\"A plugin with options.\"\"\"
@@ -419,3 +420,11 @@ def test_an_unknown_name_lists_what_is_installed_and_says_where_others_are():
         Registry().get("masker", "final-answer")
     with pytest.raises(UserError, match=r"unknown masker 'asistant'; did you mean 'assistant'\?$"):
         Registry().get("masker", "asistant")
+
+
+@pytest.mark.usefixtures("second_version")
+def test_the_kit_warns_of_what_is_deprecated(monkeypatch):
+    plugin = module(thing(narrow=lambda self, text: []))
+    monkeypatch.setattr("sftrun.testing.plugin._heavy_imports", lambda name: [])
+    with pytest.warns(DeprecationWarning, match="is deprecated since API version 2; use 'cut' instead"):
+        check_plugin(plugin)

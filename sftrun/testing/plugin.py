@@ -1,10 +1,10 @@
 """Promises of a plugin module: its API version, light imports, complete components, described options."""
 
-import functools
 import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -40,13 +40,11 @@ def _check_component(item: Registered) -> None:
     assert item.description, f"{who} has no description; give its factory a docstring"
     factory = registry._resolve(item.factory)
     assert callable(factory), f"{who}: its factory cannot be called"
-    if isinstance(factory, functools.partial):
-        factory = factory.func
-    if isinstance(factory, type):
-        try:
-            registry._check_methods(factory, item.kind, item.name)  # of a factory given as text, only now
-        except ValueError as error:
-            raise AssertionError(f"{who}: {error}") from error
+    try:
+        for text in registry.check_class(item, factory):  # of a factory given as text, only now
+            warnings.warn(f"{who} {text}", DeprecationWarning, stacklevel=3)
+    except ValueError as error:
+        raise AssertionError(f"{who}: {error}") from error
     if item.options is not None:
         check_options(item.options)
 

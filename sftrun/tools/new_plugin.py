@@ -13,6 +13,7 @@ from sftrun.hookspecs import API_VERSION, KINDS
 from sftrun.registry import current
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+METRIC_NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")  # a metric's name is also the key of its score
 LONGEST = 24  # characters of a name; longer ones break the lines of the templates
 LIGHT = ("source", "formatter", "exporter", "metric", "tracker")  # kinds whose tests need no tokenizer and no torch
 UNTYPED = """
@@ -36,9 +37,9 @@ def new_plugin(name: str, kind: str, out: str | os.PathLike[str] | None = None) 
     Raises UserError if the kind or the name is wrong, the name is taken, or the folder exists.
     """
     _check_kind(kind)
-    _check_name(name)
+    _check_name(name, kind)
     _check_free(name, kind)
-    folder = Path(out) if out is not None else Path(f"sftrun-{name}")
+    folder = Path(out) if out is not None else Path(_distribution(name))
     words = _words(name, kind)
     words["recipe"] = _fill(f"{kind}.yaml.txt", words)
     texts = {Template(file).substitute(words): _fill(each, words) for file, each in FILES.items()}
@@ -60,10 +61,10 @@ def _check_kind(kind: str) -> None:
     raise UserError(f"unknown kind of component '{kind}'", hint=hint)
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, kind: str) -> None:
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).removeprefix("sftrun-").strip("-")
     hint = f"did you mean '{plain}'?" if NAME.fullmatch(plain) and plain != name else "such as last-reply"
-    if not NAME.fullmatch(name):
+    if not (METRIC_NAME if kind == "metric" else NAME).fullmatch(name):
         message = f"'{name}' is no name: use lower-case letters and digits, with hyphens between words"
         raise UserError(message, hint=hint)
     if name.startswith("sftrun-"):
@@ -79,15 +80,19 @@ def _check_free(name: str, kind: str) -> None:
         message = f"there is a {kind} '{name}' already: it is in {taken.distribution} {taken.version}"
         raise UserError(message, hint="choose another name; two of one name are an error")
     try:
-        version = metadata.version(f"sftrun-{name}")
+        version = metadata.version(_distribution(name))
     except metadata.PackageNotFoundError:
         return
-    raise UserError(f"sftrun-{name} {version} is installed already", hint="choose another name")
+    raise UserError(f"{_distribution(name)} {version} is installed already", hint="choose another name")
+
+
+def _distribution(name: str) -> str:
+    return f"sftrun-{name.replace('_', '-')}"
 
 
 def _words(name: str, kind: str) -> dict[str, str]:
     """Returns what the templates are filled with."""
-    base = "".join(word.capitalize() for word in name.split("-"))
+    base = "".join(word.capitalize() for word in re.split("[-_]", name))
     base = base.removesuffix(kind.capitalize()) or base  # the judge strict-judge is a StrictJudge
     short = name.replace("-", "_")
     return {
@@ -95,7 +100,7 @@ def _words(name: str, kind: str) -> dict[str, str]:
         "kind": kind,
         "short": short,
         "module": f"sftrun_{short}",
-        "distribution": f"sftrun-{name}",
+        "distribution": _distribution(name),
         "component": f"{base}{kind.capitalize()}",
         "options": f"{base}Options",
         "api": str(API_VERSION),
