@@ -14,6 +14,7 @@ from conftest import talk, wait_for
 
 from sftrun import UserError
 from sftrun.data import Samples
+from sftrun.flow import STAGES
 from sftrun.runs import history
 from sftrun.runs.directory import RunDir
 
@@ -316,7 +317,7 @@ def test_a_run_may_resume_with_other_processes_if_a_step_has_as_many_rows(folder
 
     def fits(*sets):
         recipe = load(folder / "recipe.yaml", list(sets))
-        return resume.reconcile(recipe, two, topology.world_size(recipe))
+        return resume.reconcile(recipe, two, topology.world_size(recipe), STAGES)
 
     (warning,) = fits("train.batch_size=4")
     assert warning.startswith("launch.processes, train.batch_size changed: the weights will differ by rounding")

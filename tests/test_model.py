@@ -1,4 +1,4 @@
-"""What evaluators ask of a model: token ids, answers and log-likelihoods; the embedded model has the weights of a seed."""
+"""What evaluators ask of a model: token ids, answers and log-likelihoods, of the embedded model."""
 
 import json
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import talk, wait_for
 
 from sftrun import UserError
+from sftrun.flow import STAGES
 from sftrun.runs import history
 from sftrun.runs.directory import RunDir
 
@@ -300,10 +301,10 @@ def test_the_batch_may_be_split_differently_with_a_warning(folder, killed):
     from sftrun.runs import resume
 
     sets = ["train.batch_size=2", "train.grad_accum=2"]
-    (warning,) = resume.reconcile(load(folder / "recipe.yaml", sets), killed, 1)
+    (warning,) = resume.reconcile(load(folder / "recipe.yaml", sets), killed, 1, STAGES)
     assert warning.startswith("train.batch_size, train.grad_accum changed")
     with pytest.raises(UserError, match=r"train\.batch_size is 2"):
-        resume.reconcile(load(folder / "recipe.yaml", sets[:1]), killed, 1)
+        resume.reconcile(load(folder / "recipe.yaml", sets[:1]), killed, 1, STAGES)
 
 
 def test_an_adapter_resumes_only_on_the_base_that_it_began_with(folder):

@@ -9,6 +9,7 @@ from conftest import talk
 from safetensors.torch import load_file
 
 from sftrun import UserError
+from sftrun.events import encode
 from sftrun.kinds import Training
 from sftrun.recipe.validate import load
 from sftrun.runs.directory import RunDir
@@ -133,7 +134,7 @@ def test_what_was_used_is_said_and_stands_in_the_lock(train):
     events, weights, run = train("eager", "train.attention=eager")
     (used,) = (event for event in events if event["event"] == "using")
     assert (used["attention"], used["optimizer"], used["compiled"]) == ("eager", "adamw (fused)", "nothing")
-    assert run.facts("train")["used"] == {key: value for key, value in used.items() if key != "event"}
+    assert run.facts("train")["used"] == {key: value for key, value in encode(used).items() if key != "event"}
     other, same, _ = train("sdpa", "train.attention=sdpa")
     assert losses(events) == pytest.approx(losses(other), abs=1e-4)
     for name, each in weights.items():
@@ -169,11 +170,11 @@ def test_a_model_without_layers_to_compile_is_refused(recipe):
 
 @pytest.mark.parametrize("key", ["attention", "compile"])
 def test_a_run_may_go_on_with_another_switch_and_it_is_said(recipe, tmp_path, key):
-    from sftrun.flow import prepare
+    from sftrun.flow import STAGES, prepare
     from sftrun.runs import resume
 
     recipe()
     run = prepare(tmp_path / "recipe.yaml", (), tmp_path / "run")
     value = {"attention": "eager", "compile": "true"}[key]
     changed = load(tmp_path / "recipe.yaml", [f"train.{key}={value}"])
-    assert f"train.{key} changed" in resume.reconcile(changed, run, 1)[0]
+    assert f"train.{key} changed" in resume.reconcile(changed, run, 1, STAGES)[0]
