@@ -87,7 +87,7 @@ def sftrun(folder: Path) -> dict[str, Any]:
     """Runs the stage train as its worker does; a step lasts from one event to the next."""
     from sftrun.events import Step
     from sftrun.runs.directory import RunDir
-    from sftrun.stages.train import train_here
+    from sftrun.stages.train import train_in_worker
 
     run = Path(tempfile.mkdtemp(dir=folder)) / "run"
     shutil.copytree(folder / "prepared-run", run)
@@ -99,7 +99,7 @@ def sftrun(folder: Path) -> dict[str, Any]:
             steps.append(event)
             at.append(clocks(event.step in (event.steps // 2, event.steps)))
 
-    train_here(load_recipe(folder), RunDir(run), note)
+    train_in_worker(load_recipe(folder), RunDir(run), note)
     shutil.rmtree(run.parent)
     # no event marks the start of the first step, which belongs to the warm-up
     return {**between([at[0], *at]), "tokens": steps[-1].tokens, "trained": steps[-1].trained_tokens}

@@ -91,8 +91,8 @@ def estimate_peak(folder: Path) -> dict[str, Any]:
     from sftrun.training.memory import estimate
 
     recipe = _ways.load_recipe(folder)
-    rows = batches.read(folder / "prepared-run" / "prepared", "train", packed=True)
-    moments = estimate.estimate(recipe, batches.training(recipe, rows), None).memory.values()
+    rows = batches.read_row_lengths(folder / "prepared-run" / "prepared", "train", packed=True)
+    moments = estimate.estimate(recipe, batches.largest_training_batch(recipe, rows), None).memory.values()
     return {"estimated_mb": max(sum(each.values()) - each["libraries"] for each in moments) // 2**20}
 
 

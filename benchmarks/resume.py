@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=MODES, default="full")
     parser.add_argument("--processes", type=int, default=1, help="training processes (launch.processes)")
     parser.add_argument("--set", action="append", default=[], dest="sets", help="KEY=VALUE for the recipe")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=int(os.environ.get("SFTRUN_SEED", "0")), help="or SFTRUN_SEED")
     parser.add_argument("--json", type=Path, help="a file for every kill and every comparison")
     arguments = parser.parse_args()
     random.seed(arguments.seed)
@@ -232,6 +232,7 @@ def main() -> None:
     minutes = (time.monotonic() - began) / 60
     print(f"victims: {dict(Counter(kill['victim'] for kill in every))}; {minutes:.1f} minutes")
     print(f"{len(every)} kills, {saves} of them in a save; identical: {identical} of {len(runs)} runs")
+    print(f"repeat these moments with --seed {arguments.seed}")
     if arguments.json:
         arguments.json.write_text(json.dumps({**vars(arguments), "json": None, "runs": runs}, indent=1) + "\n")
     sys.exit(identical != len(runs))

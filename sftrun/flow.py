@@ -36,7 +36,7 @@ STAGES = (
     Stage("export", "sftrun.stages.export:export", when=lambda recipe: bool(recipe.exporters), redo_for="exporters"),
     Stage("report", "sftrun.stages.report:report"),
 )
-TRAIN = "sftrun.stages.train:train_here"  # what each rank of a training calls
+TRAIN = "sftrun.stages.train:train_in_worker"  # what each rank of a training calls
 
 
 def _silent(event: Event) -> None:
@@ -63,14 +63,14 @@ def run(
     with session.with_places(loaded.document):
         _check_topology(loaded.recipe, node, named=out is not None)
     if node and node.rank and out:
-        return follower.join(loaded, Path(out), node, watch, TRAIN)
-    if resume and (found := resuming.find(Path(loaded.name), Path(out) if out else None)):
-        settled = resuming.settled(loaded.recipe, found)
+        return follower.join(loaded, Path(out), node, watch, TRAIN, _up_to_training())
+    if resume and (found := resuming.find_run(Path(loaded.name), Path(out) if out else None)):
+        settled = resuming.keep_chosen_batch(loaded.recipe, found)
         return _resume(found, msgspec.structs.replace(loaded, recipe=settled), watch, node)
     with (
         new_run(loaded, out, watch, again=resume, stop_when=stop_when) as work,
+        heartbeat.heartbeat(work.run, loaded.recipe.launch.nodes),
         session.trackers(loaded.recipe, work.emit, resumed=False),
-        heartbeat.beating(work.run, loaded.recipe.launch.nodes),
     ):
         _pass_stages(StageWork(work.run, work.emit, node))
     return work.run
@@ -83,21 +83,26 @@ def resume(run: PathLike, overrides: Sequence[str] = (), watch: Emit = _silent, 
     with session.with_places(loaded.document):
         _check_topology(loaded.recipe, node, named=True)
     if node and node.rank:
-        return follower.join(loaded, folder.path, node, watch, TRAIN)
+        return follower.join(loaded, folder.path, node, watch, TRAIN, _up_to_training())
     return _resume(folder, loaded, watch, node)
 
 
 def _resume(folder: RunDir, loaded: Loaded, watch: Emit, node: Node | None) -> RunDir:
     recipe = loaded.recipe
-    with session.with_places(loaded.document), SIGNALS.heard(), session.locked(folder, STAGES):
+    with (
+        session.with_places(loaded.document),
+        SIGNALS.handling(),
+        session.locked(folder, STAGES),
+        heartbeat.heartbeat(folder, recipe.launch.nodes),
+    ):
         recorder = Recorder(folder, watch)
-        changes = resuming.reconcile(recipe, folder, topology.size(recipe), STAGES)
+        changes = resuming.reconcile(recipe, folder, topology.world_size(recipe), STAGES)
         folder.mend()
         folder.write_recipe(recipe)
         packages = lockfile.facts(recipe, current(), [])["packages"]
-        for warning in [*changes, *resuming.versions(folder, packages), *preflight.check_machine(recipe)]:
+        for warning in [*changes, *resuming.compare_versions(folder, packages), *preflight.check_machine(recipe)]:
             recorder(Warned(message=str(warning)))
-        with session.trackers(recipe, recorder, resumed=True), heartbeat.beating(folder, recipe.launch.nodes):
+        with session.trackers(recipe, recorder, resumed=True):
             _pass_stages(StageWork(folder, recorder, node))
     return folder
 
@@ -107,7 +112,7 @@ def _pass_stages(work: StageWork) -> None:
     for stage in STAGES:
         if stage.when(work.recipe):
             session.run_stage_once(stage, work)
-            SIGNALS.check()
+            SIGNALS.raise_if_interrupted()
     directory.point_latest(work.run, work.emit)
 
 
@@ -127,7 +132,7 @@ def evaluate(run: PathLike, watch: Emit = _silent) -> RunDir:
     if not recipe.evaluators:
         raise UserError(f"the recipe of {run} names no evaluators", hint="add some, and run it again")
     preflight.check_machine(recipe, ("backend", "evaluator"))
-    with SIGNALS.heard(), session.locked(folder, STAGES):
+    with SIGNALS.handling(), session.locked(folder, STAGES):
         work = StageWork(folder, Recorder(folder, watch))
         for stage in STAGES:
             if stage.name in ("evaluate", "report"):
@@ -152,7 +157,7 @@ def new_run(
     with session.with_places(loaded.document):
         warnings = [*loaded.warnings, *preflight.check_machine(loaded.recipe, kinds)]
         folder = directory.create(Path(loaded.name), Path(out) if out else None, again=again)
-        with SIGNALS.heard(), session.locked(folder, STAGES):
+        with SIGNALS.handling(), session.locked(folder, STAGES):
             directory.vacate(folder, again)  # what is there by now, another process may have written meanwhile
             folder.write_recipe(loaded.recipe)
             folder.write("recipe.yaml", loaded.text)
@@ -163,6 +168,12 @@ def new_run(
             yield StageWork(folder, recorder)
 
 
+def _up_to_training() -> list[str]:
+    """Returns the names of the stages that other nodes wait for."""
+    names = [stage.name for stage in STAGES]
+    return names[: names.index("train") + 1]
+
+
 def _check_topology(recipe: Recipe, node: Node | None, named: bool) -> None:
     """Raises UserError if the processes that the recipe asks for cannot train on this machine."""
-    topology.check(recipe, node, named, current().create("backend", recipe.backend))
+    topology.check_topology(recipe, node, named, current().create("backend", recipe.backend))

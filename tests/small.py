@@ -71,7 +71,7 @@ def model(family: str, folder: Path, weights: bool = True) -> Path:
     if not weights:
         return whole
     (folder / family).mkdir()
-    shrink.save(whole, folder / family, seed=0)
+    shrink.save_tiny_model(whole, folder / family, seed=0)
     shutil.copyfile(whole / "tokenizer_config.json", folder / family / "tokenizer_config.json")
     return folder / family
 

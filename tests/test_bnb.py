@@ -227,7 +227,7 @@ def test_optimizers_of_bitsandbytes_keep_the_state_that_their_names_say(optimize
     run = prepared(**sets, **{"train.save_strategy": "epoch"})
     events = train(run)
     said = [event["message"] for event in events if event["event"] == "warning"]
-    if optimizer.startswith("paged_") and not torch.cuda.is_available():
+    if optimizer.startswith("paged_"):
         assert any("is not paged without a GPU" in message for message in said)
     (file,) = run.checkpoints.glob("*/optimizer.pt")
     state = [
@@ -238,8 +238,9 @@ def test_optimizers_of_bitsandbytes_keep_the_state_that_their_names_say(optimize
     assert large == {torch.uint8 if optimizer in EIGHT_BITS else torch.float32}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="pages are memory that a GPU and its host share")
+@pytest.mark.gpu
 def test_a_paged_state_is_in_pages():
+    """Pages are memory that a GPU and its host share."""
     import bitsandbytes
 
     weight = torch.nn.Parameter(torch.randn(512, 512, device="cuda"))
@@ -269,7 +270,7 @@ def test_what_does_not_go_together_is_said_before_anything_runs(reason, write):
 def test_dora_on_eight_bits_is_refused_on_a_cpu_where_it_fails(write):
     recipe = api.load(write(ROWS, backend="bnb", tuning={"mode": "lora", "lora": {"dora": True}}))
     problems = list(api.create("backend", recipe.backend).check_machine(recipe))
-    assert ["needs a GPU" in each.message for each in problems] == ([] if api.gpu_count() else [True])
+    assert ["needs a GPU" in each.message for each in problems] == [True]
 
 
 def test_without_bitsandbytes_the_extra_that_brings_it_is_named(write, monkeypatch):

@@ -1,23 +1,22 @@
-"""The launcher of many processes: who reports, what a failure of any comes to, and where nodes meet."""
+"""The launcher of ranks: events, failures, restarts, and the rendezvous of nodes."""
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
-from conftest import talk
+from conftest import talk, wait_for
+from workers import is_alive
 
 from sftrun.errors import Interrupted, UserError
 from sftrun.events import Custom, Restarted
 from sftrun.launch import heartbeat
 from sftrun.launch.failures import WorkerError
 from sftrun.launch.topology import Node
-from sftrun.launch.workers import Ranks, work
+from sftrun.launch.workers import Ranks, run_in_worker
 from sftrun.recipe.model import typed_recipe
 from sftrun.recipe.resolved import resolved_yaml
 from sftrun.runs.directory import RunDir
@@ -38,29 +37,21 @@ def described(run, description, **launch):
     return run
 
 
-def wait_for(what, seconds=120):
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.01)
-    return found
-
-
-def test_each_process_knows_which_it_is_and_the_first_one_reports(run, monkeypatch):
+def test_each_process_knows_its_rank_and_rank_0_reports(run, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     seen = []
-    work("workers:ranked", run, seen.append, TWO)
+    run_in_worker("workers:ranked", run, seen.append, TWO)
     (event,) = seen
     threads = max(len(os.sched_getaffinity(0)) // 2, 1)
     ranks = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
     assert event == Custom(name="rank", data={**ranks, "OMP_NUM_THREADS": threads})
 
 
-def test_a_worker_that_works_alone_knows_of_no_others(run, monkeypatch):
+def test_a_single_worker_has_no_rank(run, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     seen = []
-    work("workers:alone", run, seen.append)
+    run_in_worker("workers:alone", run, seen.append)
     assert seen == [Custom(name="rank", data={"variables": []})]
 
 
@@ -74,55 +65,49 @@ def test_a_worker_that_works_alone_knows_of_no_others(run, monkeypatch):
         pytest.param("crashed", WorkerError, "ended with code 7(.|\n)*a library's last words", marks=pytest.mark.slow),
     ],
 )
-def test_a_failure_of_any_process_ends_all_and_is_explained(run, how, error, words):
+def test_a_failure_of_any_rank_ends_every_rank_and_is_explained(run, how, error, words):
     with pytest.raises(error, match=words):
-        work("workers:second_fails", described(run, how), print, TWO)
+        run_in_worker("workers:second_fails", described(run, how), print, TWO)
 
 
 @pytest.mark.slow
-def test_who_lost_a_connection_is_not_the_cause(run):
+def test_a_lost_connection_is_not_reported_as_the_cause(run):
     with pytest.raises(UserError, match="too hot"):
-        work("workers:lost", run, print, TWO)
+        run_in_worker("workers:lost", run, print, TWO)
 
 
-def test_all_start_again_where_one_was_killed_as_often_as_the_recipe_allows(run):
+def test_every_rank_restarts_if_one_is_killed_as_often_as_the_recipe_allows(run):
     seen = []
-    work("workers:fails_once", described(run, "killed"), seen.append, Ranks(processes=2, restarts=1))
+    run_in_worker("workers:fails_once", described(run, "killed"), seen.append, Ranks(processes=2, restarts=1))
     assert [event.get("data", {}).get("attempt") for event in seen] == [0, None, 1]
     assert seen[1] == Restarted(restart=1, of=1, reason="process 1 ended with SIGKILL")
 
 
 @pytest.mark.slow
-def test_what_the_user_has_to_fix_is_not_tried_again(run):
+def test_an_error_of_the_user_causes_no_restart(run):
     seen = []
     with pytest.raises(UserError, match="too hot"):
-        work("workers:fails_once", described(run, "user_error"), seen.append, Ranks(processes=2, restarts=3))
+        run_in_worker("workers:fails_once", described(run, "user_error"), seen.append, Ranks(processes=2, restarts=3))
     assert {event["name"] for event in seen} <= {"began"}  # which the first one may not have come to say
     assert not any(event["attempt"] for event in seen)
 
 
-def test_a_signal_asks_all_processes_and_a_second_one_ends_them(run):
+def test_a_signal_stops_every_rank(run):
     def watch(event):
         if event == Custom(name="ready"):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted):
-        work("workers:until_asked", run, watch, TWO)
+        run_in_worker("workers:until_asked", run, watch, TWO)
     assert sorted(path.name for path in run.path.glob("stopped-*")) == ["stopped-0", "stopped-1"]
 
 
-def alive(pid):
-    status = Path(f"/proc/{pid}/status")
-    try:
-        return "State:\tZ" not in status.read_text()
-    except OSError:
-        return False
-
-
 @pytest.mark.parametrize("whom", ["parent", pytest.param("launcher", marks=pytest.mark.slow)])
-def test_no_process_outlives_the_one_that_started_it(run, whom):
-    code = "import sys, pathlib; from sftrun.launch import workers; from sftrun.runs.directory import RunDir\n"
-    code += "workers.work('workers:stays', RunDir(pathlib.Path(sys.argv[1])), print, workers.Ranks(processes=2))"
+def test_no_process_outlives_its_parent(run, whom):
+    code = "import sys, pathlib\nfrom sftrun.launch import workers; from sftrun.runs.directory import RunDir\n"
+    code += (
+        "workers.run_in_worker('workers:stays', RunDir(pathlib.Path(sys.argv[1])), print, workers.Ranks(processes=2))"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stderr=subprocess.DEVNULL)
     files = [run.path / f"pid-{number}" for number in range(2)]
     wait_for(lambda: all(file.is_file() and " " in file.read_text() for file in files))
@@ -130,32 +115,27 @@ def test_no_process_outlives_the_one_that_started_it(run, whom):
     assert len(pids) == 3
     launcher = int(files[0].read_text().split()[1])
     os.kill(parent.pid if whom == "parent" else launcher, signal.SIGKILL)
-    wait_for(lambda: not any(map(alive, pids)), 20)
-    parent.wait(20)
+    wait_for(lambda: not any(map(is_alive, pids)))
+    parent.wait()
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
-def on_two_nodes(target, run, first=None, second=None, **more):
-    """Calls `work` as two nodes would, of one process each; returns what they have seen, and how they ended."""
-    rendezvous = f"localhost:{free_port()}"
+def on_two_nodes(target, run, port, first=None, second=None, **more):
+    """Calls `run_in_worker` as two nodes of one process each; returns the events of each node and its exception."""
     seen, ended = ([], []), [None, None]
 
     def node(number, given):
         own = RunDir(run.path)
         own.log = run.path / f"run-node{number}.log"
-        ranks = Ranks(**{"processes": 1, "nodes": 2, "node": Node(number, rendezvous), **more, **(given or {})})
+        ranks = Ranks(
+            **{"processes": 1, "nodes": 2, "node": Node(number, f"localhost:{port}"), **more, **(given or {})}
+        )
         try:
-            work(target, own, seen[number].append, ranks)
+            run_in_worker(target, own, seen[number].append, ranks)
         except Exception as error:
             ended[number] = error
 
     threads = [threading.Thread(target=node, args=each) for each in enumerate((first, second))]
-    with heartbeat.beating(run, 2):
+    with heartbeat.heartbeat(run, 2):
         for each in threads:
             each.start()
         for each in threads:
@@ -163,8 +143,8 @@ def on_two_nodes(target, run, first=None, second=None, **more):
     return seen, ended
 
 
-def test_nodes_keep_their_numbers_and_start_again_together(run):
-    seen, ended = on_two_nodes("workers:fails_once", described(run, "killed"), restarts=1)
+def test_nodes_keep_their_numbers_and_restart_together(run, port):
+    seen, ended = on_two_nodes("workers:fails_once", described(run, "killed"), port, restarts=1)
     assert ended == [None, None]
     restarted = Restarted(restart=1, of=1, reason="process 1 ended with SIGKILL")
     first, second = (Custom(name="began", data={"attempt": attempt}) for attempt in (0, 1))
@@ -172,8 +152,8 @@ def test_nodes_keep_their_numbers_and_start_again_together(run):
 
 
 @pytest.mark.slow
-def test_a_failure_on_one_node_is_told_on_all(run):
-    _, ended = on_two_nodes("workers:lost", run)
+def test_a_failure_on_one_node_is_reported_on_every_node(run, port):
+    _, ended = on_two_nodes("workers:lost", run, port)
     assert [str(error) for error in ended] == ["error: too hot; cool it"] * 2
 
 
@@ -182,39 +162,48 @@ def test_a_failure_on_one_node_is_told_on_all(run):
     ("second", "words"),
     [
         ({"processes": 2}, "launch.processes is 2 on node 1 and 1 on node 0"),
-        ({"recipe": "model: {}"}, "the recipe of node 1 is not that of node 0"),
+        ({"recipe": "model: {}"}, "node 1 has another recipe than node 0"),
     ],
 )
-def test_nodes_that_do_not_fit_are_refused(run, second, words):
-    _, ended = on_two_nodes("workers:ranked", run, second=second)
+def test_nodes_that_differ_are_refused(run, port, second, words):
+    _, ended = on_two_nodes("workers:ranked", run, port, second=second)
     assert all(words in str(error) for error in ended)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--nodes", "2"], "launch.nodes is 2, and this command does not say where they meet; on each node, run"),
-        (["--nodes", "2", "--node-rank", "2", "--rendezvous", "a:1"], "--node-rank is 2; of 2 nodes they go from 0"),
+        (
+            ["--nodes", "2"],
+            "launch.nodes is 2, and this command does not name its node or the rendezvous; on each node, run",
+        ),
+        (
+            ["--nodes", "2", "--node-rank", "2", "--rendezvous", "a:1"],
+            "is 2; with 2 nodes it is a number from 0 to 1",
+        ),
         (["--nodes", "2", "--node-rank", "1", "--rendezvous", "a:1"], "name it: --out DIR, the same on every node"),
-        (["--nodes", "2", "--node-rank", "0", "--rendezvous", "a"], "--rendezvous is 'a', which is no HOST:PORT"),
-        (["--node-rank", "1", "--rendezvous", "a:1"], "launch.nodes is 1; say how many they are: --nodes 2"),
+        (
+            ["--nodes", "2", "--node-rank", "0", "--rendezvous", "a"],
+            "'a', not HOST:PORT; write, for example, node0:29400",
+        ),
+        (["--node-rank", "1", "--rendezvous", "a:1"], "launch.nodes is 1; give the number of machines: --nodes 2"),
     ],
 )
-def test_a_node_that_does_not_fit_the_recipe_is_refused_before_anything_runs(write, sftrun, words, said):
+def test_wrong_node_options_are_refused_before_anything_runs(write, sftrun, words, said):
     result = sftrun(write([talk("hi", "ho")]), *words)
     assert result.code == 1
     assert said in result.err
 
 
-def test_the_rank_of_a_node_needs_a_place_to_meet(write, sftrun):
+def test_a_node_rank_needs_a_rendezvous(write, sftrun):
     result = sftrun(write([talk("hi", "ho")]), "--nodes", "2", "--node-rank", "1")
     assert result.code == 2
-    assert "--node-rank and --rendezvous go together" in result.err
+    assert "--node-rank and --rendezvous need each other" in result.err
 
 
 @pytest.fixture
 def gpus(tmp_path, monkeypatch):
-    """A driver that lists so many GPUs."""
+    """Returns a function that installs a driver with `count` GPUs."""
 
     def listed(count):
         lines = "".join(f"GPU {number}: H100\\n" for number in range(count))
@@ -235,20 +224,20 @@ def test_more_processes_than_gpus_are_refused(write, sftrun, gpus):
     assert "launch.processes is 4, and this machine has 2 GPUs to train on; use 2, or auto" in result.err
 
 
-def test_a_step_of_all_processes_sees_their_rows_together(write, gpus, monkeypatch):
+def test_a_step_has_the_rows_of_every_process(write, gpus, monkeypatch):
     from sftrun import load
     from sftrun.memory import batches
 
     recipe = write([talk("hi", "ho")], train={"epochs": 1, "batch_size": 4, "grad_accum": 2})
     counts = {"launch.processes=1": 13, "launch={processes: 4, nodes: 2}": 2}
-    assert {sets: batches.steps(load(recipe, [sets]), 100) for sets in counts} == counts
+    assert {sets: batches.count_steps(load(recipe, [sets]), 100) for sets in counts} == counts
     gpus(3)
-    assert batches.steps(load(recipe), 100) == 5
+    assert batches.count_steps(load(recipe), 100) == 5
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert batches.steps(load(recipe), 100) == 13
+    assert batches.count_steps(load(recipe), 100) == 13
 
 
-def test_a_backend_that_does_not_know_of_others_trains_alone(write, sftrun):
+def test_a_backend_without_support_for_ranks_is_refused(write, sftrun):
     from sftrun.registry import Registered, current
 
     class Lonely:
@@ -261,18 +250,18 @@ def test_a_backend_that_does_not_know_of_others_trains_alone(write, sftrun):
     finally:
         del current().components["backend"]["lonely"]
     assert result.code == 1
-    assert "the backend lonely trains in one process, and these would be 2" in result.err
+    assert "the backend lonely trains in one process, and the recipe asks for 2" in result.err
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("known", "words"), [(2, "has wrapped the model as Linear, not for ddp"), (1, "accelerate 1")])
-def test_a_trainer_that_is_not_set_up_for_all_is_refused(run, known, words):
+def test_a_trainer_that_is_not_distributed_is_refused(run, known, words):
     with pytest.raises(UserError, match=words):
-        work("workers:unwrapped", described(run, str(known), processes=2), print, TWO)
+        run_in_worker("workers:unwrapped", described(run, str(known), processes=2), print, TWO)
 
 
 @pytest.mark.slow
-def test_a_model_that_is_shared_is_loaded_by_the_first_process_alone(run):
+def test_only_rank_0_loads_a_sharded_model(run):
     seen = []
-    work("workers:shared_model", described(run, "", processes=2, strategy="fsdp"), seen.append, TWO)
+    run_in_worker("workers:shared_model", described(run, "", processes=2, strategy="fsdp"), seen.append, TWO)
     assert seen == [Custom(name="shared", data={"loaded": [True, False], "same": True, "buffers": True})]

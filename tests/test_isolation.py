@@ -210,7 +210,7 @@ def test_padded_batches_and_generation_are_those_of_sdpa(name):
     assert torch.equal(made[0][1], made[1][1])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the kernels for all sequences at once")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral"])
 def test_on_a_gpu_one_kernel_reads_all_sequences(name):
     chosen, row = attending(name, "ours"), pack()

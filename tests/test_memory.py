@@ -1,4 +1,4 @@
-"""Memory that is chosen, and out-of-memory that costs nothing: on a backend that fails as a small machine would."""
+"""Choosing a batch, and recovering from out-of-memory, on a backend that fails as on a small machine."""
 
 import os
 import resource
@@ -12,7 +12,7 @@ from conftest import talk
 from sftrun import UserError, load, validate
 from sftrun.errors import OutOfMemory
 from sftrun.flow import prepare, resume, run
-from sftrun.memory.search import Trial, search
+from sftrun.memory.search import Trial, search_largest
 from sftrun.registry import current
 
 pytestmark = pytest.mark.timeout(900)
@@ -29,7 +29,7 @@ TRAIN = {
     "eval_strategy": "no",
 }
 FRAIL = '''
-"""Backend `frail`: the built-in one, where more rows than some take too much memory, from a step on."""
+"""Backend `frail`: the built-in one, but from some step on, more rows than a limit take too much memory."""
 
 import dataclasses
 import os
@@ -42,7 +42,7 @@ SFTRUN_API = 1
 
 
 class FrailOptions(sftrun.Options):
-    """How small the machine is."""
+    """The limits of the small machine."""
 
     rows: Annotated[int, sftrun.Meta(description="Rows that fit.")] = 4
     step: Annotated[int, sftrun.Meta(description="The first step that takes so much.")] = 3
@@ -107,7 +107,7 @@ class Frail(Mute):
 
 @pytest.fixture(scope="module", autouse=True)
 def plugin(tmp_path_factory):
-    """The backends above are installed, for this process and for workers."""
+    """Installs the backends above for this process and for workers."""
     site = tmp_path_factory.mktemp("site")
     (site / "plugin_frail.py").write_text(FRAIL)
     info = site / "plugin_frail-1.0.dist-info"
@@ -141,16 +141,16 @@ def events(folder, kind):
 
 
 def losses(folder):
-    from sftrun.runs.history import history
+    from sftrun.runs.history import build_history
 
-    return history(folder.events()).loss
+    return build_history(folder.events()).loss
 
 
 def said(file, *sets):
     return [problem.message for problem in validate(file, sets)]
 
 
-def test_the_rows_of_a_step_are_said_once_or_agree(recipe):
+def test_effective_batch_size_must_agree_with_the_other_keys(recipe):
     assert said(recipe({"effective_batch_size": 8})) == []
     (message,) = said(recipe({"effective_batch_size": 12}))
     assert message == "train.effective_batch_size is 12, but batch_size × grad_accum is 8 × 1 = 8"
@@ -158,7 +158,7 @@ def test_the_rows_of_a_step_are_said_once_or_agree(recipe):
     assert "needs train.effective_batch_size" in message
 
 
-def test_what_an_extended_recipe_sums_is_no_mistake_where_the_batch_is_chosen(recipe, tmp_path):
+def test_grad_accum_of_a_base_recipe_is_no_mistake_if_the_batch_is_chosen(recipe, tmp_path):
     recipe({"grad_accum": 2})
     above = tmp_path / "above.yaml"
     above.write_text("extends: recipe.yaml\ntrain: {batch_size: auto, effective_batch_size: 16}\n")
@@ -167,7 +167,7 @@ def test_what_an_extended_recipe_sums_is_no_mistake_where_the_batch_is_chosen(re
     assert message == "train.grad_accum has no effect with train.batch_size auto, which sets it"
 
 
-def test_a_backend_that_cannot_say_what_it_takes_is_given_numbers(recipe):
+def test_a_backend_without_an_estimate_needs_a_fixed_batch(recipe):
     (problem,) = validate(recipe({"batch_size": "auto", "effective_batch_size": 8}, backend="mute"))
     assert "a backend that estimates memory, and the backend mute does not" in problem.message
     assert "plan --probe" in problem.hint
@@ -189,21 +189,21 @@ EXPECTED = {size: size * GB for size in (1, 2, 4, 8, 16, 32)}
         (lambda size: size * 100 * GB, 30 * GB, [16, 1]),
     ],
 )
-def test_the_search_starts_at_the_estimate_and_is_corrected_by_what_was_measured(takes, free, tried):
+def test_the_search_starts_at_the_estimate_and_is_corrected_by_measurements(takes, free, tried):
     seen = []
 
     def measure(size):
         seen.append(size)
         return None if takes(size) is None else Trial(takes(size), free)
 
-    found = search(EXPECTED, free, measure)
+    found = search_largest(EXPECTED, free, measure)
     assert seen == tried
     fitting = [size for size in EXPECTED if takes(size) is not None and takes(size) <= 0.9 * free]
     assert (found[0] if found else None) == max(fitting, default=None)
 
 
 def test_smaller_batches_give_the_same_curve(recipe, tmp_path):
-    """Out of memory in step 3 with 8 rows: from the checkpoint of step 2 with 4 and 4."""
+    """Memory runs out in step 3 with 8 rows; training resumes from step 2 with 4 rows accumulated twice."""
     whole = run(recipe(), out=tmp_path / "whole")
     shrunk = run(recipe({"on_oom": "shrink"}, backend=frail(rows=4)), out=tmp_path / "shrunk")
     (event,) = events(shrunk, "batch_shrunk")
@@ -221,7 +221,7 @@ def test_smaller_batches_give_the_same_curve(recipe, tmp_path):
     assert load(again.path / "resolved.yaml").train.batch_size == 4
 
 
-def test_out_of_memory_says_the_exact_change(recipe, tmp_path):
+def test_out_of_memory_names_the_exact_change(recipe, tmp_path):
     with pytest.raises(UserError) as raised:
         run(recipe(backend=frail(rows=4)), out=tmp_path / "a run")
     (problem,) = raised.value.problems
@@ -231,12 +231,12 @@ def test_out_of_memory_says_the_exact_change(recipe, tmp_path):
     assert problem.hint == f"{change}: {command}; train.on_oom: shrink does so by itself"
 
 
-def test_with_one_row_at_a_time_the_next_changes_are_said_in_order(recipe, tmp_path):
+def test_with_one_row_at_a_time_other_changes_are_suggested_in_order(recipe, tmp_path):
     from sftrun.memory import recover
 
     folder = prepare(recipe(), out=tmp_path / "run")
     one = load(tmp_path / "recipe.yaml", ["train.batch_size=1", "train.grad_accum=8"])
-    first, shorter, lora, *qlora = recover.otherwise(one, folder, folder).split("; or ")
+    first, shorter, lora, *qlora = recover.suggest_other_changes(one, folder, folder).split("; or ")
     assert first.startswith("set train.gradient_checkpointing: true (the same training, slower): sftrun resume")
     length = "in a new run set model.max_seq_len: 32 (12 of 40 rows are longer, and would be left out)"
     assert shorter == length  # a row in twenty is as long as the longest: half of that
@@ -251,7 +251,7 @@ def test_a_smaller_batch_divides_the_rows_of_a_step(recipe, batch, accum, smalle
     from sftrun.memory import recover
 
     given = load(recipe({"batch_size": batch, "grad_accum": accum}))
-    sets = recover.smaller(given, validating=False)
+    sets = recover.shrink_batch(given, validating=False)
     assert (sets and tuple(sets.values())) == smaller
 
 
@@ -265,7 +265,7 @@ def test_a_plan_shows_what_auto_would_choose(recipe, sftrun):
 def test_a_plan_without_an_estimate_asks_for_a_probe(recipe, sftrun):
     result = sftrun("plan", recipe(backend="mute"))
     assert result.code == 1
-    assert "the backend mute cannot say what it takes before it has run" in result.err
+    assert "the backend mute cannot estimate memory" in result.err
     assert "add --probe" in result.err
 
 
@@ -278,7 +278,7 @@ def test_a_probe_needs_no_estimate(recipe, sftrun):
 
 
 @pytest.mark.slow
-def test_a_worker_that_was_killed_goes_on_with_fewer_rows_until_one(recipe, tmp_path):
+def test_a_killed_worker_resumes_with_fewer_rows_down_to_one(recipe, tmp_path):
     file = recipe({"on_oom": "shrink", "batch_size": 4}, backend=frail(rows=0, how="killed"))
     with pytest.raises(UserError) as raised:
         run(file, out=tmp_path / "run")
@@ -290,7 +290,7 @@ def test_a_worker_that_was_killed_goes_on_with_fewer_rows_until_one(recipe, tmp_
 
 
 @pytest.mark.slow
-def test_two_processes_shrink_together_and_go_on_from_their_checkpoint(recipe, tmp_path):
+def test_two_processes_shrink_together_and_resume_from_their_checkpoint(recipe, tmp_path):
     keys = {"backend": frail(rows=2), "launch": {"processes": 2}}
     folder = run(recipe({"on_oom": "shrink", "batch_size": 4}, **keys), out=tmp_path / "run")
     (event,) = events(folder, "batch_shrunk")
@@ -300,7 +300,7 @@ def test_two_processes_shrink_together_and_go_on_from_their_checkpoint(recipe, t
 
 
 @pytest.mark.slow
-def test_where_an_evaluation_takes_too_much_it_is_the_one_that_shrinks(recipe, tmp_path):
+def test_an_evaluation_that_takes_too_much_memory_shrinks(recipe, tmp_path):
     train = {"on_oom": "shrink", "batch_size": 2, "eval_strategy": "steps", "eval_steps": 3, "eval_batch_size": 8}
     keys = {"backend": frail(rows=4), "source_options": {"val_share": 0.2}}
     folder = run(recipe(train, **keys), out=tmp_path / "run")
@@ -310,7 +310,7 @@ def test_where_an_evaluation_takes_too_much_it_is_the_one_that_shrinks(recipe, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_a_batch_is_chosen_by_all_processes_of_a_machine_together(recipe, tmp_path, strategy):
+def test_every_process_of_a_machine_takes_part_in_choosing_a_batch(recipe, tmp_path, strategy):
     launch = {"processes": 2, "strategy": strategy}
     file = recipe({"batch_size": "auto", "effective_batch_size": 8, "max_steps": 2}, launch=launch)
     folder = run(file, out=tmp_path / "run")
@@ -343,7 +343,7 @@ def test_a_batch_is_chosen_once(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_where_nothing_fits_nothing_is_trained_and_the_run_can_go_on(recipe, tmp_path):
+def test_if_nothing_fits_nothing_is_trained_and_the_run_can_be_resumed(recipe, tmp_path):
     file = recipe({"batch_size": "auto", "effective_batch_size": 2}, backend=frail(rows=0, step=1))
     with pytest.raises(UserError, match="not even one row at a time") as raised:
         run(file, out=tmp_path / "run")
@@ -354,8 +354,8 @@ def test_where_nothing_fits_nothing_is_trained_and_the_run_can_go_on(recipe, tmp
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts what is allocated on Linux alone")
-def test_a_real_limit_of_memory_is_met_by_fewer_rows(write, tmp_path):
-    """Workers inherit the limit; torch's allocator is refused 64 rows of 250 tokens, and given fewer."""
+def test_fewer_rows_fit_a_real_memory_limit(write, tmp_path):
+    """Workers inherit the limit: 64 rows of 250 tokens exceed it, fewer rows do not."""
     rows = [talk("Say it.", "x y z "[number % 3] * 230) for number in range(64)]
     train = {**TRAIN, "max_steps": 2, "batch_size": 64, "on_oom": "shrink"}
     file = write(rows, tuning={"mode": "full"}, train=train, model={"max_seq_len": 512})

@@ -262,9 +262,9 @@ def test_a_training_option_reaches_the_trainer(leaf, tmp_path):
 
 @pytest.mark.parametrize("leaf", ADAPTER)
 def test_an_adapter_option_reaches_peft(leaf):
-    from sftrun.training.model.adapter import config
+    from sftrun.training.model.adapter import lora_config
 
-    seen = [config(built(sets)) for sets in ({}, {leaf: ADAPTER[leaf]})]
+    seen = [lora_config(built(sets)) for sets in ({}, {leaf: ADAPTER[leaf]})]
     assert seen[1] is None or seen[0].to_dict() != seen[1].to_dict()
 
 

@@ -1,4 +1,4 @@
-"""`sftrun plan`: what a recipe takes is known before anything is loaded, and measured where that is asked for."""
+"""`sftrun plan`: estimates memory before anything is loaded, and measures it on request."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from conftest import talk
 from sftrun import tiny
 from sftrun.kinds import Estimating
 from sftrun.memory import batches, changes
-from sftrun.memory.machine import machine
+from sftrun.memory.machine import read_machine
 from sftrun.recipe.validate import load
 from sftrun.registry import current
 from sftrun.types import BatchShape
@@ -67,7 +67,7 @@ def test_parameters_are_counted_exactly(recipe):
     assert (lora.trained, lora.frozen) == (2 * 8 * sum(a + b for a, b in ends), every)
 
 
-def test_gradients_and_states_are_of_what_is_trained(recipe):
+def test_only_trained_weights_have_gradients_and_states(recipe):
     full, lora, plain = (
         estimate(recipe(*sets)).memory["optimizer step"] for sets in ([], ["tuning.mode=lora"], ["train.optimizer=sgd"])
     )
@@ -86,7 +86,7 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(recipe):
     assert again["activations"] < 0.7 * large["activations"]  # one of two layers, and what both start from
 
 
-def test_gradients_are_there_all_along_when_batches_are_summed(recipe):
+def test_gradient_accumulation_keeps_gradients_all_along(recipe):
     once, summed = (step(estimate(recipe(f"train.grad_accum={count}"))) for count in (1, 4))
     assert once["gradients"] <= summed["gradients"] == 4 * estimate(recipe()).trained
 
@@ -111,7 +111,7 @@ def test_eager_attention_takes_memory_for_length_by_length(recipe):
     assert eager["activations"] > 2 * sdpa["activations"]
 
 
-def test_logits_are_of_trained_positions_and_so_many_at_a_time(recipe, monkeypatch):
+def test_logits_are_computed_for_trained_positions_in_parts(recipe, monkeypatch):
     from sftrun.training.model import head
 
     few, many = (step(estimate(recipe(), BatchShape([400] * 8, trained)))["logits"] for trained in (800, 3200))
@@ -138,23 +138,23 @@ def test_a_model_whose_layers_depend_on_data_is_estimated_by_a_formula(recipe, f
     assert step(found)["activations"] > 0
 
 
-def test_the_largest_batch_is_that_of_the_longest_rows(write, sftrun, tmp_path):
+def test_the_largest_batch_has_the_longest_rows(write, sftrun, tmp_path):
     file = write(ROWS)
     assert sftrun("prepare", file, "--out", tmp_path / "run").code == 0
-    rows = batches.read(tmp_path / "run" / "prepared", "train")
-    shape = batches.training(load(file, ["train.batch_size=3"]), rows)
+    rows = batches.read_row_lengths(tmp_path / "run" / "prepared", "train")
+    shape = batches.largest_training_batch(load(file, ["train.batch_size=3"]), rows)
     assert shape.lengths == sorted(rows.lengths.tolist())[-3:][::-1]
-    assert batches.steps(load(file, ["train.batch_size=3", "train.grad_accum=2", "train.epochs=1.5"]), 40) == 11
+    assert batches.count_steps(load(file, ["train.batch_size=3", "train.grad_accum=2", "train.epochs=1.5"]), 40) == 11
 
 
-def test_changes_keep_the_training_the_same_where_that_is_enough(recipe):
+def test_changes_keep_the_training_the_same_if_that_is_enough(recipe):
     wide = recipe("train.batch_size=32", "train.grad_accum=2")
 
     def ask(wanted):
-        return estimate(wanted, batches.training(wanted, None))
+        return estimate(wanted, batches.largest_training_batch(wanted, None))
 
-    needed = changes.peak(ask(wide))
-    found = list(changes.fitting(wide, int(0.8 * needed), ask, current()))
+    needed = changes.peak_bytes(ask(wide))
+    found = list(changes.find_fitting_changes(wide, int(0.8 * needed), ask, current()))
     smaller, checkpointing, chosen = (sets for sets, _ in found)
     assert smaller["train.batch_size"] * smaller["train.grad_accum"] == 64
     assert checkpointing["train.gradient_checkpointing"] is True
@@ -196,11 +196,11 @@ def driver(tmp_path, monkeypatch):
         ("7", "CPU"),
     ],
 )
-def test_the_gpu_is_the_first_one_that_a_process_sees(driver, monkeypatch, visible, name):
+def test_the_gpu_is_the_first_visible_one(driver, monkeypatch, visible, name):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    found = machine("cuda")
+    found = read_machine("cuda")
     assert found.name == name
     if name == "NVIDIA L4":
         assert (found.total, found.free) == (23034 * 2**20, 20000 * 2**20)
@@ -218,7 +218,7 @@ def test_a_plan_with_a_probe_is_measured(write, sftrun):
     assert plan["measured"]["seconds"] == pytest.approx(18 * plan["measured"]["seconds_per_step"])
 
 
-def test_an_interrupted_plan_names_no_run_to_go_on_with(write):
+def test_an_interrupted_plan_names_no_run_to_resume(write):
     from sftrun.errors import Interrupted
     from sftrun.tools.plan import plan
 

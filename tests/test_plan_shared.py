@@ -148,14 +148,14 @@ def test_changes_of_a_shared_recipe_are_of_one_process_too(shared):
     wide = shared("fsdp", "train.batch_size=32", "train.grad_accum=2")
 
     def ask(wanted):
-        return estimate(wanted, batches.training(wanted, None))
+        return estimate(wanted, batches.largest_training_batch(wanted, None))
 
-    needed = changes.peak(ask(wide))
-    found = list(changes.fitting(wide, int(0.8 * needed), ask, current()))
+    needed = changes.peak_bytes(ask(wide))
+    found = list(changes.find_fitting_changes(wide, int(0.8 * needed), ask, current()))
     assert found[0][0]["train.batch_size"] * found[0][0]["train.grad_accum"] == 64
     assert found[-1][0] == {"train.batch_size": "auto", "train.effective_batch_size": 128}
     for sets, size in found[:-1]:
-        assert size == changes.peak(ask(changes.changed(wide, sets))) <= 0.8 * needed
+        assert size == changes.peak_bytes(ask(changes.apply_changes(wide, sets))) <= 0.8 * needed
 
 
 @pytest.mark.slow

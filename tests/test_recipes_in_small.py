@@ -219,7 +219,11 @@ def on_a_gpu(recipe):
     """The same of a recipe."""
     backend = library.create("backend", recipe.backend)
     found = backend.estimate(
-        Estimating(recipe=recipe, training=batches.training(recipe, None), evaluation=batches.evaluation(recipe, None))
+        Estimating(
+            recipe=recipe,
+            training=batches.largest_training_batch(recipe, None),
+            evaluation=batches.largest_evaluation_batch(recipe, None),
+        )
     )
     only_cpu = ("libraries", "fragmentation")
     peaks = [sum(part for name, part in each.items() if name not in only_cpu) for each in found.memory.values()]

@@ -1,4 +1,4 @@
-"""`sftrun rehearse`: a recipe goes through every stage in small, and says which."""
+"""`sftrun rehearse`: runs every stage of a recipe in small, and lists the stages."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def test_every_stage_of_a_70b_recipe_is_run_in_small(write, sftrun, model, tmp_p
     assert small["vocab_size"] == 768
 
 
-def test_what_a_recipe_does_not_have_is_said(write, sftrun, tmp_path, cache):
+def test_missing_parts_of_a_recipe_are_listed(write, sftrun, tmp_path, cache):
     train = {"save_strategy": "no", "eval_strategy": "no", "batch_size": "auto", "effective_batch_size": 8}
     said = sftrun("rehearse", write({"train": ROWS}, tuning={"mode": "full"}, train=train))
     assert said.code == 0, said.err
@@ -63,7 +63,7 @@ def test_what_a_recipe_does_not_have_is_said(write, sftrun, tmp_path, cache):
 
 
 @pytest.mark.slow
-def test_a_rehearsal_warns_of_nothing_that_is_only_so_in_small_and_says_where_it_stops(write, sftrun):
+def test_a_rehearsal_has_no_warnings_about_its_small_size_and_says_where_it_stops(write, sftrun):
     train = {"save_strategy": "epoch", "eval_strategy": "epoch", "early_stopping": {"patience": 3}}
     said = sftrun("rehearse", write(DATA, tuning={"mode": "lora"}, train=train), "--rows", 6)
     assert said.code == 0, said.err

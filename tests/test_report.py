@@ -478,10 +478,10 @@ def test_a_resumed_run_is_one_curve() -> None:
     events += [
         step(number, 2.0, tokens=100 * (number - 20), trained_tokens=25 * (number - 20)) for number in (30, 40, 50)
     ]
-    past = history.history(events)
+    past = history.build_history(events)
     assert past.loss == [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0), (50, 2.0)]
     assert past.validation == []
-    speed = history.speed(events)
+    speed = history.measure_speed(events)
     assert (speed.tokens, speed.trained, speed.seconds) == (7000, 1750, 7.0)
 
 
@@ -586,14 +586,14 @@ def test_long_texts_are_cut_and_say_so() -> None:
     ],
 )
 def test_numbers_read_well(value: Any, text: str) -> None:
-    assert numbers.number(value) == text
+    assert numbers.format_number(value) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (2.13, "2.1 s"), (61, "1 min 01 s"), (3725, "1 h 02 min"), (math.nan, "–")]
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
-    assert numbers.duration(seconds) == text
+    assert numbers.format_duration(seconds) == text
 
 
 def test_hardware_counts_equal_cards() -> None:

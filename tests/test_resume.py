@@ -1,4 +1,4 @@
-"""A run that is stopped at any moment goes on to the very same weights, byte for byte."""
+"""A run that is stopped at any moment and resumed has the same weights as a run without a stop, byte for byte."""
 
 import json
 import os
@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
-from conftest import talk
+from conftest import talk, wait_for
 
 from sftrun import UserError
+from sftrun.flow import STAGES
 from sftrun.runs import history
 from sftrun.runs.directory import RunDir
 
@@ -42,7 +42,7 @@ KINDS = {
 
 
 class Killed(BaseException):
-    """What ends an attempt in this process; on the disk it leaves what a kill leaves between two writes."""
+    """The end of an attempt in this process; it leaves on the disk what a kill between two writes leaves."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def folder(tmp_path_factory):
 
 def attempt(run, die=lambda event: False):
     """Trains in this process, until the end or until an event for which `die` is true."""
-    from sftrun.stages.train import train_here
+    from sftrun.stages.train import train_in_worker
 
     def emit(event):
         run.event(event)
@@ -70,7 +70,7 @@ def attempt(run, die=lambda event: False):
             raise Killed
 
     try:
-        train_here(run.recipe(), run, emit)
+        train_in_worker(run.recipe(), run, emit)
     except Killed:
         return False
     return True
@@ -87,7 +87,7 @@ def weights(run):
 
 
 def at(kind, *steps):
-    """True at the given steps, once each."""
+    """Returns a condition that is true at the given steps, once each."""
     left = list(steps)
 
     def die(event):
@@ -100,7 +100,7 @@ def at(kind, *steps):
 
 
 def curves(run):
-    past = history.history(run.events())
+    past = history.build_history(run.events())
     return past.loss, past.validation, past.learning_rate
 
 
@@ -113,7 +113,7 @@ def points(run):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_result_is_that_of_a_run_that_was_never_stopped(folder, kind):
+def test_the_result_equals_that_of_a_run_without_a_stop(folder, kind):
     whole, stopped = (prepared(folder, f"{kind}-{name}", KINDS[kind]) for name in ("whole", "stopped"))
     assert attempt(whole)
     # before any checkpoint, in the middle of an epoch, and right after an evaluation
@@ -123,7 +123,7 @@ def test_the_result_is_that_of_a_run_that_was_never_stopped(folder, kind):
     assert weights(stopped) == weights(whole)
     assert curves(stopped) == curves(whole)
     assert points(stopped) == points(whole)
-    assert history.speed(stopped.events()).tokens == history.speed(whole.events()).tokens
+    assert history.measure_speed(stopped.events()).tokens == history.measure_speed(whole.events()).tokens
 
 
 def test_a_run_that_was_killed_before_its_model_was_written_trains_no_step_more(folder):
@@ -143,7 +143,7 @@ def test_training_stops_when_the_validation_loss_no_longer_falls_and_keeps_the_b
     whole, stopped = prepared(folder, "early-whole", sets), prepared(folder, "early-stopped", sets)
     assert attempt(whole)
     (early,) = [event for event in whole.events() if event["event"] == "stopped_early"]
-    losses = dict(history.history(whole.events()).validation)
+    losses = dict(history.build_history(whole.events()).validation)
     assert losses[early["best_step"]] == min(losses.values()) == early["best_loss"]
     assert early["step"] == max(losses) == early["best_step"] + 8
     best = whole.checkpoints / f"checkpoint-{early['best_step']}" / "model.safetensors"
@@ -170,17 +170,17 @@ def test_the_best_is_kept_without_early_stopping(folder):
     run = prepared(folder, "best", ["train.keep_best=true", "train.learning_rate=0.02", "train.epochs=6"])
     attempt(run)
     (best,) = [event for event in run.events() if event["event"] == "best"]
-    losses = dict(history.history(run.events()).validation)
+    losses = dict(history.build_history(run.events()).validation)
     assert best["step"] == min(losses, key=losses.get) < max(losses)
     assert weights(run) == (run.checkpoints / f"checkpoint-{best['step']}/model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("left", [True, False])
-def test_a_best_checkpoint_that_someone_has_spoilt_is_left_out_with_a_warning(folder, left):
+def test_a_damaged_best_checkpoint_is_left_out_with_a_warning(folder, left):
     sets = ["train.keep_best=true", "train.learning_rate=0.02", "train.epochs=8", "train.save_total_limit=null"]
     run = prepared(folder, f"spoilt-{left}", sets)
     assert not attempt(run, at("checkpoint", 84))  # without a validation loss of its own
-    losses = dict(history.history(run.events()).validation)
+    losses = dict(history.build_history(run.events()).validation)
     first, *others = sorted(map(int, losses), key=losses.get)
     (run.checkpoints / f"checkpoint-{first}/model.safetensors").unlink()
     for step in [] if left else others:
@@ -195,7 +195,7 @@ def test_a_best_checkpoint_that_someone_has_spoilt_is_left_out_with_a_warning(fo
     assert weights(run) == (run.checkpoints / f"checkpoint-{best['step']}/model.safetensors").read_bytes()
 
 
-def test_weights_that_are_no_numbers_are_not_saved_and_the_last_good_ones_are_named(folder):
+def test_weights_that_are_not_finite_are_not_saved_and_the_last_good_checkpoint_is_named(folder):
     from safetensors.torch import load_file
 
     sets = ["train.learning_rate=1e30", "train.max_grad_norm=0", "train.save_steps=1", "train.save_total_limit=null"]
@@ -238,14 +238,6 @@ def children(pid):
     return [int(each) for each in found.stdout.split()]
 
 
-def wait_for(what, seconds=120):
-    end = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.0005)
-    return found
-
-
 def reached(run, step):
     return lambda: any(event["event"] == "step" and event["step"] >= step for event in run.events())
 
@@ -256,20 +248,20 @@ def killed(folder):
     run = RunDir(folder / "killed")
     first = command(folder, "recipe.yaml", "--out", "killed")
     wait_for((run.checkpoints / "checkpoint-8").exists)
-    wait_for((run.checkpoints / ".saving").exists)
+    wait_for((run.checkpoints / ".saving").exists, pause=0.0005)  # seconds: a save is short
     (worker,) = children(first.pid)
     os.kill(worker, signal.SIGKILL)
     code, error = said(first)
     assert (code, "the worker was killed" in error) == (1, True), error
     assert "sftrun resume killed --set train.batch_size=2 --set train.grad_accum=2; " in error
-    assert "if it was something else, sftrun resume killed goes on where it was whole" in error
+    assert "if it was something else, resume from the last checkpoint: sftrun resume killed" in error
 
     second = command(folder, "resume", "killed")
     wait_for(reached(run, 18))
     (worker,) = children(second.pid)
     second.kill()
     second.wait()
-    wait_for(lambda: not Path(f"/proc/{worker}").exists(), 10)  # it does not outlive its parent
+    wait_for(lambda: not Path(f"/proc/{worker}").exists())  # it does not outlive its parent
     return run
 
 
@@ -287,7 +279,7 @@ def test_killed_in_the_middle_of_a_save_and_again_by_its_parent_it_ends_the_same
     }
 
 
-def test_what_is_done_is_not_done_again(folder, killed, sftrun):
+def test_a_stage_that_is_done_does_not_run_again(folder, killed, sftrun):
     before = weights(killed)
     result = sftrun(folder / "recipe.yaml", "--resume", "--out", killed.path)
     assert result.code == 0, result.err
@@ -295,7 +287,7 @@ def test_what_is_done_is_not_done_again(folder, killed, sftrun):
     assert weights(killed) == before
 
 
-def test_a_recipe_that_would_train_otherwise_is_refused_with_every_difference(folder, killed, sftrun):
+def test_a_recipe_that_would_train_other_weights_is_refused_with_every_difference(folder, killed, sftrun):
     sets = ["--set", "train.learning_rate=0.001", "--set", "seed=3", "--set", "train.save_steps=7"]
     result = sftrun(folder / "recipe.yaml", *sets, "--resume", "--out", killed.path)
     assert result.code == 1
@@ -304,18 +296,18 @@ def test_a_recipe_that_would_train_otherwise_is_refused_with_every_difference(fo
     assert "save_steps is" not in result.err
 
 
-def test_the_batch_may_be_split_otherwise_which_is_said(folder, killed):
+def test_the_batch_may_be_split_differently_with_a_warning(folder, killed):
     from sftrun import load
     from sftrun.runs import resume
 
     sets = ["train.batch_size=2", "train.grad_accum=2"]
-    (warning,) = resume.reconcile(load(folder / "recipe.yaml", sets), killed, 1)
+    (warning,) = resume.reconcile(load(folder / "recipe.yaml", sets), killed, 1, STAGES)
     assert warning.startswith("train.batch_size, train.grad_accum changed")
     with pytest.raises(UserError, match=r"train\.batch_size is 2"):
-        resume.reconcile(load(folder / "recipe.yaml", sets[:1]), killed, 1)
+        resume.reconcile(load(folder / "recipe.yaml", sets[:1]), killed, 1, STAGES)
 
 
-def test_an_adapter_goes_on_with_the_base_that_it_began_with_and_no_other(folder):
+def test_an_adapter_resumes_only_on_the_base_that_it_began_with(folder):
     from sftrun import tiny
 
     base = folder / "base"
@@ -340,13 +332,13 @@ def test_other_samples_than_before_are_refused(folder, killed):
     file.unlink()  # a hard link into the cache
     file.write_bytes(kept[:-1] + b"x")
     try:
-        with pytest.raises(UserError, match=r"val\.arrow in .* is not what the run was trained on so far"):
+        with pytest.raises(UserError, match=r"val\.arrow in .* is not what the run has trained on so far"):
             train(None, killed, print)
     finally:
         file.write_bytes(kept)
 
 
-def test_a_signal_saves_the_step_in_flight_and_says_how_to_go_on(folder, reference):
+def test_a_signal_saves_the_step_in_flight_and_says_how_to_resume(folder, reference):
     run = RunDir(folder / "stopped")
     for words, number in (
         (["recipe.yaml", "--out", "stopped"], signal.SIGTERM),
@@ -358,7 +350,8 @@ def test_a_signal_saves_the_step_in_flight_and_says_how_to_go_on(folder, referen
         code, error = said(process)
         assert code == 130, error
         step = [event["step"] for event in run.events() if event["event"] == "checkpoint"][-1]
-        assert f"interrupted; stopped/checkpoints/checkpoint-{step} is whole; to go on: sftrun resume stopped" in error
+        kept = f"stopped/checkpoints/checkpoint-{step} is complete"
+        assert f"interrupted; {kept}; to resume: sftrun resume stopped" in error
         assert run.read_json("state.json")["train"]["status"] == "interrupted"
     assert step < 42
     assert attempt(run)
@@ -374,7 +367,7 @@ def test_after_training_a_signal_names_the_stages_that_are_left(folder):
     process.send_signal(signal.SIGINT)
     code, error = said(process)
     assert code == 130, error
-    left = "the model is trained; to go on with evaluate, export, report: sftrun resume evaluating"
+    left = "the model is trained; to continue with evaluate, export, report: sftrun resume evaluating"
     assert f"interrupted; {left}" in error
 
 
@@ -399,19 +392,19 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint_and_names_it(folder, refer
 
 def test_two_processes_do_not_write_to_one_run(reference, monkeypatch):
     monkeypatch.setattr("sftrun.runs.directory.PATIENCE", 0.1)
-    with reference.held(), pytest.raises(UserError, match="another process is at work"), reference.held():
+    with reference.locked(), pytest.raises(UserError, match="another process is using"), reference.locked():
         pass
 
 
 def test_a_lock_waits_for_processes_that_are_about_to_end(reference):
-    holding = reference.held()
+    holding = reference.locked()
     holding.__enter__()
     threading.Timer(0.3, holding.__exit__, (None, None, None)).start()
-    with reference.held():
+    with reference.locked():
         pass
 
 
-def test_a_last_event_that_was_cut_short_is_cut_off(tmp_path):
+def test_a_last_event_that_was_cut_short_is_removed(tmp_path):
     run = RunDir(tmp_path)
     run.event({"event": "step", "step": 1})
     with (tmp_path / "events.jsonl").open("a") as file:
@@ -433,9 +426,9 @@ def test_resume_finds_the_newest_run_of_the_recipe(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "lock.json").write_text("{}")
     (tmp_path / "chat-20280101-000000").mkdir()  # killed before it began
-    assert directory.latest(Path("chat.yaml"), tmp_path).path.name == "chat-20260101-000000-10"
-    assert directory.latest(Path("other.yaml"), tmp_path) is None
-    assert resume.find(Path("chat.yaml"), tmp_path / "chat-20280101-000000") is None
+    assert directory.find_latest(Path("chat.yaml"), tmp_path).path.name == "chat-20260101-000000-10"
+    assert directory.find_latest(Path("other.yaml"), tmp_path) is None
+    assert resume.find_run(Path("chat.yaml"), tmp_path / "chat-20280101-000000") is None
 
 
 def test_a_run_that_was_killed_before_it_began_begins_again(write, sftrun, tmp_path):
@@ -453,10 +446,10 @@ def test_without_a_run_to_resume_a_new_one_starts(write, sftrun, tmp_path):
     assert (tmp_path / "new/lock.json").is_file()
 
 
-def test_a_folder_that_is_no_run_cannot_be_resumed(sftrun, tmp_path):
+def test_a_folder_without_a_run_cannot_be_resumed(sftrun, tmp_path):
     result = sftrun("resume", tmp_path)
     assert result.code == 1
-    assert "is no run directory" in result.err
+    assert "is not a run directory" in result.err
 
 
 @pytest.mark.parametrize(
@@ -470,7 +463,7 @@ def test_a_folder_that_is_no_run_cannot_be_resumed(sftrun, tmp_path):
         ({"early_stopping": None, "keep_best": None, "save_strategy": "no", "eval_strategy": "no"}, None),
     ],
 )
-def test_what_early_stopping_needs_is_said_before_anything_runs(write, sftrun, train, words):
+def test_missing_settings_for_early_stopping_are_reported_before_anything_runs(write, sftrun, train, words):
     result = sftrun("validate", write(ROWS[:2], train=train))
     assert result.code == (0 if words is None else 1)
     assert words is None or words in result.err

@@ -1,4 +1,4 @@
-"""Commands that are started at the same time: each has a run directory of its own, or is refused; none is harmed."""
+"""Commands that start at the same time: each has its own run directory or is refused, and no run is damaged."""
 
 import subprocess
 import sys
@@ -37,23 +37,23 @@ def test_of_two_commands_with_one_folder_one_runs_and_the_other_is_refused(recip
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_what_another_process_has_just_begun_to_write_stays(recipe, tmp_path, monkeypatch, resume):
+def test_files_that_another_process_is_writing_stay(recipe, tmp_path, monkeypatch, resume):
     monkeypatch.setattr("sftrun.runs.directory.PATIENCE", 0.1)
     begun = RunDir(tmp_path / "out")
     begun.write("resolved.yaml", "mine")
-    with begun.held(), pytest.raises(UserError, match=r"another process is at work|is not empty"):
+    with begun.locked(), pytest.raises(UserError, match=r"another process is using|is not empty"):
         run(recipe, out=begun.path, resume=resume)
     assert (begun.path / "resolved.yaml").read_text() == "mine"
 
 
-def test_a_folder_where_a_command_was_killed_before_it_wrote_anything_is_as_good_as_new(recipe, tmp_path):
-    with directory.create(recipe, tmp_path / "out").held():
+def test_a_folder_of_a_command_that_was_killed_before_it_wrote_anything_counts_as_empty(recipe, tmp_path):
+    with directory.create(recipe, tmp_path / "out").locked():
         pass
-    with directory.create(recipe, tmp_path / "out").held():
+    with directory.create(recipe, tmp_path / "out").locked():
         pass
 
 
-def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(recipe, tmp_path):
+def test_runs_that_begin_in_the_same_second_have_their_own_folders(recipe, tmp_path):
     made = []
     together = [
         threading.Thread(target=lambda: made.append(directory.create(recipe, None, tmp_path).path)) for _ in "12345678"

@@ -203,7 +203,7 @@ def test_preparing_starts_no_tracker(plugin, write, tmp_path):
 
 
 def test_nodes_other_than_the_first_start_no_tracker(plugin, write, tmp_path, monkeypatch):
-    def join(loaded, out, node, watch, target):
+    def join(loaded, out, node, watch, target, stages):
         watch(events.Joining(status="waiting", node=node.rank, nodes=2))
         return RunDir(out)
 

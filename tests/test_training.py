@@ -130,11 +130,15 @@ def test_scores_are_of_both_models_on_the_same_prompts(full):
 def test_the_lock_says_what_the_run_was_made_from(full):
     lock = full.read_json("lock.json")
     assert {"torch", "transformers", "trl"} <= set(lock["packages"])
-    assert lock["mask"] == full.read_json("prepared/proof.json")["hash"]
-    hashes = [lock["prepared"]["template"], lock["prepared"]["tokenizer"], lock["prepared"]["source"]["fingerprint"]]
-    assert [len(each) for each in hashes] == [64, 64, 64]
-    assert lock["parameters"]["trained"] == lock["parameters"]["all"] > 400_000
     assert {plugin["name"] for plugin in lock["plugins"]} >= {"jsonl", "chat", "assistant", "hf", "loss"}
+
+
+def test_the_state_says_what_was_found_out_in_each_stage(full):
+    prepared, trained = full.facts("prepare"), full.facts("train")
+    assert prepared["mask"] == full.read_json("prepared/proof.json")["hash"]
+    parts = prepared["prepared"]
+    assert [len(each) for each in (parts["template"], parts["tokenizer"], parts["source"]["fingerprint"])] == [64] * 3
+    assert trained["parameters"]["trained"] == trained["parameters"]["all"] > 400_000
 
 
 def test_every_stage_leaves_its_record_and_tensorboard_its_curves(full):
@@ -249,7 +253,7 @@ def test_generate_names_the_line_of_a_bad_prompt(full, sftrun, tmp_path):
     prompts.write_text('{"prompt": "hi"}\n{"text": "hi"}\n')
     said = sftrun("generate", full.path, prompts)
     assert said.code == 1
-    assert "prompts.jsonl:2: error: needs" in said.err
+    assert "prompts.jsonl:2: error: a line needs" in said.err
 
 
 def test_chat_answers_what_is_typed(full, sftrun, monkeypatch):

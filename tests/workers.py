@@ -1,12 +1,19 @@
-"""What a worker process may do, for tests/test_launch.py."""
+"""Targets for worker processes, for tests/test_launch.py and tests/test_elastic.py."""
 
 import errno
 import os
 import signal
 import time
+from pathlib import Path
 
 import sftrun
 from sftrun.events import Custom
+
+
+def wait_for_end():
+    """Waits for a signal; a test in which none comes runs into its time limit."""
+    while True:
+        time.sleep(1)
 
 
 def report(recipe, run, emit):
@@ -61,7 +68,7 @@ def tidy(recipe, run, emit):
 
     signal.signal(signal.SIGTERM, end)
     emit(Custom(name="ready"))
-    time.sleep(60)
+    wait_for_end()
 
 
 def stopped(recipe, run, emit):
@@ -70,7 +77,7 @@ def stopped(recipe, run, emit):
 
 def waiting(recipe, run, emit):
     emit(Custom(name="ready"))
-    time.sleep(60)
+    wait_for_end()
 
 
 def stubborn(recipe, run, emit):
@@ -83,7 +90,15 @@ def crashed(recipe, run, emit):
     os._exit(7)
 
 
-# What one of many processes may do, for tests/test_elastic.py.
+# Targets for ranks, for tests/test_elastic.py.
+
+
+def is_alive(pid):
+    """Returns True if a process is running; a zombie is not."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def is_second():
@@ -109,14 +124,14 @@ def alone(recipe, run, emit):
 
 
 def second_fails(recipe, run, emit):
-    """The second process ends as the recipe's description says; the others would go on for long."""
+    """Rank 1 fails as the recipe's description says; other ranks wait."""
     if is_second():
         globals()[recipe.description](recipe, run, emit)
-    time.sleep(60)
+    wait_for_end()
 
 
 def fails_once(recipe, run, emit):
-    """The second process fails in the first attempt, when all have begun; the others would go on for long."""
+    """Rank 1 fails in the first attempt, once every rank has begun; other ranks wait."""
     emit(Custom(name="began", data={"attempt": attempt()}))
     if attempt() == 0:
         (run.path / f"began-{os.environ['RANK']}").touch()
@@ -126,15 +141,19 @@ def fails_once(recipe, run, emit):
 
 
 def lost(recipe, run, emit):
-    """The first process loses its connection because the second one has failed, and says so first."""
+    """Rank 0 reports a lost connection first, and rank 1 the cause."""
+    first = run.path / "first"
     if is_second():
-        time.sleep(1)
+        while not first.is_file() or is_alive(first.read_text()):
+            time.sleep(0.01)
         user_error(recipe, run, emit)
+    first.with_suffix(".new").write_text(str(os.getpid()))
+    first.with_suffix(".new").replace(first)
     raise RuntimeError("[../third_party/gloo/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
 
 
 def until_asked(recipe, run, emit):
-    """Waits for a signal, as training does for one that asks for a checkpoint."""
+    """Waits for a signal, as training does to write a checkpoint."""
 
     def stop(number, frame):
         (run.path / f"stopped-{os.environ['RANK']}").touch()
@@ -149,7 +168,7 @@ def present(run, emit):
     while len(list(run.path.glob("pid-*"))) < int(os.environ["WORLD_SIZE"]):
         time.sleep(0.01)
     emit(Custom(name="ready"))
-    time.sleep(60)
+    wait_for_end()
 
 
 def stays(recipe, run, emit):
@@ -157,7 +176,7 @@ def stays(recipe, run, emit):
 
 
 def unwrapped(recipe, run, emit):
-    """A trainer that knows of all processes, and has not wrapped the model for them."""
+    """Checks a trainer that knows the world size, but has not wrapped the model."""
     from types import SimpleNamespace
 
     import torch
@@ -172,7 +191,7 @@ def unwrapped(recipe, run, emit):
 
 
 def shared_model(recipe, run, emit):
-    """Loads a model as training with fsdp does, and gathers it again in the first process."""
+    """Loads a model as training with fsdp does, and gathers it on rank 0."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -18,10 +18,10 @@ import click
 )
 def command(run: str, base: bool, system: str | None, max_new_tokens: int) -> None:
     """Chat with the model of a run directory. An empty line or Ctrl-D ends the chat; /new starts a new one."""
-    from sftrun.tools.generate import answerer
+    from sftrun.tools.generate import load_answerer
     from sftrun.types import Decoding
 
-    answer = answerer(run, "base" if base else "tuned")
+    answer = load_answerer(run, "base" if base else "tuned")
     decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=1)
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)

@@ -30,11 +30,11 @@ def command(run: str, prompts: str, out: str | None, base: bool, max_new_tokens:
     Each line of a .jsonl file is {"messages": […]} or {"prompt": "…"}; each line of any other file is a prompt. The
     answers are JSON lines: the line's keys, and the answer.
     """
-    from sftrun.tools.generate import answerer
+    from sftrun.tools.generate import load_answerer
     from sftrun.types import Decoding
 
     prompted = _read_prompts(Path(prompts))
-    answer = answerer(run, "base" if base else "tuned")
+    answer = load_answerer(run, "base" if base else "tuned")
     decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
     answers = answer([messages for _, messages in prompted], decoding)
     lines = [

@@ -31,13 +31,13 @@ def command(
     recipe: str, sets: tuple[str, ...], split: str, rows: int, shapes: bool, origin: str, html: str, as_json: bool
 ) -> None:
     """Show rows as the model reads them, with their trained tokens marked."""
-    from sftrun.tools.inspect import by_shape, inspect, titled
+    from sftrun.tools.inspect import add_titles, group_by_shape, inspect
 
     items = inspect(recipe, sets, split, origin)
     if as_json:
         _print_json(items)
         return
-    titled_items = by_shape(items) if shapes else titled(islice(items, rows))
+    titled_items = group_by_shape(items) if shapes else add_titles(islice(items, rows))
     if html:
         _write_page(Path(html), recipe, split, titled_items)
     else:

@@ -1,1 +1,1 @@
-"""Processes and machines: starting workers, handling signals and failures, joining nodes."""
+"""Worker processes and training on several machines: starting ranks, handling signals and failures, joining nodes."""

@@ -1,8 +1,8 @@
-"""The worker process that starts many others: torch's elastic agent, with processes and a meeting place of ours.
+"""The worker process that starts the ranks of a node: torch's elastic agent, with our own processes and rendezvous.
 
-Processes are started here and not by torch's own agent, which hands on no pipes: each rank reports as any worker does,
-and none outlives this process. Of what the ranks say, the first one's events and the cause of a failure reach the
-parent. Nodes keep the numbers that they were given, as the first one owns the run directory.
+torch's own agent passes no pipes to its processes, so the ranks are started here. Each rank reports as any worker
+does, and none outlives this process. The parent receives the events of rank 0, and the root cause of a failure. Nodes
+keep the numbers that they were given, because node 0 owns the run directory.
 """
 
 import os
@@ -31,76 +31,82 @@ from sftrun.events import Event, Failure, Restarted
 from sftrun.kinds import Emit
 from sftrun.launch import workers
 from sftrun.launch.failures import INTERRUPTED
-from sftrun.launch.rendezvous import Meeting
+from sftrun.launch.rendezvous import Rendezvous
 from sftrun.launch.workers import Ranks
 
-EVERY = 0.05  # seconds between two looks at the ranks
-SETTLE = 15.0  # seconds to wait for the cause of a lost connection to be told by the process that has it
-DRAIN = 10.0  # seconds to hear the last words of one that was killed: what loads its data holds the pipe for a while
-AGAIN = ("bug", "ended", "lost")  # kinds of failures that another attempt may not have
+POLL_INTERVAL = 0.05  # seconds between two checks of the ranks
+SETTLE = 15.0  # seconds to wait after a lost connection, until the rank that failed reports the cause
+DRAIN = 10.0  # seconds to read the last events of a killed rank: its data loaders keep the pipe open for a while
+RESTARTABLE = ("bug", "ended", "lost")  # kinds of failures that may not happen again after a restart
 
 
 class Rank:
-    """One of the processes, with what it has said; only the first one's events are passed on."""
+    """The process of one rank, and the failure that it reported; passes on the events of rank 0 only."""
 
     def __init__(self, worker: Worker, command: list[str], locks: list[int], env: dict[str, str], emit: Emit) -> None:
-        self.number, self.emit = worker.global_rank, emit
-        self.failure: Failure | None = None  # as it said, or as it ended
+        self.number = worker.global_rank
+        self.emit = emit
+        self.failure: Failure | None = None
         reading, writing = os.pipe()
-        lifeline, self.held = os.pipe()
+        lifeline, self.parent_end = os.pipe()
         command = [*command, str(writing), str(lifeline)]
         self.process = subprocess.Popen(
             command, pass_fds=[writing, lifeline, *locks], stdin=subprocess.DEVNULL, env={**os.environ, **env}
         )
         os.close(writing)
         os.close(lifeline)
-        self.listening = threading.Thread(target=self._listen, args=(reading,), daemon=True)
-        self.listening.start()
+        self.reader = threading.Thread(target=self._read_events, args=(reading,), daemon=True)
+        self.reader.start()
 
-    def _listen(self, reading: int) -> None:
+    def _read_events(self, reading: int) -> None:
         with os.fdopen(reading, encoding="utf-8") as lines:
             for line in lines:
                 for event in workers.read_events(line):
-                    self._hear(event)
+                    self._receive(event)
 
-    def _hear(self, event: Event) -> None:
+    def _receive(self, event: Event) -> None:
         if isinstance(event, Failure):
             self.failure = msgspec.structs.replace(event, time=time.monotonic(), rank=self.number)
         elif self.number == 0:
             self.emit(event)
 
-    def code(self) -> int | None:
-        """The exit code, when all has been heard; None while it is at work."""
+    def poll(self) -> int | None:
+        """Returns the exit code, once every event is read; None while the rank is running."""
         code = self.process.poll()
         if code is not None:
-            self.listening.join(DRAIN)
+            self.reader.join(DRAIN)
         return code
 
-    def end(self) -> None:
-        """Kills it, where it is still at work."""
+    def kill(self) -> None:
+        """Kills the rank, if it is still running."""
         self.process.kill()
         self.process.wait()
-        self.listening.join(DRAIN)
-        os.close(self.held)
+        self.reader.join(DRAIN)
+        os.close(self.parent_end)
 
-    def cause(self) -> Failure | None:
-        """Why it has failed, if it has: what it said, or with what code it ended."""
-        code = self.code()
+    def find_failure(self) -> Failure | None:
+        """Returns the failure that the rank reported, or else its exit code as one; None if it has not failed."""
+        code = self.poll()
         if code in (None, 0, INTERRUPTED):
             return None
         if self.failure is None:
-            self._hear(Failure(kind="ended", code=code or 0))
+            self._receive(Failure(kind="ended", code=code or 0))
         return self.failure
 
 
 class Agent(SimpleElasticAgent):
-    """torch's agent: it numbers the ranks of all nodes, and starts them again where any of them fails."""
+    """torch's elastic agent: numbers the ranks of all nodes, and restarts them after a failure of any rank."""
 
-    def __init__(self, spec: WorkerSpec, meeting: Meeting, command: list[str], locks: list[int], emit: Emit) -> None:
+    def __init__(
+        self, spec: WorkerSpec, rendezvous: Rendezvous, command: list[str], locks: list[int], emit: Emit
+    ) -> None:
         super().__init__(spec)
-        self.meeting, self.command, self.locks, self.emit = meeting, command, locks, emit
+        self.rendezvous = rendezvous
+        self.command = command
+        self.locks = locks
+        self.emit = emit
         self.ranks: list[Rank] = []
-        self.asked = False
+        self.stop_requested = False
         self.failure: Failure | None = None
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
@@ -108,11 +114,11 @@ class Agent(SimpleElasticAgent):
         for each in worker_group.workers:
             env = self._environment(worker_group, each)
             self.ranks.append(Rank(each, self.command, self.locks, env, self.emit))
-        signal.signal(signal.SIGTERM, self._hear)
+        signal.signal(signal.SIGTERM, self._handle_signal)
         return {each.local_rank: rank.process.pid for each, rank in zip(worker_group.workers, self.ranks, strict=True)}
 
     def _environment(self, group: WorkerGroup, worker: Worker) -> dict[str, str]:
-        """torchrun's variables; a process that trains alone has none of them, and must not look for others."""
+        """Returns torchrun's variables; a single process gets none for ranks, so that it does not wait for others."""
         processes = group.spec.local_world_size
         env: dict[str, Any] = {"TORCHELASTIC_RESTART_COUNT": group.spec.max_restarts - self._remaining_restarts}
         if worker.world_size == 1:
@@ -120,12 +126,12 @@ class Agent(SimpleElasticAgent):
         env |= {"RANK": worker.global_rank, "LOCAL_RANK": worker.local_rank, "WORLD_SIZE": worker.world_size}
         env |= {"GROUP_RANK": group.group_rank, "GROUP_WORLD_SIZE": group.group_world_size}
         env |= {"MASTER_ADDR": group.master_addr, "MASTER_PORT": group.master_port, "LOCAL_WORLD_SIZE": processes}
-        env |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or threads(processes)}
+        env |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or share_cores(processes)}
         return {name: str(value) for name, value in {**env, "TORCHELASTIC_USE_AGENT_STORE": True}.items()}
 
-    def _hear(self, _number: int, _frame: object) -> None:
-        """A signal asks all ranks for a checkpoint; those of other nodes agree with them."""
-        self.asked = True
+    def _handle_signal(self, _number: int, _frame: object) -> None:
+        """Asks every rank for a checkpoint; the ranks of other nodes agree on the step with them."""
+        self.stop_requested = True
         for rank in self.ranks:
             rank.process.terminate()
 
@@ -133,67 +139,67 @@ class Agent(SimpleElasticAgent):
         self._shutdown()
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGKILL, timeout: int = 0, **more: Any) -> None:
-        """Ends all ranks at once: those that wait for one that has failed would wait for long."""
+        """Kills every rank at once: a rank that waits for a failed one would wait for long."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for rank in self.ranks:
-            rank.end()
+            rank.kill()
         self.ranks = []
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        codes = [rank.code() for rank in self.ranks]
-        failure = self._failed(codes)
+        codes = [rank.poll() for rank in self.ranks]
+        failure = self._find_failure(codes)
         if failure:
-            return self._given_up(failure)
+            return self._report_failure(failure)
         if INTERRUPTED in codes and None not in codes:
             raise Interrupted
         if None in codes or INTERRUPTED in codes:
             return RunResult(WorkerState.HEALTHY)
         return RunResult(WorkerState.SUCCEEDED, return_values={rank.number: None for rank in self.ranks})
 
-    def _failed(self, codes: list[int | None]) -> Failure | None:
-        """What has made a rank fail, here or on another node."""
-        found = [cause for rank in self.ranks if (cause := rank.cause())]
-        if not found:
-            return self.meeting.failure() if None in codes else None
-        if None in codes and all(each.kind == "lost" for each in found) and _age(found) < SETTLE:
-            return self.meeting.failure()
-        if self.asked and all(each.kind in ("ended", "lost") for each in found):
-            raise Interrupted  # stopped before it could listen
-        return self.meeting.agree(first(found), SETTLE)
+    def _find_failure(self, codes: list[int | None]) -> Failure | None:
+        """Returns the failure that all nodes agree on; None if no rank has failed, here or on another node."""
+        failures = [failure for rank in self.ranks if (failure := rank.find_failure())]
+        if not failures:
+            return self.rendezvous.find_failure() if None in codes else None
+        if None in codes and all(each.kind == "lost" for each in failures) and _age(failures) < SETTLE:
+            return self.rendezvous.find_failure()
+        if self.stop_requested and all(each.kind in ("ended", "lost") for each in failures):
+            raise Interrupted  # the signal came before the rank handled signals
+        return self.rendezvous.agree_on_failure(find_root_cause(failures), SETTLE)
 
     def _exit_barrier(self) -> None:
-        self.meeting.end()
+        self.rendezvous.mark_finished()
         super()._exit_barrier()  # type: ignore[no-untyped-call]
 
-    def _given_up(self, failure: Failure) -> RunResult:
-        if failure.kind not in AGAIN or self.asked:
+    def _report_failure(self, failure: Failure) -> RunResult:
+        if failure.kind not in RESTARTABLE or self.stop_requested:
             self._remaining_restarts = 0
         self.failure = failure
         spec = self._worker_group.spec
         if self._remaining_restarts:
             number = spec.max_restarts - self._remaining_restarts + 1
-            self.emit(Restarted(restart=number, of=spec.max_restarts, reason=said(failure)))
+            self.emit(Restarted(restart=number, of=spec.max_restarts, reason=summarise(failure)))
         failures = {rank.number: ProcessFailure(0, rank.process.pid, 1, "") for rank in self.ranks}
         return RunResult(WorkerState.FAILED, failures=failures)
 
 
-def first(found: list[Failure]) -> Failure:
-    """The cause among failures that follow from each other: a rank that was killed, else what was said first.
+def find_root_cause(failures: list[Failure]) -> Failure:
+    """Returns the failure that caused the others: a rank that was killed, else the earliest one.
 
-    One that lost its connection to another comes last.
+    A lost connection counts only if there is nothing else.
     """
-    order = ("ended", "user", "disk", "memory", "bug")
-    killed = [each for each in found if each.kind == "ended" and each.code < 0]
-    own = [each for each in found if each.kind in order]
-    return min(killed or own or found, key=lambda each: float(each.time))
+    causes = ("ended", "user", "disk", "memory", "bug")
+    killed = [each for each in failures if each.kind == "ended" and each.code < 0]
+    own = [each for each in failures if each.kind in causes]
+    return min(killed or own or failures, key=lambda each: float(each.time))
 
 
-def _age(found: list[Failure]) -> float:
-    return time.monotonic() - min(float(each.time) for each in found)
+def _age(failures: list[Failure]) -> float:
+    return time.monotonic() - min(float(each.time) for each in failures)
 
 
-def said(failure: Failure) -> str:
-    """A failure in a few words."""
+def summarise(failure: Failure) -> str:
+    """Returns a failure in a few words."""
     if failure.kind == "ended":
         code = failure.code
         how = signal.Signals(-code).name if code < 0 else f"code {code}"
@@ -202,45 +208,46 @@ def said(failure: Failure) -> str:
     return f"process {failure.rank}: {words}"
 
 
-def threads(processes: int) -> int:
-    """Threads of a rank, so that all of them together have one a core."""
+def share_cores(processes: int) -> int:
+    """Returns the number of threads per rank, so that all ranks together have one thread per core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(cores // processes, 1)
 
 
-def run(target: str, path: Path, ranks: Ranks, locks: list[int], emit: Emit) -> None:
-    """Has `target` done by all ranks of this node; raises Interrupted, or ends this process where it failed."""
+def run_ranks(target: str, path: Path, ranks: Ranks, locks: list[int], emit: Emit) -> None:
+    """Calls `target` in every rank of this node; raises Interrupted after a signal, exits with 1 after a failure."""
     command = [sys.executable, "-m", "sftrun.launch.workers", target, str(path)]
-    meeting = Meeting(ranks, path, emit)
+    rendezvous = Rendezvous(ranks, path, emit)
     spec = WorkerSpec(
         role="rank",
         local_world_size=ranks.processes,
-        rdzv_handler=meeting,
+        rdzv_handler=rendezvous,
         entrypoint=command[0],
         max_restarts=ranks.restarts,
-        monitor_interval=EVERY,
+        monitor_interval=POLL_INTERVAL,
     )
-    agent = Agent(spec, meeting, command, locks, emit)
+    agent = Agent(spec, rendezvous, command, locks, emit)
     try:
         result = agent.run()
     except Interrupted:
-        meeting.leave()
+        rendezvous.leave()
         raise
-    except DistError as error:  # what their store says
+    except DistError as error:  # raised by the store of the rendezvous
         what = "node 0 is gone" if ranks.node.rank else "the nodes lost each other"
         message = f"{what}: {str(error).splitlines()[0]}"
         raise UserError(message, hint="resume the run on all nodes; the log of each may say why") from error
     if result.is_failed() and agent.failure:
         emit(agent.failure)
-        meeting.leave()
+        rendezvous.leave()
         sys.exit(1)
 
 
 def main() -> None:
-    """What the worker process runs."""
-    target, path, descriptor, lifeline, ranks, locks = sys.argv[1:]
-    asked, held = msgspec.json.decode(ranks, type=Ranks), msgspec.json.decode(locks, type=list[int])
-    workers.serve(lambda emit: run(target, Path(path), asked, held, emit), int(descriptor), int(lifeline))
+    """Runs the agent process."""
+    target, path, descriptor, lifeline, encoded_ranks, encoded_locks = sys.argv[1:]
+    ranks = msgspec.json.decode(encoded_ranks, type=Ranks)
+    locks = msgspec.json.decode(encoded_locks, type=list[int])
+    workers.serve(lambda emit: run_ranks(target, Path(path), ranks, locks, emit), int(descriptor), int(lifeline))
 
 
 if __name__ == "__main__":

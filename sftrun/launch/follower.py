@@ -1,7 +1,7 @@
-"""What a node other than the first does: it waits for the prepared data, and trains with the others."""
+"""Nodes other than node 0: wait for the prepared data, then train with the other nodes."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,57 +9,56 @@ from sftrun.errors import UserError
 from sftrun.events import Joining
 from sftrun.kinds import Emit
 from sftrun.launch import signals, workers
-from sftrun.launch.heartbeat import AGAIN, Pulse
+from sftrun.launch.heartbeat import RESTART_HINT, HeartbeatMonitor
 from sftrun.launch.topology import Node
 from sftrun.recipe.resolved import resolved_yaml
 from sftrun.recipe.validate import Loaded
 from sftrun.runs import directory
 from sftrun.runs.directory import RunDir
 
-EVERY = 0.5  # seconds between two looks at the run directory
-STAGES = ("prepare", "train")
+POLL_INTERVAL = 0.5  # seconds between two reads of the run directory
 
 
-def join(loaded: Loaded, out: Path, node: Node, watch: Emit, target: str) -> RunDir:
-    """Trains as one of the nodes of a run; the first one prepares, evaluates, exports and reports.
+def join(loaded: Loaded, out: Path, node: Node, watch: Emit, target: str, stages: Sequence[str]) -> RunDir:
+    """Trains as a node other than node 0, which also prepares, evaluates, exports and reports.
 
-    `target` is the function that each rank calls. Raises as a run does; for what fails on another node too.
+    `target` is the function that each rank calls, and `stages` are the names of those whose failure on node 0 ends this
+    node too. Raises what `sftrun.run` raises, also if another node failed.
     """
     recipe = loaded.recipe
     run = RunDir(out.absolute())
     run.log = run.path / f"run-node{node.rank}.log"
-    with signals.SIGNALS.heard():
+    with signals.SIGNALS.handling():
         watch(Joining(status="waiting", node=node.rank, nodes=recipe.launch.nodes))
-        if not _trains(run):
+        if not _wait_for_training(run, stages):
             return run
         watch(Joining(status="training", node=node.rank, nodes=recipe.launch.nodes))
-        workers.work(target, run, watch, workers.ranks(recipe, node, resolved_yaml(recipe)))
+        workers.run_in_worker(target, run, watch, workers.plan_ranks(recipe, node, resolved_yaml(recipe)))
     return run
 
 
-def _trains(run: RunDir) -> bool:
-    """Waits until the first node trains; False where it has done so before. Raises UserError where it fails, or ends.
+def _wait_for_training(run: RunDir, stages: Sequence[str]) -> bool:
+    """Waits until node 0 trains, and returns True; returns False if training is already done.
 
-    What an attempt before has left may say that it trains already: then the nodes wait for each other where they meet.
+    Raises UserError if node 0 fails or ends. An earlier attempt may have left the status "started". Then this node
+    goes on to the rendezvous, and waits for the other nodes there.
     """
-    before, pulse = _state(run), Pulse(run.path)
+    before = _state(run)
+    monitor = HeartbeatMonitor(run.path)
     while True:
-        ended, now = pulse.ended(), _state(run)
+        ended = monitor.explain_end()
+        now = _state(run)
         status = now.get("train", {}).get("status")
-        if status == "done" or (status == "started" and pulse.heard and not ended):
+        if status == "done" or (status == "started" and monitor.seen and not ended):
             return bool(status == "started")
-        for stage in _changed(before, now):
-            if now[stage].get("status") == "failed":
+        for stage in stages:
+            if stage in now and before.get(stage) != now[stage] and now[stage].get("status") == "failed":
                 reason = now[stage].get("reason", "").removeprefix("error: ")
-                raise UserError(f"node 0 could not {stage}: {reason}")
+                raise UserError(f"the stage {stage} failed on node 0: {reason}")
         if ended:
-            raise UserError(f"node 0 {ended}, before it trained", hint=AGAIN)
-        time.sleep(EVERY)
+            raise UserError(f"node 0 {ended}, before it trained", hint=RESTART_HINT)
+        time.sleep(POLL_INTERVAL)
 
 
 def _state(run: RunDir) -> dict[str, Any]:
     return dict(run.read_json("state.json")) if (run.path / directory.BEGUN).is_file() else {}
-
-
-def _changed(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    return (stage for stage in STAGES if stage in now and before.get(stage) != now[stage])

@@ -1,4 +1,4 @@
-"""Signs of life of node 0 in the run directory, for nodes that wait for it and have not met it yet."""
+"""The heartbeat of node 0 in the run directory, for nodes that wait for node 0 and have no connection to it yet."""
 
 import contextlib
 import threading
@@ -9,57 +9,62 @@ from pathlib import Path
 from sftrun.runs.directory import RunDir
 
 FILE = ".node0"
-EVERY = 2.0  # seconds between two signs
-SILENT = 60.0  # seconds without one after which node 0 is gone
-PATIENCE = 30 * 60.0  # seconds to wait for the first one
-AGAIN = "start all nodes again: sftrun resume, or --resume"  # what to do then
+INTERVAL = 2.0  # seconds between two heartbeats
+TIMEOUT = 60.0  # seconds without a heartbeat after which node 0 counts as gone
+START_TIMEOUT = 30 * 60.0  # seconds to wait for the first heartbeat
+RESTART_HINT = "start all nodes again: sftrun resume, or --resume"
 
 
 @contextlib.contextmanager
-def beating(run: RunDir, nodes: int) -> Iterator[None]:
-    """While it lasts, node 0 of several shows that it is there."""
+def heartbeat(run: RunDir, nodes: int) -> Iterator[None]:
+    """Writes the heartbeat of node 0 inside the block; does nothing if there is only one node."""
     if nodes == 1:
         yield
         return
-    file, ended = run.path / FILE, threading.Event()
+    file = run.path / FILE
+    stop = threading.Event()
 
     def beat() -> None:
-        while not ended.is_set():
-            with contextlib.suppress(OSError):  # a full disk is for others to tell
-                file.write_text(str(time.time()))  # in place: what a name stands for, network file systems keep longer
-            ended.wait(EVERY)
+        while not stop.is_set():
+            with contextlib.suppress(OSError):  # other code reports a full disk
+                file.write_text(str(time.time()))  # in place: network file systems cache a renamed file for longer
+            stop.wait(INTERVAL)
 
-    beats = threading.Thread(target=beat, daemon=True)
-    beats.start()
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        ended.set()
-        beats.join()
+        stop.set()
+        thread.join()
         file.unlink(missing_ok=True)
 
 
-class Pulse:
-    """What another node hears of node 0; `heard` says that it has been there."""
+class HeartbeatMonitor:
+    """Another node's view of node 0's heartbeat; `seen` is True once there was one."""
 
-    def __init__(self, run: Path, heard: bool = False) -> None:
-        self.file, self.heard = run / FILE, heard
-        self.last, self.since = self._read(), time.monotonic()
+    def __init__(self, run: Path, seen: bool = False) -> None:
+        self.file = run / FILE
+        self.seen = seen
+        self.last = self._read()
+        self.since = time.monotonic()  # when the last heartbeat was read
         with contextlib.suppress(ValueError):
-            # by the clocks of two machines, so an older one may be of another attempt
-            self.heard |= time.time() - float(self.last or "") < SILENT
+            # an older heartbeat may be from an earlier attempt; the limit leaves room for the clocks of two machines
+            self.seen |= time.time() - float(self.last or "") < TIMEOUT
 
-    def ended(self) -> str | None:
-        """Why there is nothing to wait for any more; None where there is."""
+    def explain_end(self) -> str | None:
+        """Returns why waiting for node 0 is useless; None while it may still answer."""
         now = self._read()
-        if now and now != self.last:  # it is empty for a moment
-            self.last, self.since, self.heard = now, time.monotonic(), True
+        if now and now != self.last:  # the file is empty for a moment while it is written
+            self.last = now
+            self.since = time.monotonic()
+            self.seen = True
         quiet = time.monotonic() - self.since
-        if self.heard and now is None:
+        if self.seen and now is None:
             return "has ended"
-        if self.heard and quiet > SILENT:
-            return f"has shown no sign of life for {SILENT:.0f} seconds"
-        return f"has not come in {PATIENCE / 60:.0f} minutes" if quiet > PATIENCE else None
+        if self.seen and quiet > TIMEOUT:
+            return f"has sent no heartbeat for {TIMEOUT:.0f} seconds"
+        return f"has not come in {START_TIMEOUT / 60:.0f} minutes" if quiet > START_TIMEOUT else None
 
     def _read(self) -> str | None:
         try:

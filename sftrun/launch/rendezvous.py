@@ -1,4 +1,4 @@
-"""Where the nodes of a training meet: a store on the first one, in which they find each other and what has failed."""
+"""The rendezvous of the nodes of a training: a store on node 0, which also holds heartbeats and failures."""
 
 import contextlib
 import hashlib
@@ -17,61 +17,63 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from sftrun import events
 from sftrun.errors import UserError
 from sftrun.kinds import Emit
-from sftrun.launch.heartbeat import AGAIN, SILENT, Pulse
-from sftrun.launch.topology import address
+from sftrun.launch.heartbeat import RESTART_HINT, TIMEOUT, HeartbeatMonitor
+from sftrun.launch.topology import parse_endpoint
 from sftrun.launch.workers import Ranks
 
-PATIENCE = timedelta(minutes=30)  # for all nodes to come
-NOTICE = 20.0  # seconds after which it is said who has not come
-MOMENT = timedelta(minutes=1)  # for a node that is there to answer
-LAST = timedelta(seconds=10)  # for them to read what has failed
-TRY = timedelta(seconds=10)  # to connect to node 0, before looking whether it is there at all
-EVERY = 0.5  # seconds between two looks at what other nodes say
-BEAT = 2.0  # seconds between two signs of life of a node
-ENDED = 2**32  # more of them than there can be: the node has ended well
-HOME = "127.0.0.1"
-WHERE = "--rendezvous names a free port of node 0, by a name that every node knows"
-LOGS = f"run.log and run-node*.log may say why; {AGAIN}"
+ARRIVAL_TIMEOUT = timedelta(minutes=30)  # for every node to join
+ABSENT_NOTICE = 20.0  # seconds until a warning names the nodes that have not joined
+STORE_TIMEOUT = timedelta(minutes=1)  # for an answer of the store
+LEAVE_TIMEOUT = timedelta(seconds=10)  # for other nodes to read the failure, before the store is gone
+CONNECT_TIMEOUT = timedelta(seconds=10)  # for one attempt to connect; then node 0's heartbeat is checked
+POLL_INTERVAL = 0.5  # seconds between two reads of the store
+HEARTBEAT_INTERVAL = 2.0  # seconds between two heartbeats of a node
+FINISHED = 2**32  # sentinel: added to the heartbeat count of a node that has finished
+LOOPBACK = "127.0.0.1"
+ENDPOINT_HINT = "--rendezvous names a free port of node 0, by a name that every node knows"
+LOGS_HINT = f"run.log and run-node*.log may say why; {RESTART_HINT}"
 
 
-class Meeting(RendezvousHandler):
-    """A rendezvous of nodes with fixed numbers; each attempt has a store of its own, as ranks leave keys in theirs."""
+class Rendezvous(RendezvousHandler):
+    """A rendezvous of nodes with fixed numbers; each attempt has its own store, because ranks leave keys in theirs."""
 
     def __init__(self, ranks: Ranks, run: Path, emit: Emit) -> None:
         self.emit = emit
-        self.nodes, self.number = ranks.nodes, ranks.node.rank
-        self.place = ranks.node.rendezvous
-        recipe = None if ranks.recipe is None else _hash(ranks.recipe)
-        self.about = {"nodes": ranks.nodes, "processes": ranks.processes, "recipe": recipe}
+        self.nodes = ranks.nodes
+        self.number = ranks.node.rank
+        self.endpoint = ranks.node.rendezvous
+        recipe = None if ranks.recipe is None else _sha256(ranks.recipe)
+        self.description = {"nodes": ranks.nodes, "processes": ranks.processes, "recipe": recipe}
         self.file = run / "resolved.yaml"
         self.attempt = -1
-        self.looked = self.beaten = 0.0
+        self.last_poll = 0.0
+        self.last_heartbeat = 0.0
         self.hosts: list[str] = []
-        self.beats: dict[int, tuple[int, float]] = {}  # of each node: how many signs of life, and when the last came
+        self.heartbeats: dict[int, tuple[int, float]] = {}  # by node: their count, and when it last rose
         self.store: Store | None = None
-        self.kept: list[Any] = []  # stores live as long as this process
+        self.rank_stores: list[Any] = []  # one an attempt, kept open as long as this process
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Called by the agent before each attempt."""
+        """Returns the stores for the next attempt; the agent calls it before each one."""
         self.attempt += 1
-        host, port = (address(self.place) if self.place else None) or (HOME, 0)
+        host, port = (parse_endpoint(self.endpoint) if self.endpoint else None) or (LOOPBACK, 0)
         if self.store is None:
-            self.store = self._meet(host, port)
+            self.store = self._join(host, port)
         key = f"port/{self.attempt}"
         if self.number == 0:
             own = TCPStore(host, 0, is_master=True, wait_for_workers=False)
-            self.kept.append(own)
+            self.rank_stores.append(own)
             self.store.set(key, str(own.port))
-        found = RendezvousStoreInfo(host, int(self.store.get(key)))
+        store_info = RendezvousStoreInfo(host, int(self.store.get(key)))
         agents = PrefixStore(f"agents/{self.attempt}", self.store)
-        return RendezvousInfo(agents, self.number, self.nodes, found)
+        return RendezvousInfo(agents, self.number, self.nodes, store_info)
 
-    def _meet(self, host: str, port: int) -> Store:
-        """The store of all nodes, when all are there and see the same run directory."""
-        store = self._listening(host, port) if self.number == 0 else self._reached(host, port)
-        # read only now: node 0 has written it by the time that it listens
-        run = _hash(self.file.read_text("utf-8")) if self.file.is_file() else None
-        own = {**self.about, "run": run, "host": socket.gethostname()}
+    def _join(self, host: str, port: int) -> Store:
+        """Returns the store of all nodes, once every node has joined and sees the same run directory."""
+        store = self._create_store(host, port) if self.number == 0 else self._connect_to_store(host, port)
+        # read only now: node 0 has written the file before it created the store
+        run = _sha256(self.file.read_text("utf-8")) if self.file.is_file() else None
+        own = {**self.description, "run": run, "host": socket.gethostname()}
         if store.add(f"count/{self.number}", 1) > 1:
             raise UserError(f"another command has come with --node-rank {self.number}")
         store.set(f"node/{self.number}", json.dumps(own))
@@ -80,117 +82,124 @@ class Meeting(RendezvousHandler):
         self.hosts = [node["host"] for node in nodes]
         try:
             for number, node in enumerate(nodes):
-                _compare(number, node, nodes[0])
+                _compare_nodes(number, node, nodes[0])
         except UserError:
             self._leave(store)
             raise
         return store
 
-    def _listening(self, host: str, port: int) -> Store:
+    def _create_store(self, host: str, port: int) -> Store:
         try:
-            return TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=MOMENT)
+            return TCPStore(host, port, is_master=True, wait_for_workers=False, timeout=STORE_TIMEOUT)
         except RuntimeError as error:
             message = f"node 0 cannot listen at {host}:{port}: {str(error).splitlines()[0]}"
-            raise UserError(message, hint=WHERE) from error
+            raise UserError(message, hint=ENDPOINT_HINT) from error
 
-    def _reached(self, host: str, port: int) -> Store:
-        """The store on node 0, when it is there; what listens in its place may be a program that never answers."""
-        pulse, end = Pulse(self.file.parent, heard=True), time.monotonic() + PATIENCE.seconds
+    def _connect_to_store(self, host: str, port: int) -> Store:
+        """Returns the store on node 0; connects in a thread, as another program at that port may never answer."""
+        monitor = HeartbeatMonitor(self.file.parent, seen=True)
+        end = time.monotonic() + ARRIVAL_TIMEOUT.seconds
         found: list[Store] = []
         error = "no answer"
 
         def connect() -> None:
             nonlocal error
             try:
-                found.append(TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=TRY))
+                found.append(TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=CONNECT_TIMEOUT))
             except RuntimeError as failed:
                 error = str(failed).splitlines()[0]
 
-        trying = threading.Thread(target=connect, daemon=True)
+        thread = threading.Thread(target=connect, daemon=True)
         while not found:
-            if not trying.is_alive():
-                trying = threading.Thread(target=connect, daemon=True)
-                trying.start()
-            trying.join(EVERY)
-            if not found and (ended := pulse.ended()):
-                raise UserError(f"node 0 {ended}, before the nodes met", hint=LOGS)
+            if not thread.is_alive():
+                thread = threading.Thread(target=connect, daemon=True)
+                thread.start()
+            thread.join(POLL_INTERVAL)
+            if not found and (ended := monitor.explain_end()):
+                raise UserError(f"node 0 {ended}, before the nodes met", hint=LOGS_HINT)
             if time.monotonic() > end:
-                raise UserError(f"node 0 was not found at {host}:{port}: {error}", hint=WHERE)
-        found[0].set_timeout(MOMENT)
+                raise UserError(f"node 0 was not found at {host}:{port}: {error}", hint=ENDPOINT_HINT)
+        found[0].set_timeout(STORE_TIMEOUT)
         return found[0]
 
     def _wait_for_all(self, store: Store) -> None:
-        start, told = time.monotonic(), False
+        start = time.monotonic()
+        warned = False
         while absent := [number for number in range(self.nodes) if not store.check([f"node/{number}"])]:
-            named, waited = ", ".join(map(str, absent)), time.monotonic() - start
-            if waited > PATIENCE.seconds:
-                message = f"after {PATIENCE.seconds // 60} minutes, these nodes have not come: {named}"
+            named = ", ".join(map(str, absent))
+            waited = time.monotonic() - start
+            if waited > ARRIVAL_TIMEOUT.seconds:
+                message = f"after {ARRIVAL_TIMEOUT.seconds // 60} minutes, these nodes have not come: {named}"
                 raise UserError(message, hint="each node runs the same command, with its own --node-rank")
-            if waited > NOTICE and not told:
+            if waited > ABSENT_NOTICE and not warned:
                 self.emit(events.Warned(message=f"these nodes have not come yet: {named}"))
-                told = True
-            time.sleep(EVERY)
+                warned = True
+            time.sleep(POLL_INTERVAL)
 
-    def agree(self, failure: events.Failure, settle: float) -> events.Failure:
-        """The failure that all nodes speak of: the first one that is a cause, not a lost connection."""
+    def agree_on_failure(self, failure: events.Failure, settle: float) -> events.Failure:
+        """Returns the failure that every node reports: the first in the store.
+
+        A node that only lost a connection waits up to `settle` seconds for the cause, from the node that has it.
+        """
         if self.nodes == 1:
             return failure
         assert self.store is not None
         key = f"failed/{self.attempt}"
         end = time.monotonic() + (settle if failure.kind == "lost" else 0)
         try:
-            self._listen()
+            self._exchange_heartbeats()
             while time.monotonic() < end and not self.store.check([key]):
-                time.sleep(EVERY)
-                self._listen()
+                time.sleep(POLL_INTERVAL)
+                self._exchange_heartbeats()
             if failure.kind == "lost":
-                failure = self._silent(settle - 2 * BEAT) or failure
+                failure = self._find_silent_node(settle - 2 * HEARTBEAT_INTERVAL) or failure
             return _read(self.store.compare_set(key, "", events.to_json(failure)))
         except RuntimeError:  # the store is gone, and node 0 with it
-            return self._gone(0)
+            return self._describe_lost_node(0)
 
-    def failure(self) -> events.Failure | None:
-        """What has failed on another node."""
-        if self.nodes == 1 or time.monotonic() - self.looked < EVERY:
+    def find_failure(self) -> events.Failure | None:
+        """Returns the failure of another node; None if there is none, or if the last check was a moment ago."""
+        if self.nodes == 1 or time.monotonic() - self.last_poll < POLL_INTERVAL:
             return None
         assert self.store is not None
-        self.looked, key = time.monotonic(), f"failed/{self.attempt}"
+        self.last_poll = time.monotonic()
+        key = f"failed/{self.attempt}"
         try:
-            self._listen()
-            return _read(self.store.get(key)) if self.store.check([key]) else self._silent(SILENT)
+            self._exchange_heartbeats()
+            return _read(self.store.get(key)) if self.store.check([key]) else self._find_silent_node(TIMEOUT)
         except RuntimeError:
-            return self._gone(0)
+            return self._describe_lost_node(0)
 
-    def _listen(self) -> None:
-        """Gives a sign of life, and notes those of other nodes."""
+    def _exchange_heartbeats(self) -> None:
+        """Writes a heartbeat of this node, and reads the heartbeats of other nodes."""
         assert self.store is not None
         now = time.monotonic()
-        if now - self.beaten < BEAT:
+        if now - self.last_heartbeat < HEARTBEAT_INTERVAL:
             return
-        self.beaten = now
+        self.last_heartbeat = now
         for number in range(self.nodes):
             count = self.store.add(f"alive/{number}", int(number == self.number))
-            if count != self.beats.get(number, (-1, 0.0))[0]:
-                self.beats[number] = (count, now)
+            if count != self.heartbeats.get(number, (-1, 0.0))[0]:
+                self.heartbeats[number] = (count, now)
 
-    def _silent(self, limit: float) -> events.Failure | None:
-        """The failure of a node that has shown no sign of life for so many seconds."""
-        seen = self.beats.items()
-        late = (number for number, (count, since) in seen if count < ENDED and self.beaten - since > limit)
-        number = next(late, None)
-        return None if number is None else self._gone(number)
+    def _find_silent_node(self, limit: float) -> events.Failure | None:
+        """Returns the failure of a node without a heartbeat for `limit` seconds; None if every node has one."""
+        for number, (count, since) in self.heartbeats.items():
+            if count < FINISHED and self.last_heartbeat - since > limit:
+                return self._describe_lost_node(number)
+        return None
 
-    def _gone(self, number: int) -> events.Failure:
+    def _describe_lost_node(self, number: int) -> events.Failure:
         message = f"node {number}, {self.hosts[number]}, is gone"
         return events.Failure(kind="gone", message=message, time=time.monotonic())
 
-    def end(self) -> None:
-        """Says that this node has ended well, and will be silent."""
+    def mark_finished(self) -> None:
+        """Tells other nodes that this node has finished, and sends no more heartbeats."""
         if self.nodes > 1 and self.store is not None:
-            self.store.add(f"alive/{self.number}", ENDED)
+            self.store.add(f"alive/{self.number}", FINISHED)
 
     def leave(self) -> None:
-        """Gives other nodes time to end too, and to read what has failed, before the store is gone."""
+        """Waits a while until other nodes have read the failure, before the store is gone."""
         if self.nodes > 1 and self.store is not None:
             self._leave(self.store)
 
@@ -198,39 +207,39 @@ class Meeting(RendezvousHandler):
         with contextlib.suppress(RuntimeError):
             store.set(f"left/{self.number}", "")
             if self.number == 0:
-                store.wait([f"left/{number}" for number in range(self.nodes)], LAST)
+                store.wait([f"left/{number}" for number in range(self.nodes)], LEAVE_TIMEOUT)
 
     @property
     def use_agent_store(self) -> bool:
-        """Ranks meet in a store of this process, so that no port can be taken before they use it."""
+        """Returns True: ranks use a store of this process, so no port can be taken before they listen on it."""
         return True
 
     def get_backend(self) -> str:
-        """A name for torch's logs."""
+        """Returns a name for torch's logs."""
         return "sftrun"
 
     def get_run_id(self) -> str:
-        """A name for torch's logs."""
+        """Returns a name for torch's logs."""
         return str(self.file.parent)
 
     def is_closed(self) -> bool:
-        """Never: there is one meeting a run."""
+        """Returns False: a run has one rendezvous, which is never closed."""
         return False
 
     def set_closed(self) -> None:
-        """Nothing to do."""
+        """Does nothing: see `is_closed`."""
 
     def num_nodes_waiting(self) -> int:
-        """None can join later."""
+        """Returns 0: no node can join later."""
         return 0
 
     def shutdown(self) -> bool:
-        """The store goes with this process."""
+        """Returns True without doing anything: the store ends with this process."""
         return True
 
 
-def _compare(number: int, node: dict[str, Any], first: dict[str, Any]) -> None:
-    """Raises UserError, on all nodes, where one cannot train with the first."""
+def _compare_nodes(number: int, node: dict[str, Any], first: dict[str, Any]) -> None:
+    """Raises UserError, on every node, if a node cannot train with node 0."""
     for key, what in {"nodes": "launch.nodes", "processes": "launch.processes"}.items():
         if node[key] != first[key]:
             message = f"{what} is {node[key]} on node {number} and {first[key]} on node 0"
@@ -239,7 +248,7 @@ def _compare(number: int, node: dict[str, Any], first: dict[str, Any]) -> None:
         message = f"node {number}, {node['host']}, sees another run directory than node 0, {first['host']}"
         raise UserError(message, hint="--out must be on a file system that all nodes share")
     if node["recipe"] not in (None, first["run"]):
-        message = f"the recipe of node {number} is not that of node 0"
+        message = f"node {number} has another recipe than node 0"
         raise UserError(message, hint="every node runs the same recipe, with the same --set")
 
 
@@ -247,5 +256,5 @@ def _read(failure: str | bytes) -> events.Failure:
     return msgspec.convert(json.loads(failure), events.Failure)
 
 
-def _hash(text: str) -> str:
+def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Signals: the first one asks the worker to stop, the second one kills it."""
+"""Signal handling in the parent process: the first signal asks the worker to stop, the second one kills it."""
 
 import contextlib
 import os
@@ -10,29 +10,31 @@ from collections.abc import Iterator
 
 from sftrun.errors import Interrupted
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ECHO = 2.0  # seconds within which SIGTERM is the same one again
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ECHO = 2.0  # seconds within which a second SIGTERM counts as the first one again
 
 
 class Signals:
-    """What SIGINT, SIGTERM and SIGHUP do: the first one asks the worker to end, the second one ends it."""
+    """The handler of SIGINT, SIGTERM and SIGHUP: the first signal asks the worker to stop, the second one kills it."""
 
     def __init__(self) -> None:
-        self.asked = 0
-        self.first, self.since = 0, 0.0  # the first one that came, and when the last one did
+        self.received = 0
+        self.first = 0  # number of the first signal
+        self.last_time = 0.0  # when the last signal came, by the monotonic clock
         self.depth = 0
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None  # the worker, while it runs
 
     @contextlib.contextmanager
-    def heard(self) -> Iterator[None]:
-        """While it lasts, a signal ends the run in order; outside the main thread, signals are someone else's."""
+    def handling(self) -> Iterator[None]:
+        """Handles signals inside the block; does nothing outside the main thread, which alone may set handlers."""
         if self.depth or threading.current_thread() is not threading.main_thread():
             yield
             return
-        self.asked, self.depth = 0, 1
-        detached = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup
-        heard = STOPPING[:2] if detached else STOPPING
-        before = {number: signal.signal(number, self._hear) for number in heard}
+        self.received = 0
+        self.depth = 1
+        ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # under nohup
+        handled = STOP_SIGNALS[:2] if ignores_hangup else STOP_SIGNALS
+        before = {number: signal.signal(number, self._handle) for number in handled}
         try:
             yield
         finally:
@@ -40,37 +42,42 @@ class Signals:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def check(self) -> None:
-        """Raises Interrupted where a signal came while a worker was at work."""
-        if self.asked:
+    def raise_if_interrupted(self) -> None:
+        """Raises Interrupted if a signal came while a worker was running."""
+        if self.received:
             raise Interrupted
 
-    def _hear(self, number: int, _frame: object) -> None:
-        if self.asked and self._echoed(number):
+    def _handle(self, number: int, _frame: object) -> None:
+        if self.received and self._is_echo(number):
             return
-        self.asked, self.since = self.asked + 1, time.monotonic()
-        self.first = number if self.asked == 1 else self.first
+        self.received += 1
+        self.last_time = time.monotonic()
+        if self.received == 1:
+            self.first = number
         if self.process is None:
-            _say(b"\n")
+            _write_stderr(b"\n")
             raise Interrupted
-        if self.asked == 1:
-            _say(b"\nstopping as soon as all is safe; once more stops at once\n")
+        if self.received == 1:
+            _write_stderr(b"\nstopping as soon as all is safe; once more stops at once\n")
             self.process.terminate()
         else:
             self.process.kill()
 
-    def _echoed(self, number: int) -> bool:
-        """Whether it is the first signal once more: the shell and the kernel both tell of a terminal that is closed,
-        and `timeout` tells its process and then the group of it."""
-        soon = time.monotonic() - self.since < ECHO
+    def _is_echo(self, number: int) -> bool:
+        """Returns True if a signal repeats the first one.
+
+        The shell and the kernel both send SIGHUP when a terminal closes. `timeout` sends SIGTERM to its process, and
+        again to its process group.
+        """
+        soon = time.monotonic() - self.last_time < ECHO
         return number == signal.SIGHUP or (number == self.first == signal.SIGTERM and soon)
 
 
-def _say(text: bytes) -> None:
-    # not by print, which may be interrupted in the middle of a line of its own
+def _write_stderr(text: bytes) -> None:
+    # not by print: the signal may have interrupted a print of ours in the middle of a line
     try:
         os.write(2, text)
-    except OSError:  # the terminal is closed: what is said from now on must not fail
+    except OSError:  # the terminal is closed: later messages must not fail either
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 

@@ -1,7 +1,6 @@
-"""Worker processes: a stage's heavy work runs in a process of its own, and reports to its parent in events.
+"""Worker processes: run the heavy work of a stage in a new process, which sends events to its parent.
 
-Training may be of many processes: then the worker is the one that starts them (see elastic.py), and each of them is a
-worker in turn.
+If several processes train, the worker is the agent that starts the ranks (agent.py). A rank is a worker, too.
 """
 
 import importlib
@@ -22,17 +21,17 @@ from sftrun.events import Failure
 from sftrun.kinds import Emit
 from sftrun.launch import failures, topology
 from sftrun.launch.signals import SIGNALS
-from sftrun.launch.topology import VARIABLES, Node
+from sftrun.launch.topology import RANK_VARIABLES, Node
 from sftrun.recipe.model import Recipe
 from sftrun.runs.directory import RunDir
 
-GRACE = 10  # seconds that a worker has to end where its parent fails
+GRACE = 10  # seconds from SIGTERM to SIGKILL for a worker whose parent fails
 
 
 class Ranks(msgspec.Struct, frozen=True):
-    """Processes that do one work together: so many on each of the nodes, started again so often where one fails.
+    """The ranks to start on this node: `processes` on each node, with up to `restarts` restarts after a failure.
 
-    `recipe` is the resolved recipe as this command has it, which must be the one in the run directory.
+    `recipe` is the resolved recipe of this command. It must equal the one in the run directory.
     """
 
     processes: int = 1
@@ -42,58 +41,59 @@ class Ranks(msgspec.Struct, frozen=True):
     recipe: str | None = None
 
 
-def ranks(recipe: Recipe, node: Node | None, resolved: str | None = None) -> Ranks | None:
-    """Returns the processes that train on this node; None for a single process without restarts.
+def plan_ranks(recipe: Recipe, node: Node | None, resolved: str | None = None) -> Ranks | None:
+    """Returns the ranks to start on this node; None for a single process without restarts.
 
-    `resolved` is the resolved recipe of a node other than the first.
+    `resolved` is the resolved recipe of a node other than node 0.
     """
     wanted = recipe.launch
-    if topology.size(recipe) == 1 and not wanted.restarts:
+    if topology.world_size(recipe) == 1 and not wanted.restarts:
         return None
-    return Ranks(topology.processes(recipe), wanted.nodes, wanted.restarts, node or Node(), resolved)
+    return Ranks(topology.local_world_size(recipe), wanted.nodes, wanted.restarts, node or Node(), resolved)
 
 
-def work(target: str, run: RunDir, emit: Emit, ranks: Ranks | None = None) -> None:
+def run_in_worker(target: str, run: RunDir, emit: Emit, ranks: Ranks | None = None) -> None:
     """Calls `target` (`"package.module:function"`) in a new process as `function(recipe, run, emit)`.
 
-    With `ranks`, in so many new processes; of what they emit, the first one's events are passed on. Raises UserError
-    for what the user can fix, running out of memory among it, Interrupted after a signal, and WorkerError for the rest.
+    With `ranks`, calls it in each rank, and passes on the events of rank 0. Raises UserError for anything that the
+    user can fix, running out of memory included; Interrupted after a signal; WorkerError for a bug.
     """
     reading, writing = os.pipe()
-    lifeline, held = os.pipe()  # the worker ends when this end is closed: it never outlives its parent
+    lifeline, parent_end = os.pipe()  # the worker ends when the parent's end closes: it never outlives its parent
     command = [sys.executable, "-m", "sftrun.launch.workers", target, str(run.path), str(writing), str(lifeline)]
     if ranks:
         command[2] = "sftrun.launch.agent"
         command += [msgspec.json.encode(each).decode() for each in (ranks, run.locks)]
     passed = [writing, lifeline, *run.locks]
-    alone = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    with SIGNALS.heard(), run.log.open("ab") as log, os.fdopen(reading, encoding="utf-8") as lines:
+    environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    with SIGNALS.handling(), run.log.open("ab") as log, os.fdopen(reading, encoding="utf-8") as lines:
         process = subprocess.Popen(
             command,
             pass_fds=passed,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=alone,
+            env=environment,
             start_new_session=True,
         )
         os.close(writing)
         os.close(lifeline)
         SIGNALS.process = process
         try:
-            failure = _follow(lines, emit)
+            failure = _read_events(lines, emit)
             code = process.wait()
         except BaseException:
             _stop(process)
             raise
         finally:
             SIGNALS.process = None
-            os.close(held)
+            os.close(parent_end)
         if code or failure:
             raise failures.explain(failure, code, run)
 
 
-def _follow(lines: Iterable[str], emit: Emit) -> Failure | None:
+def _read_events(lines: Iterable[str], emit: Emit) -> Failure | None:
+    """Passes on the events of a worker until it closes its pipe; returns the event `failure`, if there was one."""
     failure = None
     for line in lines:
         for event in read_events(line):
@@ -129,19 +129,19 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def main() -> None:
-    """What a worker process runs."""
+    """Runs a worker process."""
     target, path, descriptor, lifeline = sys.argv[1:]
-    serve(lambda emit: _call(target, Path(path), emit), int(descriptor), int(lifeline))
+    serve(lambda emit: _call_target(target, Path(path), emit), int(descriptor), int(lifeline))
 
 
 def serve(job: Callable[[Emit], None], descriptor: int, lifeline: int) -> None:
-    """Does the work of a worker process, and says through a pipe how it went; ends when the lifeline is cut."""
+    """Calls `job` and sends its events and its failure through a pipe; the process ends if the lifeline is cut."""
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     os.set_inheritable(descriptor, False)
     pipe = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
 
     def emit(event: events.Event) -> None:
-        # a parent that is gone ends the worker here, by BrokenPipeError
+        # raises BrokenPipeError if the parent is gone
         pipe.write(events.to_json(event) + "\n")
 
     try:
@@ -164,7 +164,7 @@ def _end_with_parent(lifeline: int) -> None:
     os._exit(1)
 
 
-def _call(target: str, path: Path, emit: Emit) -> None:
+def _call_target(target: str, path: Path, emit: Emit) -> None:
     run = RunDir(path)
     module, _, name = target.partition(":")
     getattr(importlib.import_module(module), name)(run.recipe(), run, emit)

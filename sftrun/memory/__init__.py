@@ -1,1 +1,1 @@
-"""Does a recipe fit this machine: estimates, measurements, and what to change."""
+"""Memory of a training on this machine: estimates, measurements, and changes that make a recipe fit."""

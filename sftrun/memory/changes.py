@@ -1,4 +1,4 @@
-"""Changes to a recipe that make it fit: the same training in smaller pieces first, then other training."""
+"""Changes that make a recipe fit into memory: first those that keep the training the same, then others."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,17 +10,17 @@ from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry
 from sftrun.types import Footprint
 
-Sets = dict[str, Any]
-Ask = Callable[[Recipe], Footprint]
+Changes = dict[str, Any]  # values by keys like `train.batch_size`
+Estimate = Callable[[Recipe], Footprint]
 
 
-def peak(footprint: Footprint) -> int:
-    """Bytes at the moment that takes most."""
+def peak_bytes(footprint: Footprint) -> int:
+    """Returns the bytes of the phase that takes the most memory."""
     return max(sum(parts.values()) for parts in footprint.memory.values())
 
 
-def changed(recipe: Recipe, sets: Sets) -> Recipe:
-    """A recipe with other values, by keys like `train.batch_size`."""
+def apply_changes(recipe: Recipe, sets: Changes) -> Recipe:
+    """Returns a recipe with other values."""
     for key, value in sets.items():
         part, _, name = key.rpartition(".")
         if part:
@@ -31,48 +31,58 @@ def changed(recipe: Recipe, sets: Sets) -> Recipe:
     return recipe
 
 
-def fitting(recipe: Recipe, free: int, ask: Ask, registry: Registry) -> Iterator[tuple[Sets, int]]:
-    """Of each family of changes the smallest that fits, with its peak in bytes; a family is in order of memory."""
-    small = _held(ask(recipe)) <= free  # else it is too much whatever the batch is
-    found = [_smallest(recipe, family, free, ask) for family in _same(recipe)] if small else []
+def find_fitting_changes(
+    recipe: Recipe, free: int, estimate: Estimate, registry: Registry
+) -> Iterator[tuple[Changes, int]]:
+    """Yields the smallest change of each family that fits into `free` bytes, with its peak in bytes.
+
+    A family is a list of changes, in descending order of memory.
+    """
+    batch_matters = _fixed_bytes(estimate(recipe)) <= free  # else no batch is small enough
+    families = list(_equivalent_families(recipe)) if batch_matters else []
+    found = [_find_smallest(recipe, family, free, estimate) for family in families]
     if not any(found):
-        found = [_smallest(recipe, family, free, ask) for family in _other(recipe, small, registry)]
+        families = list(_other_families(recipe, batch_matters, registry))
+        found = [_find_smallest(recipe, family, free, estimate) for family in families]
     fits = [each for each in found if each]
     yield from fits
-    yield from ((auto(recipe, sets), needed) for sets, needed in fits[:1] if "train.batch_size" in sets)
+    yield from ((choose_automatically(recipe, sets), needed) for sets, needed in fits[:1] if "train.batch_size" in sets)
 
 
-def auto(recipe: Recipe, sets: Sets) -> Sets:
-    """The same change, with a batch that is chosen by what is measured when the recipe is run."""
+def choose_automatically(recipe: Recipe, sets: Changes) -> Changes:
+    """Returns the same change with `batch_size: auto`, which measures and chooses when the recipe runs."""
     rest = {key: value for key, value in sets.items() if key not in ("train.batch_size", "train.grad_accum")}
-    return {"train.batch_size": "auto", "train.effective_batch_size": topology.rows(recipe), **rest}
+    return {"train.batch_size": "auto", "train.effective_batch_size": topology.rows_per_step(recipe), **rest}
 
 
-def _held(footprint: Footprint) -> int:
-    """Bytes that are there whatever the batch is."""
+def _fixed_bytes(footprint: Footprint) -> int:
+    """Returns the bytes that do not depend on the batch."""
     parts = ("libraries", "weights", "optimizer states", "gathered")
     return max(sum(each.get(part, 0) for part in parts) for each in footprint.memory.values())
 
 
-def _smallest(recipe: Recipe, family: list[Sets], free: int, ask: Ask) -> tuple[Sets, int] | None:
-    """The first change of a family that fits, by bisection; the last one takes least."""
-    needed = peak(ask(changed(recipe, family[-1])))
+def _find_smallest(recipe: Recipe, family: list[Changes], free: int, estimate: Estimate) -> tuple[Changes, int] | None:
+    """Returns the first change of a family that fits, found by bisection; None if even the last does not fit."""
+    needed = peak_bytes(estimate(apply_changes(recipe, family[-1])))
     if needed > free:
         return None
-    low, high, best = 0, len(family) - 1, needed
+    low = 0
+    high = len(family) - 1
+    best = needed
     while low < high:
         middle = (low + high) // 2
-        needed = peak(ask(changed(recipe, family[middle])))
+        needed = peak_bytes(estimate(apply_changes(recipe, family[middle])))
         if needed <= free:
-            high, best = middle, needed
+            high = middle
+            best = needed
         else:
             low = middle + 1
     return family[high], best
 
 
-def _same(recipe: Recipe) -> Iterator[list[Sets]]:
-    """Changes after which the training is the same, but for rounding."""
-    smaller = list(_smaller(recipe))
+def _equivalent_families(recipe: Recipe) -> Iterator[list[Changes]]:
+    """Yields families of changes that keep the training the same, up to rounding."""
+    smaller = list(_smaller_batches(recipe))
     if smaller:
         yield smaller
     if not recipe.train.gradient_checkpointing:
@@ -80,58 +90,58 @@ def _same(recipe: Recipe) -> Iterator[list[Sets]]:
         yield [checkpointing, *({**sets, **checkpointing} for sets in smaller)]
 
 
-def _other(recipe: Recipe, shorter: bool, registry: Registry) -> Iterator[list[Sets]]:
-    """Changes after which it is another training: shorter rows, an adapter."""
-    least = list(_same(recipe))[-1:]
-    most = least[0][-1] if least else {}
-    if shorter and (lengths := list(_shorter(recipe.model.max_seq_len))):
-        yield [{**most, "model.max_seq_len": length} for length in lengths]
-    for sets in adapters(recipe, registry):
-        yield [sets, {**most, **sets}]
+def _other_families(recipe: Recipe, shorten: bool, registry: Registry) -> Iterator[list[Changes]]:
+    """Yields families of changes to another training: an adapter, and shorter rows if `shorten` is True."""
+    least = list(_equivalent_families(recipe))[-1:]
+    smallest = least[0][-1] if least else {}
+    if shorten and (lengths := list(_halve(recipe.model.max_seq_len))):
+        yield [{**smallest, "model.max_seq_len": length} for length in lengths]
+    for sets in suggest_adapters(recipe, registry):
+        yield [sets, {**smallest, **sets}]
 
 
-def _smaller(recipe: Recipe) -> Iterator[Sets]:
-    """Smaller batches of which more are summed: what one optimizer step sees stays the same."""
+def _smaller_batches(recipe: Recipe) -> Iterator[Changes]:
+    """Yields smaller micro-batches with more gradient accumulation: an optimizer step sees the same rows."""
     size = recipe.train.micro_batch
     for part in range(2, size + 1):
         if size % part == 0:
             yield {"train.batch_size": size // part, "train.grad_accum": recipe.train.grad_accum * part}
 
 
-def splits(recipe: Recipe) -> Iterator[Sets]:
-    """Ways to give an optimizer step its rows, the fewest at once first."""
-    rows = topology.rows(recipe) // topology.size(recipe)
+def split_step(recipe: Recipe) -> Iterator[Changes]:
+    """Yields the ways to split an optimizer step into micro-batches, the smallest micro-batch first."""
+    rows = topology.rows_per_step(recipe) // topology.world_size(recipe)
     for size in range(1, rows + 1):
         if rows % size == 0:
             yield {"train.batch_size": size, "train.grad_accum": rows // size}
 
 
-def _shorter(length: int) -> Iterator[int]:
+def _halve(length: int) -> Iterator[int]:
     while (length := length // 2) >= 128:
         yield length
 
 
-def adapters(recipe: Recipe, registry: Registry) -> Iterator[Sets]:
-    """Modes that train fewer weights, or hold them in fewer bits, each with a backend that can do it here."""
-    for mode in _modes(recipe):
+def suggest_adapters(recipe: Recipe, registry: Registry) -> Iterator[Changes]:
+    """Yields tuning modes that take less memory than the recipe's, each with a backend that works on this machine."""
+    for mode in _smaller_modes(recipe):
         yield from _with_backend(recipe, mode, registry)
 
 
-def _modes(recipe: Recipe) -> list[str]:
+def _smaller_modes(recipe: Recipe) -> list[str]:
     modes = ["full", "lora", "qlora"]
     return modes[modes.index(recipe.tuning.mode) + 1 :]
 
 
-def _with_backend(recipe: Recipe, mode: str, registry: Registry) -> Iterator[Sets]:
-    """Another mode, with the recipe's backend or else the first that can do it and be planned."""
+def _with_backend(recipe: Recipe, mode: str, registry: Registry) -> Iterator[Changes]:
+    """Yields a mode with the recipe's backend, or else the first backend that supports it and estimates memory."""
     own = recipe.backend
     for name in dict.fromkeys([own.use, *registry.names("backend")]):
         sets = {"tuning.mode": mode, **({} if name == own.use else {"backend": name})}
-        wanted = changed(recipe, sets)
+        wanted = apply_changes(recipe, sets)
         try:
             backend = registry.create("backend", wanted.backend)
             problems = [*backend.check_recipe(wanted), *backend.check_machine(wanted)]
-        except Exception:  # a backend of a plugin that does not work here
+        except Exception:  # a plugin's backend does not work on this machine
             continue
         if hasattr(backend, "estimate") and not any(problem.severity == "error" for problem in problems):
             yield sets

@@ -1,4 +1,4 @@
-"""A few real steps on the largest batches, the largest evaluation and a save: an estimate becomes a measurement."""
+"""Measures memory and time: a few real steps on the largest batches, the largest evaluation and a save."""
 
 import statistics
 from pathlib import Path
@@ -13,116 +13,122 @@ from sftrun.errors import UserError
 from sftrun.events import Event, Step
 from sftrun.launch import topology, workers
 from sftrun.memory import batches
-from sftrun.memory.estimate import PEAK
+from sftrun.memory.estimate import PEAK_FILE
 from sftrun.recipe.model import LaunchOptions, Recipe
 from sftrun.runs.directory import RunDir
 
-LARGEST, USUAL = 2, 4  # optimizer steps on the largest batches, and on usual ones
-SUMMED = 2  # forward passes of a step that take as much memory as any number of them
+LARGEST_STEPS = 2  # optimizer steps on the largest batches
+USUAL_STEPS = 4  # optimizer steps on rows spread over the data
+ACCUMULATED = 2  # micro-batches of a step: more of them take no more memory
 
 
-def probe(recipe: Recipe, run: RunDir, folder: Path) -> dict[str, Any]:
-    """Peak memory, seconds of a usual step and of the whole training, measured in a worker process.
+def measure_steps(recipe: Recipe, run: RunDir, folder: Path) -> dict[str, Any]:
+    """Returns peak memory, seconds of a usual step and of the whole training, measured in a worker process.
 
-    Raises UserError where memory runs out.
+    Raises UserError if memory runs out.
     """
-    train = _rows(recipe, run)
-    measured, events = _measured(recipe, run, folder, train, USUAL)
-    return {**measured, **_times(recipe, train, [event for event in events if isinstance(event, Step)])}
+    train = _read_train(recipe, run)
+    measured, events = _train_and_measure(recipe, run, folder, train, USUAL_STEPS)
+    return {**measured, **_estimate_times(recipe, train, [event for event in events if isinstance(event, Step)])}
 
 
-def peak(recipe: Recipe, run: RunDir, folder: Path) -> dict[str, Any]:
-    """Peak memory alone (`peak`), and how much there is for it (`room`), in bytes; in less time, as `probe` else."""
-    train = msgspec.structs.replace(recipe.train, grad_accum=min(recipe.train.grad_accum, SUMMED))
+def measure_peak(recipe: Recipe, run: RunDir, folder: Path) -> dict[str, Any]:
+    """Returns the peak memory (`peak`) and the memory that was available (`room`), in bytes.
+
+    Takes less time than `measure_steps`. Raises UserError if memory runs out.
+    """
+    train = msgspec.structs.replace(recipe.train, grad_accum=min(recipe.train.grad_accum, ACCUMULATED))
     shorter = msgspec.structs.replace(recipe, train=train)
-    return _measured(shorter, run, folder, _rows(recipe, run), 0)[0]
+    return _train_and_measure(shorter, run, folder, _read_train(recipe, run), 0)[0]
 
 
-def _rows(recipe: Recipe, run: RunDir) -> batches.Rows:
-    train = batches.read(run.prepared, "train", recipe.packing.strategy != "none")
+def _read_train(recipe: Recipe, run: RunDir) -> batches.RowLengths:
+    train = batches.read_row_lengths(run.prepared, "train", recipe.packing.strategy != "none")
     if train is None:
         raise UserError("there are no training rows to measure with")
     return train
 
 
-def _measured(
-    recipe: Recipe, run: RunDir, folder: Path, train: batches.Rows, usual: int
+def _train_and_measure(
+    recipe: Recipe, run: RunDir, folder: Path, train: batches.RowLengths, usual: int
 ) -> tuple[dict[str, Any], list[Event]]:
-    """What was in use at most in a process that trains so many usual steps after the largest ones; and its events.
+    """Trains LARGEST_STEPS and then `usual` steps in a worker; returns the memory that it used, and its events.
 
-    All processes of this machine train together, as they will; of their peaks the largest counts.
+    Every rank of this machine trains, as in a run, and the largest of their peaks counts.
     """
     trial = RunDir(folder)
     trial.locks = run.locks
-    _write(recipe, run, trial, train, usual)
+    _write_trial(recipe, run, trial, train, usual)
     events: list[Event] = []
-    count = topology.processes(recipe)
-    workers.work("sftrun.memory.estimate:probe_here", trial, events.append, workers.Ranks(count) if count > 1 else None)
-    found = [trial.read_json(PEAK.format(number)) for number in range(count)]
-    return {**max(found, key=lambda each: each["peak"]), "processes": count}, events
+    count = topology.local_world_size(recipe)
+    ranks = workers.Ranks(count) if count > 1 else None
+    workers.run_in_worker("sftrun.memory.estimate:measure_in_worker", trial, events.append, ranks)
+    peaks = [trial.read_json(PEAK_FILE.format(rank)) for rank in range(count)]
+    return {**max(peaks, key=lambda each: each["peak"]), "processes": count}, events
 
 
-def _write(recipe: Recipe, run: RunDir, trial: RunDir, train: batches.Rows, usual: int) -> None:
+def _write_trial(recipe: Recipe, run: RunDir, trial: RunDir, train: batches.RowLengths, usual: int) -> None:
+    """Fills a run directory with the chosen rows and a short recipe."""
     evaluates = recipe.train.eval_strategy != "no" and (run.prepared / "val.arrow").is_file()
     trial.prepared.mkdir(parents=True)
-    chosen = _chosen(recipe, train, usual)
+    chosen = _choose_rows(recipe, train, usual)
     if train.packs is None:
-        _copy(run, trial, "train", chosen)
+        _copy_rows(run, trial, "train", chosen)
     else:
         packs = [train.packs.rows(each) for each in chosen]
-        _copy(run, trial, "train", np.concatenate(packs).tolist())
+        _copy_rows(run, trial, "train", np.concatenate(packs).tolist())
         starts = np.cumsum([0, *map(len, packs)]).astype(np.int32)
         pack.write_packs(
             trial.prepared / "train.packs.arrow", pack.Packs(np.arange(starts[-1], dtype=np.int32), starts)
         )
     if evaluates:
-        _copy(run, trial, "val", _largest_evaluation(recipe, run))
+        _copy_rows(run, trial, "val", _longest_validation_rows(recipe, run))
     proof = run.read_json("prepared/proof.json")
     for split in proof["splits"].values():
         split["examples"] = []
     trial.write_json("prepared/proof.json", proof)
     trial.write("prepared/stats.json", (run.prepared / "stats.json").read_text("utf-8"))
-    trial.write_recipe(_short(recipe, evaluates, LARGEST + usual))
+    trial.write_recipe(_shorten(recipe, evaluates, LARGEST_STEPS + usual))
     trial.write("lock.json", (run.path / "lock.json").read_text("utf-8"))
 
 
-def _short(recipe: Recipe, evaluates: bool, last: int) -> Recipe:
-    """The recipe with a few steps, each of which is reported, one evaluation and one save."""
+def _shorten(recipe: Recipe, evaluates: bool, last: int) -> Recipe:
+    """Returns the recipe with `last` steps, all logged, with one save, and one evaluation if `evaluates`."""
     steps = {"epochs": 1, "max_steps": last, "logging_steps": 1, "group_by_length": True}
     evaluation: dict[str, Any] = {"eval_strategy": "steps" if evaluates else "no", "eval_steps": last}
     save: dict[str, Any] = {"save_strategy": "steps", "save_steps": last, "save_total_limit": 1}
     best: dict[str, Any] = {"keep_best": False, "early_stopping": None}
-    count = topology.processes(recipe)
-    here = msgspec.structs.replace(recipe.launch, processes=count, nodes=1, restarts=0)
+    count = topology.local_world_size(recipe)
+    one_machine = msgspec.structs.replace(recipe.launch, processes=count, nodes=1, restarts=0)
     return msgspec.structs.replace(
         recipe,
-        launch=here if count > 1 else LaunchOptions(processes=1),
+        launch=one_machine if count > 1 else LaunchOptions(processes=1),
         train=msgspec.structs.replace(recipe.train, **steps, **evaluation, **save, **best),
     )
 
 
-def _chosen(recipe: Recipe, train: batches.Rows, usual: int) -> list[int]:
-    """Rows, or packs, of so many steps: the largest, and some that are spread over all."""
-    a_step = _rows_of_a_step(recipe)
-    most = batches.largest(recipe, train)
-    spread: list[int] = np.linspace(0, len(train) - 1, a_step * usual).astype(int).tolist()
-    return [most[index % len(most)] for index in range(a_step * LARGEST)] + spread
+def _choose_rows(recipe: Recipe, train: batches.RowLengths, usual: int) -> list[int]:
+    """Returns the rows (or packs) to train on: the longest for LARGEST_STEPS, then evenly spread ones."""
+    count = _local_rows_per_step(recipe)
+    longest = batches.pick_longest_rows(recipe, train)
+    spread: list[int] = np.linspace(0, len(train) - 1, count * usual).astype(int).tolist()
+    return [longest[index % len(longest)] for index in range(count * LARGEST_STEPS)] + spread
 
 
-def _rows_of_a_step(recipe: Recipe) -> int:
-    """Of the processes that are measured; those of other machines work at the same time."""
-    return recipe.train.micro_batch * recipe.train.grad_accum * topology.processes(recipe)
+def _local_rows_per_step(recipe: Recipe) -> int:
+    """Returns the rows of an optimizer step on this machine; other machines are not measured."""
+    return recipe.train.micro_batch * recipe.train.grad_accum * topology.local_world_size(recipe)
 
 
-def _largest_evaluation(recipe: Recipe, run: RunDir) -> list[int]:
-    rows = batches.read(run.prepared, "val")
+def _longest_validation_rows(recipe: Recipe, run: RunDir) -> list[int]:
+    rows = batches.read_row_lengths(run.prepared, "val")
     assert rows is not None
     longest: list[int] = np.argsort(-rows.lengths, kind="stable")[: recipe.train.eval_batch_size].tolist()
     return longest
 
 
-def _copy(run: RunDir, trial: RunDir, split: str, rows: list[int]) -> None:
-    """Writes some rows of a split, in this order, as a split of their own."""
+def _copy_rows(run: RunDir, trial: RunDir, split: str, rows: list[int]) -> None:
+    """Writes rows of a split, in the given order, as the same split of another run directory."""
     prepared = Samples(run.prepared / f"{split}.arrow")
     samples = [prepared[row] for row in rows]
     writer = store.Writer(trial.prepared / f"{split}.arrow")
@@ -132,21 +138,21 @@ def _copy(run: RunDir, trial: RunDir, split: str, rows: list[int]) -> None:
     writer.close()
 
 
-def _times(recipe: Recipe, train: batches.Rows, events: list[Step]) -> dict[str, Any]:
-    """Seconds of a step as a + b · tokens, fitted to the steps after the first, which warms up."""
+def _estimate_times(recipe: Recipe, train: batches.RowLengths, events: list[Step]) -> dict[str, Any]:
+    """Returns seconds of a step and of the training, from a fit of a + b · tokens; the first step is a warm-up."""
     counts = np.diff([0, *(event.tokens or 0 for event in events)]).tolist()
     seconds = [count / (event.tokens_per_s or 1) for count, event in zip(counts, events, strict=True)]
     slowest = max(seconds[1:] or seconds)
-    steps = batches.steps(recipe, len(train))
-    usual = float(train.lengths.sum()) / len(train) * min(_rows_of_a_step(recipe), len(train))
-    fixed, each = _line(counts[1:] or counts, seconds[1:] or seconds)
-    took = fixed + each * usual
-    return {"seconds_per_step": took, "slowest_step": slowest, "seconds": took * steps}
+    steps = batches.count_steps(recipe, len(train))
+    tokens = float(train.lengths.sum()) / len(train) * min(_local_rows_per_step(recipe), len(train))
+    fixed, per_token = _fit_line(counts[1:] or counts, seconds[1:] or seconds)
+    per_step = fixed + per_token * tokens
+    return {"seconds_per_step": per_step, "slowest_step": slowest, "seconds": per_step * steps}
 
 
-def _line(counts: list[int], seconds: list[float]) -> tuple[float, float]:
+def _fit_line(counts: list[int], seconds: list[float]) -> tuple[float, float]:
     if len(set(counts)) > 1:
-        each, fixed = statistics.linear_regression(counts, seconds)
-        if fixed >= 0 and each >= 0:
-            return fixed, each
+        per_token, fixed = statistics.linear_regression(counts, seconds)
+        if fixed >= 0 and per_token >= 0:
+            return fixed, per_token
     return 0.0, sum(seconds) / max(sum(counts), 1)

@@ -1,4 +1,4 @@
-"""Out of memory in training: what to change, exactly; or the same training with fewer rows at a time."""
+"""Recovery from out-of-memory in training: a smaller micro-batch, or the exact change to make."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -16,45 +16,50 @@ from sftrun.registry import current
 from sftrun.runs.directory import RunDir
 
 Attempt = Callable[[Recipe, RunDir, Emit], None]
-ASKED = ("batch_size", "grad_accum", "eval_batch_size")
-FEW = 0.05  # of the rows may be lost to a shorter max_seq_len, if that makes it much shorter
-SHORTER = 0.8  # of the longest row is not much shorter
-STEP = 16  # tokens that a length is a multiple of
+BATCH_KEYS = ("batch_size", "grad_accum", "eval_batch_size")
+FEW = 0.05  # share of the rows that may exceed a suggested max_seq_len
+SHORTER = 0.8  # share of the longest row; a longer max_seq_len would not save enough
+MULTIPLE = 16  # tokens; suggested lengths are multiples of it
 
 
-class Heard:
-    """Passes events on, and remembers whether the last thing that training did was to begin an evaluation."""
+class EvaluationWatch:
+    """A listener that passes events on; `validating` is True while an evaluation runs."""
 
     def __init__(self, emit: Emit) -> None:
-        self.emit, self.validating = emit, False
+        self.emit = emit
+        self.validating = False
 
     def __call__(self, event: events.Event) -> None:
         self.validating = isinstance(event, events.Validating)
         self.emit(event)
 
 
-def guarded(attempt: Attempt, recipe: Recipe, run: RunDir, emit: Emit) -> None:
-    """Trains; where memory runs out and `train.on_oom` is shrink, again from the last checkpoint with smaller batches.
+def train_with_recovery(attempt: Attempt, recipe: Recipe, run: RunDir, emit: Emit) -> None:
+    """Trains; if memory runs out and `train.on_oom` is shrink, resumes from the last checkpoint with smaller batches.
 
-    Raises OutOfMemory with what to change where that is not wanted, or batches cannot be smaller.
+    Raises OutOfMemory, with a hint what to change, if `on_oom` is error or batches cannot be smaller.
     """
     while True:
-        heard = Heard(emit)
+        watch = EvaluationWatch(emit)
         try:
-            return attempt(recipe, run, heard)
+            return attempt(recipe, run, watch)
         except OutOfMemory as error:
-            signals.SIGNALS.check()  # one who wants to stop does not want another attempt
-            said, sets = error.problems[0].message, smaller(recipe, heard.validating)
+            signals.SIGNALS.raise_if_interrupted()  # after Ctrl-C, do not try again
+            said = error.problems[0].message
+            sets = shrink_batch(recipe, watch.validating)
             if recipe.train.on_oom == "error" or sets is None:
-                hint = _advice(recipe, run, sets) if sets else otherwise(recipe, run, run)
-                raise OutOfMemory(said, hint=hint + failures.if_killed(said, run)) from error
-            doing: Literal["evaluation", "training"] = "evaluation" if heard.validating else "training"
-            recipe = settle(recipe, run, sets, shrunk={"during": doing, "reason": said})
-            emit(events.BatchShrunk(**_split(recipe), during=doing, reason=said))
+                hint = _suggest_change(recipe, run, sets) if sets else suggest_other_changes(recipe, run, run)
+                raise OutOfMemory(said, hint=hint + failures.suggest_resume_if_killed(said, run)) from error
+            doing: Literal["evaluation", "training"] = "evaluation" if watch.validating else "training"
+            recipe = write_batch(recipe, run, sets, shrunk={"during": doing, "reason": said})
+            emit(events.BatchShrunk(**_batch_values(recipe), during=doing, reason=said))
 
 
-def smaller(recipe: Recipe, validating: bool) -> changes.Sets | None:
-    """Half the rows at a time, or the next fewer that divide a step; of the evaluation where that took too much."""
+def shrink_batch(recipe: Recipe, validating: bool) -> changes.Changes | None:
+    """Returns the next smaller micro-batch that divides a step, at most half; None if there is none.
+
+    With `validating`, halves the evaluation batch instead, if it has more than one row.
+    """
     train = recipe.train
     if validating and train.eval_batch_size > 1:
         return {"train.eval_batch_size": train.eval_batch_size // 2}
@@ -63,85 +68,87 @@ def smaller(recipe: Recipe, validating: bool) -> changes.Sets | None:
     return next(({"train.batch_size": size, "train.grad_accum": rows // size} for size in fitting), None)
 
 
-def settle(recipe: Recipe, run: RunDir, sets: changes.Sets, **why: dict[str, Any]) -> Recipe:
-    """The recipe with another batch, written to resolved.yaml, and to state.json next to what was asked for.
+def write_batch(recipe: Recipe, run: RunDir, sets: changes.Changes, **why: dict[str, Any]) -> Recipe:
+    """Returns the recipe with another batch; writes it to resolved.yaml and state.json, next to the original batch.
 
-    The state first: what a kill between the two leaves is a recipe that asks for what it did before.
+    Writes the state first: after a kill between the two writes, resolved.yaml still has the earlier batch.
     """
     known = run.facts("train").get("batch", {})
-    made = changes.changed(recipe, sets)
-    asked = _split(recipe) if recipe.train.batch_size == "auto" else known.get("asked", _split(recipe))
-    record = {**known, "asked": asked, **_split(made)}
+    changed = changes.apply_changes(recipe, sets)
+    original = _batch_values(recipe)
+    asked = original if recipe.train.batch_size == "auto" else known.get("asked", original)
+    record = {**known, "asked": asked, **_batch_values(changed)}
     for name, each in why.items():
-        record[name] = [*known.get(name, []), {**_split(made), **each}]
+        record[name] = [*known.get(name, []), {**_batch_values(changed), **each}]
     run.add_facts("train", batch=record)
-    run.write_recipe(made)
-    return made
+    run.write_recipe(changed)
+    return changed
 
 
-def _split(recipe: Recipe) -> dict[str, Any]:
-    return {name: getattr(recipe.train, name) for name in ASKED}
+def _batch_values(recipe: Recipe) -> dict[str, Any]:
+    return {name: getattr(recipe.train, name) for name in BATCH_KEYS}
 
 
-def _advice(recipe: Recipe, run: RunDir, sets: changes.Sets) -> str:
-    """The change after which the training is the same, and the command that makes it and goes on."""
-    rows = f" (the same {topology.rows(recipe)} rows a step)" if "train.batch_size" in sets else ""
-    return f"set {_said(sets)}{rows}: {_command(run, sets)}; train.on_oom: shrink does so by itself"
+def _suggest_change(recipe: Recipe, run: RunDir, sets: changes.Changes) -> str:
+    """Returns a hint with a change that keeps the training the same, and the command that resumes with it."""
+    rows = f" (the same {topology.rows_per_step(recipe)} rows a step)" if "train.batch_size" in sets else ""
+    return f"set {_format_changes(sets)}{rows}: {_resume_command(run, sets)}; train.on_oom: shrink does so by itself"
 
 
-def beforehand(recipe: Recipe, run: RunDir) -> str:
-    """What to change where a plan has shown that it does not fit."""
-    sets = smaller(recipe, validating=False)
+def suggest_smaller_batch(recipe: Recipe, run: RunDir) -> str:
+    """Returns a hint for a recipe that does not fit and has not been run."""
+    sets = shrink_batch(recipe, validating=False)
     if sets is None:
-        return otherwise(recipe, run, None)
-    rows = topology.rows(recipe)
-    auto = _said(changes.auto(recipe, {}))
-    return f"set {_said(sets)} (the same {rows} rows a step), or {auto}, which takes the largest batch that fits"
+        return suggest_other_changes(recipe, run, None)
+    rows = topology.rows_per_step(recipe)
+    auto = _format_changes(changes.choose_automatically(recipe, {}))
+    smaller = f"set {_format_changes(sets)} (the same {rows} rows a step)"
+    return f"{smaller}, or {auto}, which takes the largest batch that fits"
 
 
-def otherwise(recipe: Recipe, run: RunDir, resumed: RunDir | None) -> str:
-    """What helps where there is no smaller batch, in order: from the same training to another one.
+def suggest_other_changes(recipe: Recipe, run: RunDir, resumed: RunDir | None) -> str:
+    """Returns suggestions for a recipe whose batch cannot shrink, least intrusive first.
 
-    `resumed` is the run that can go on with the first change, if there is one.
+    `resumed` is a run that can resume with the first suggestion.
     """
-    found = []
+    suggestions = []
     if not recipe.train.gradient_checkpointing:
         sets = {"train.gradient_checkpointing": True}
-        how = f": {_command(resumed, sets)}" if resumed else ""
-        found.append(f"set {_said(sets)} (the same training, slower){how}")
-    found += _in_a_new_run(recipe, run)
-    return "; or ".join(found) if found else "take a smaller model, or a machine with more memory"
+        how = f": {_resume_command(resumed, sets)}" if resumed else ""
+        suggestions.append(f"set {_format_changes(sets)} (the same training, slower){how}")
+    suggestions += _suggest_new_run(recipe, run)
+    return "; or ".join(suggestions) if suggestions else "take a smaller model, or a machine with more memory"
 
 
-def _in_a_new_run(recipe: Recipe, run: RunDir) -> Iterator[str]:
-    rows = batches.read(run.prepared, "train", recipe.packing.strategy != "none")
-    shorter = _shorter(recipe, rows) if rows else None
+def _suggest_new_run(recipe: Recipe, run: RunDir) -> Iterator[str]:
+    rows = batches.read_row_lengths(run.prepared, "train", recipe.packing.strategy != "none")
+    shorter = _find_shorter_length(recipe, rows) if rows else None
     if shorter:
         length, lost = shorter
         fate = {"drop": "left out", "truncate": "cut", "split": "cut up", "error": "an error"}[recipe.data.on_too_long]
         assert rows is not None
         counts = f"{lost:,} of {len(rows.lengths):,} rows are longer, and would be {fate}"
         yield f"in a new run set model.max_seq_len: {length} ({counts})"
-    for sets in changes.adapters(recipe, current()):
-        yield f"in a new run set {_said(sets)}"
+    for sets in changes.suggest_adapters(recipe, current()):
+        yield f"in a new run set {_format_changes(sets)}"
 
 
-def _shorter(recipe: Recipe, rows: batches.Rows) -> tuple[int, int] | None:
-    """A length that few rows exceed, or else half of the longest; and how many rows do."""
+def _find_shorter_length(recipe: Recipe, rows: batches.RowLengths) -> tuple[int, int] | None:
+    """Returns a shorter max_seq_len and the number of longer rows: a length that few exceed, or half the longest."""
     longest = recipe.model.max_seq_len if rows.packs else int(rows.lengths.max())
-    length = _rounded(float(np.quantile(rows.lengths, 1 - FEW, method="higher")))
+    length = _round_up(float(np.quantile(rows.lengths, 1 - FEW, method="higher")))
     if length > SHORTER * longest:
-        length = _rounded(longest / 2)
+        length = _round_up(longest / 2)
     return (length, int((rows.lengths > length).sum())) if length < longest else None
 
 
-def _rounded(length: float) -> int:
-    return -int(-length // STEP) * STEP
+def _round_up(length: float) -> int:
+    return -int(-length // MULTIPLE) * MULTIPLE
 
 
-def _said(sets: changes.Sets) -> str:
+def _format_changes(sets: changes.Changes) -> str:
     return " and ".join(f"{key}: {value_text(value)}" for key, value in sets.items())
 
 
-def _command(run: RunDir, sets: changes.Sets) -> str:
+def _resume_command(run: RunDir, sets: changes.Changes) -> str:
     return f"sftrun resume {files.shell_path(run.path)} {set_options(sets)}"

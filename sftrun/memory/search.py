@@ -1,4 +1,4 @@
-"""`train.batch_size: auto`: of the rows of a step, as many in a forward pass as were run within the memory there is."""
+"""`train.batch_size: auto`: finds the largest micro-batch that fits, by measuring."""
 
 import shutil
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from sftrun.memory import changes, probe
 from sftrun.recipe.model import Recipe
 from sftrun.runs.directory import RunDir
 
-MARGIN = 0.9  # of the memory that is there: what other batches and other processes take varies
-TRIALS = ".size"
+MARGIN = 0.9  # share of the free memory to use, as other batches and other processes may take more
+TRIAL_FOLDER = ".size"  # in the run directory, while a trial runs
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """Bytes in use at most in a process, and how many there were for it."""
+    """A measurement of a micro-batch: peak memory of a process and the memory available to it, in bytes."""
 
     peak: int
     room: int
@@ -29,58 +29,62 @@ class Trial(msgspec.Struct, frozen=True):
         return self.peak <= MARGIN * self.room
 
 
-class Chosen(msgspec.Struct, frozen=True):
-    """A batch that fits, as changes to the recipe, with what it takes: `measured`, or else estimated."""
+class Choice(msgspec.Struct, frozen=True):
+    """A batch that fits, as changes to the recipe, with its memory: `measured`, or else estimated."""
 
-    sets: changes.Sets
+    sets: changes.Changes
     trial: Trial
     measured: bool
 
 
-def measured(recipe: Recipe, run: RunDir, emit: Emit) -> Chosen | None:
-    """The largest batch that was run within the memory that is there; None where not even one row at a time was.
+def measure_batch(recipe: Recipe, run: RunDir, emit: Emit) -> Choice | None:
+    """Returns the largest batch that ran within the free memory; None if not even a single row did.
 
-    A trial is the largest batches, the largest evaluation and a save in a worker process; the event `BatchTried` says
-    how it went.
+    A trial runs the largest batches, the largest evaluation and a save in a worker process, and emits the event
+    `BatchTried`.
     """
-    expected, free = _estimates(recipe, run)
-    ways = {sets["train.batch_size"]: sets for sets in changes.splits(recipe)}
+    expected, free = _estimate_sizes(recipe, run)
+    ways = {sets["train.batch_size"]: sets for sets in changes.split_step(recipe)}
 
     def measure(size: int) -> Trial | None:
-        return _tried(changes.changed(recipe, ways[size]), run, emit)
+        return _try_batch(changes.apply_changes(recipe, ways[size]), run, emit)
 
-    found = search(expected, free, measure)
-    return Chosen(ways[found[0]], found[1], measured=True) if found else None
+    found = search_largest(expected, free, measure)
+    return Choice(ways[found[0]], found[1], measured=True) if found else None
 
 
-def estimated(recipe: Recipe, run: RunDir) -> Chosen | None:
-    """The largest batch that is estimated to fit; None where not even one row at a time is."""
-    expected, free = _estimates(recipe, run)
-    at = _last(expected, MARGIN * free, 0, len(expected))
-    if at < 0:
+def estimate_batch(recipe: Recipe, run: RunDir) -> Choice | None:
+    """Returns the largest batch whose estimate fits; None if not even a single row does."""
+    expected, free = _estimate_sizes(recipe, run)
+    index = _find_last(expected, MARGIN * free, 0, len(expected))
+    if index < 0:
         return None
-    size, peak = list(expected.items())[at]
-    sets = next(each for each in changes.splits(recipe) if each["train.batch_size"] == size)
-    return Chosen(sets, Trial(peak, free), measured=False)
+    size, peak = list(expected.items())[index]
+    sets = next(each for each in changes.split_step(recipe) if each["train.batch_size"] == size)
+    return Choice(sets, Trial(peak, free), measured=False)
 
 
-def search(expected: dict[int, int], free: int, measure: Callable[[int], Trial | None]) -> tuple[int, Trial] | None:
-    """The largest size that fits, with its trial; `measure` gives None where memory ran out.
+def search_largest(
+    expected: dict[int, int], free: int, measure: Callable[[int], Trial | None]
+) -> tuple[int, Trial] | None:
+    """Returns the largest micro-batch size that fits, with its trial; `measure` returns None if memory ran out.
 
-    `expected` are the estimated peaks in bytes by size, the smallest first. Each size is tried once at most: first the
-    largest that should fit, then what should by the estimates as the last trial has corrected them.
+    `expected` has estimated peaks in bytes by size, in ascending order. Each size is tried at most once. The first
+    trial is the largest size that should fit. Each trial corrects the estimates, which give the next size.
     """
-    sizes, best = list(expected), None
-    low, high = 0, len(sizes)  # those below `low` are no better than the best, those from `high` on do not fit
-    at = max(_last(expected, MARGIN * free, low, high), low)
+    sizes = list(expected)
+    best = None
+    low, high = 0, len(sizes)  # sizes below `low` are not larger than the best, sizes from `high` on do not fit
+    at = max(_find_last(expected, MARGIN * free, low, high), low)
     while low <= at < high:
-        found = measure(sizes[at])
-        if found and found.fits:
-            best, low = (sizes[at], found), at + 1
+        trial = measure(sizes[at])
+        if trial and trial.fits:
+            best = (sizes[at], trial)
+            low = at + 1
         else:
             high = at
-        if found:
-            at = _last(expected, MARGIN * found.room * expected[sizes[at]] / found.peak, low, high)
+        if trial:
+            at = _find_last(expected, MARGIN * trial.room * expected[sizes[at]] / trial.peak, low, high)
         else:
             at = max((each for each in range(low, high) if sizes[each] * 2 <= sizes[at]), default=-1)
         if best is None:
@@ -88,25 +92,26 @@ def search(expected: dict[int, int], free: int, measure: Callable[[int], Trial |
     return best
 
 
-def _last(expected: dict[int, int], limit: float, low: int, high: int) -> int:
-    """Of the sizes from `low` to `high` the last that is expected within a limit; -1 where none is."""
+def _find_last(expected: dict[int, int], limit: float, low: int, high: int) -> int:
+    """Returns the index of the last size in `[low, high)` whose expected peak is within a limit; -1 if none is."""
     peaks = list(expected.values())
     return max((each for each in range(low, high) if peaks[each] <= limit), default=-1)
 
 
-def _estimates(recipe: Recipe, run: RunDir) -> tuple[dict[int, int], int]:
+def _estimate_sizes(recipe: Recipe, run: RunDir) -> tuple[dict[int, int], int]:
+    """Returns estimated peaks by micro-batch size, and the free memory, in bytes."""
     seen: list[Event] = []
-    workers.work("sftrun.memory.estimate:sizes_here", run, seen.append)
-    found = next(event for event in seen if isinstance(event, events.EstimatedBatches))
-    return dict(found.peaks), found.free
+    workers.run_in_worker("sftrun.memory.estimate:estimate_sizes_in_worker", run, seen.append)
+    sizes = next(event for event in seen if isinstance(event, events.EstimatedBatches))
+    return dict(sizes.peaks), sizes.free
 
 
-def _tried(recipe: Recipe, run: RunDir, emit: Emit) -> Trial | None:
-    folder = run.path / TRIALS
-    shutil.rmtree(folder, ignore_errors=True)  # what a kill has left
+def _try_batch(recipe: Recipe, run: RunDir, emit: Emit) -> Trial | None:
+    folder = run.path / TRIAL_FOLDER
+    shutil.rmtree(folder, ignore_errors=True)  # a killed attempt may have left it
     split = {"batch_size": recipe.train.micro_batch, "grad_accum": recipe.train.grad_accum}
     try:
-        found = probe.peak(recipe, run, folder)
+        found = probe.measure_peak(recipe, run, folder)
     except OutOfMemory:
         emit(events.BatchTried(**split, fits=False))
         return None

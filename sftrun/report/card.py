@@ -13,7 +13,7 @@ from sftrun.report import describe, scores
 from sftrun.report.facts import Facts
 from sftrun.report.markdown import Plain, finalize, literal
 from sftrun.runs import history
-from sftrun.runs.numbers import duration, number, share
+from sftrun.runs.numbers import format_duration, format_number, format_share
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9._-]{1,96})?", re.ASCII)
 
@@ -51,7 +51,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = {"number": number, "share": share, "duration": duration}
+    filters = {"number": format_number, "share": format_share, "duration": format_duration}
     environment.filters.update(filters | {"hardware": describe.hardware, "literal": literal})
     return environment
 
@@ -73,7 +73,7 @@ def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:
     steps = max((event.get("steps") or 0 for event in facts.events if event.get("event") == "step"), default=None)
     rows: list[tuple[str, Any]] = [("tuning", recipe.tuning.mode)]
     if recipe.tuning.mode != "full":
-        rows.append(("LoRA", f"r {lora.r}, alpha {number(lora.alpha)}, dropout {number(lora.dropout)}"))
+        rows.append(("LoRA", f"r {lora.r}, alpha {format_number(lora.alpha)}, dropout {format_number(lora.dropout)}"))
         modules = lora.target_modules
         rows.append(("adapted modules", modules if isinstance(modules, str) else ", ".join(modules)))
     return [
@@ -85,11 +85,11 @@ def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:
         ("learning rate", _learning_rate(recipe, facts)),
         (
             "schedule",
-            f"{t.scheduler}, warm-up {number(t.warmup)} {'of all steps' if t.warmup < 1 else 'steps'}",
+            f"{t.scheduler}, warm-up {format_number(t.warmup)} {'of all steps' if t.warmup < 1 else 'steps'}",
         ),
         ("rows per optimizer step", _rows_per_step(recipe)),
-        ("longest sequence", f"{number(recipe.model.max_seq_len)} tokens"),
-        ("optimizer", f"{t.optimizer}, weight decay {number(t.weight_decay)}"),
+        ("longest sequence", f"{format_number(recipe.model.max_seq_len)} tokens"),
+        ("optimizer", f"{t.optimizer}, weight decay {format_number(t.weight_decay)}"),
         ("precision", t.precision),
         ("seed", recipe.seed),
     ]
@@ -97,15 +97,15 @@ def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:
 
 def _learning_rate(recipe: Recipe, facts: Facts) -> str:
     if recipe.train.learning_rate is not None:
-        return number(recipe.train.learning_rate)
+        return format_number(recipe.train.learning_rate)
     # the backend chose the rate: its peak is known from the log alone
-    logged = [value for _, value in history.history(facts.events).learning_rate]
-    return f"the backend's default; peak {number(max(logged))}" if logged else "the backend's default"
+    logged = [value for _, value in history.build_history(facts.events).learning_rate]
+    return f"the backend's default; peak {format_number(max(logged))}" if logged else "the backend's default"
 
 
 def _rows_per_step(recipe: Recipe) -> str:
     t = recipe.train
-    return f"{t.batch_size} × {t.grad_accum} accumulated" if t.grad_accum > 1 else number(t.batch_size)
+    return f"{t.batch_size} × {t.grad_accum} accumulated" if t.grad_accum > 1 else format_number(t.batch_size)
 
 
 def _on_hub(recipe: Recipe) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from sftrun import tiny
 from sftrun.options import is_path
 from sftrun.recipe.model import Recipe
-from sftrun.runs.numbers import NOTHING, number
+from sftrun.runs.numbers import NOTHING, format_number
 
 IN_A_RUN = ("export", "merged", "model")  # folders of a run directory, whose names do not identify it
 
@@ -28,18 +28,20 @@ def hardware(facts: dict[str, Any]) -> str:
     """Returns the hardware of a run: `2 CPUs, 24 GB memory, no GPU`."""
     if not facts:
         return NOTHING
-    cards = [f"{card.get('name', 'GPU')} ({number(card.get('memory_gb'))} GB)" for card in facts.get("gpus") or []]
+    cards = [
+        f"{card.get('name', 'GPU')} ({format_number(card.get('memory_gb'))} GB)" for card in facts.get("gpus") or []
+    ]
     different = dict.fromkeys(cards)
     gpus = [f"{cards.count(card)} × {card}" if cards.count(card) > 1 else card for card in different]
-    memory = f"{number(facts.get('memory_gb'))} GB memory"
-    return ", ".join([f"{number(facts.get('cpus'))} CPUs", memory, *(gpus or ["no GPU"])])
+    memory = f"{format_number(facts.get('memory_gb'))} GB memory"
+    return ", ".join([f"{format_number(facts.get('cpus'))} CPUs", memory, *(gpus or ["no GPU"])])
 
 
 def plain(value: Any) -> str:
     """Returns any JSON value on one line."""
     if isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else number(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else format_number(value)
 
 
 def folder(path: str) -> str:

@@ -13,7 +13,7 @@ from sftrun.recipe.model import Recipe
 from sftrun.report import advice, curves, describe, scores
 from sftrun.report.facts import Facts
 from sftrun.runs import history
-from sftrun.runs.numbers import duration, number, share
+from sftrun.runs.numbers import format_duration, format_number, format_share
 
 LONGEST = 6000  # characters shown of one text
 
@@ -22,7 +22,7 @@ UNWRITABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 
 def page(recipe: Recipe, facts: Facts) -> str:
     """Returns the report as HTML; the template engine escapes every value."""
-    past = history.history(facts.events)
+    past = history.build_history(facts.events)
     metrics = scores.metrics(facts)
     html = (
         environment()
@@ -37,7 +37,7 @@ def page(recipe: Recipe, facts: Facts) -> str:
             charts=curves.charts(past),
             points=curves.table(past),
             skipped=past.skipped,
-            speed=history.speed(facts.events),
+            speed=history.measure_speed(facts.events),
             groups=scores.groups(facts),
             is_right=scores.is_right,
             score=scores.score,
@@ -56,7 +56,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {"number": number, "duration": duration, "moment": describe.moment, "share": share}
+    filters = {"number": format_number, "duration": format_duration, "moment": describe.moment, "share": format_share}
     filters |= {
         "hardware": describe.hardware,
         "plain": describe.plain,

@@ -1,1 +1,1 @@
-"""A run directory and its life: what it holds, how it is locked, resumed and explained."""
+"""The run directory: its files, lock, resume, and the history of its training."""

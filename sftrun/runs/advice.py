@@ -1,4 +1,4 @@
-"""Advice from the curves of a training: overfitting, divergence, nothing learned, batches that did not fit."""
+"""Advice from the curves of a training: overfitting, divergence, no learning, batches that did not fit."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from sftrun.events import Eval, Event, Resumed, Step, Warned, encode
 from sftrun.kinds import Emit
 from sftrun.recipe.model import Recipe
-from sftrun.runs.history import History, Points, history
-from sftrun.runs.numbers import number
+from sftrun.runs.history import History, Points, build_history
+from sftrun.runs.numbers import format_number
 
-FEWEST = 4  # points of a curve that has a direction
-ROSE = 1.02
-FELL = 0.98
-DIVERGED = 1.1
-ENOUGH = 10  # points of a curve that shows so early that nothing is learned
-HIGH = 0.5  # nats per token: a flat curve below is one that has learnt already
+FEWEST = 4  # points; shorter curves have no direction
+ROSE = 1.02  # ratio of a loss to an earlier one, from which it counts as risen
+FELL = 0.98  # ratio of a loss to an earlier one, below which it counts as fallen
+DIVERGED = 1.1  # ratio of the last training loss to the first one, from which training diverges
+ENOUGH = 10  # points of a curve for advice during training, as early curves are noisy
+HIGH = 0.5  # nats per token; a flat curve below it has learned already
 
 
 def curve_advice(recipe: Recipe, history: History) -> list[str]:
@@ -28,11 +28,13 @@ def memory_advice(history: History) -> list[str]:
 
 
 class Watch:
-    """Passes on the events of a training, and warns once when it overfits, diverges, or does not learn."""
+    """A listener that passes events on, and warns once if training overfits, diverges, or does not learn."""
 
     def __init__(self, recipe: Recipe, before: list[dict[str, Any]], emit: Emit) -> None:
-        self.recipe, self.events, self.emit = recipe, before, emit
-        self.said: set[str] = set()
+        self.recipe = recipe
+        self.events = before
+        self.emit = emit
+        self.warned: set[str] = set()  # topics
 
     def __call__(self, event: Event) -> None:
         self.emit(event)
@@ -40,18 +42,23 @@ class Watch:
             return
         self.events.append(encode(event))
         if isinstance(event, Eval):
-            self._say("overfitting", _overfitting(self.recipe, history(self.events)))
-        elif isinstance(event, Step) and event.steps and event.step * 2 >= event.steps and "learning" not in self.said:
-            past = history(self.events)
+            self._warn("overfitting", _overfitting(self.recipe, build_history(self.events)))
+        elif isinstance(event, Step) and _is_half_way(event) and "learning" not in self.warned:
+            past = build_history(self.events)
             if len(past.loss) >= ENOUGH:
-                self._say("learning", [*_diverging(past), *_flat(self.recipe, past)])
+                self._warn("learning", [*_diverging(past), *_flat(self.recipe, past)])
 
-    def _say(self, about: str, found: Iterator[str] | list[str]) -> None:
-        if about in self.said:
+    def _warn(self, about: str, messages: Iterator[str] | list[str]) -> None:
+        if about in self.warned:
             return
-        for message in found:
-            self.said.add(about)
+        for message in messages:
+            self.warned.add(about)
             self.emit(Warned(message=message, about=about))
+
+
+def _is_half_way(event: Step) -> bool:
+    """Returns True from the middle of a training on; False if its number of steps is unknown."""
+    return bool(event.steps and event.step * 2 >= event.steps)
 
 
 def _diverging(history: History) -> Iterator[str]:
@@ -59,7 +66,7 @@ def _diverging(history: History) -> Iterator[str]:
         first, last = _ends(history.loss)
         if last > first * DIVERGED:
             yield (
-                f"The training loss rose, from {number(first)} to {number(last)}. "
+                f"The training loss rose, from {format_number(first)} to {format_number(last)}. "
                 "Lower train.learning_rate, or raise train.warmup."
             )
 
@@ -71,15 +78,16 @@ def _overfitting(recipe: Recipe, history: History) -> Iterator[str]:
     last_step, last = history.validation[-1]
     before, after = _around(history.loss, step), _around(history.loss, last_step)
     if last > lowest * ROSE and before and after and after < before * FELL:
+        fell = f"from {format_number(before)} to {format_number(after)}"
         yield (
-            f"Overfitting: the validation loss was lowest at step {step:,.0f} ({number(lowest)}) and rose to "
-            f"{number(last)}, while the training loss fell on, from {number(before)} to {number(after)}. "
+            f"Overfitting: the validation loss was lowest at step {step:,.0f} ({format_number(lowest)}) and rose to "
+            f"{format_number(last)}, while the training loss fell on, {fell}. "
             f"{_earlier(recipe)}, or train on more and more varied rows."
         )
 
 
 def _earlier(recipe: Recipe) -> str:
-    kept = "the model is that of the lowest loss" if recipe.train.keeps_best else "train.keep_best: true keeps the best"
+    kept = "the model has the lowest loss" if recipe.train.keeps_best else "train.keep_best: true keeps the best"
     how = "lower its patience" if recipe.train.early_stopping else "train.early_stopping, or fewer train.epochs"
     return f"Stop earlier ({how}; {kept})"
 
@@ -95,8 +103,8 @@ def _flat(recipe: Recipe, history: History) -> Iterator[str]:
         both = "The training loss and the validation loss are" if validation else "The training loss is"
         rate = recipe.train.learning_rate or max((value for _, value in history.learning_rate), default=None)
         yield (
-            f"{both} flat and high ({number(first)} at first, {number(last)} at the end). "
-            f"Raise train.learning_rate (it was {number(rate)}), look at whether the rows say what they should, "
+            f"{both} flat and high ({format_number(first)} at first, {format_number(last)} at the end). "
+            f"Raise train.learning_rate (it was {format_number(rate)}), check what the rows say, "
             "or take a larger model."
         )
 
@@ -113,13 +121,13 @@ def _memory(history: History) -> Iterator[str]:
 
 
 def _ends(points: Points) -> tuple[float, float]:
-    """Means of the first and of the last fifth."""
+    """Returns the means of the first fifth and of the last fifth of a curve."""
     size = max(1, len(points) // 5)
     return _mean(points[:size]), _mean(points[-size:])
 
 
 def _around(points: Points, step: float) -> float | None:
-    """The mean of the last three points up to a step."""
+    """Returns the mean of the last three points up to a step; None if there are none."""
     until = [point for point in points if point[0] <= step][-3:]
     return _mean(until) if until else None
 

@@ -1,4 +1,4 @@
-"""The run directory: the one thing that passes between stages."""
+"""The run directory: the only thing that stages pass on to each other."""
 
 import contextlib
 import errno
@@ -17,16 +17,16 @@ from sftrun.events import Event, Warned, encode, to_json
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.resolved import from_resolved, resolved_yaml
 
-STAMPED = re.compile(r"(.+)-(\d{8}-\d{6})(?:-(\d+))?")  # the name of a run directory that nobody named
+STAMPED = re.compile(r"(.+)-(\d{8}-\d{6})(?:-(\d+))?")  # name of a run directory without --out: recipe, time, number
 RESOLVED, STATE = "resolved.yaml", "state.json"
-FIRST = (RESOLVED, "recipe.yaml")  # what is written before the first stage,
-BEGUN = "lock.json"  # and the last of it
+FIRST = (RESOLVED, "recipe.yaml")  # files that are written before BEGUN
+BEGUN = "lock.json"  # the last file that is written before the first stage
 LOCK = ".lock"
-PATIENCE = 10.0  # seconds to wait for the processes of an attempt that was killed
+PATIENCE = 10.0  # seconds to wait for the lock, until the workers of a killed attempt have ended
 
 
 class RunDir:
-    """A folder with all of one run. Whatever is written here is whole or not there."""
+    """A run directory; every write to it is atomic."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,16 +41,17 @@ class RunDir:
         self._recipe: Recipe | None = None
 
     def write(self, name: str, text: str) -> None:
-        """Writes a text file: to a temporary file, fsync, rename."""
-        write_whole(self.path / name, text)
+        """Writes a text file atomically: a temporary file, fsync, rename."""
+        write_atomically(self.path / name, text)
         if name == RESOLVED:
             self._recipe = None
 
     def write_json(self, name: str, data: Any) -> None:
+        """Writes a JSON file atomically."""
         self.write(name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
     def read_json(self, name: str) -> Any:
-        """The content of a JSON file, or {} where it is not there yet."""
+        """Returns the content of a JSON file; {} if the file does not exist yet."""
         file = self.path / name
         return json.loads(file.read_text("utf-8")) if file.is_file() else {}
 
@@ -79,20 +80,20 @@ class RunDir:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
 
     def events(self) -> list[dict[str, Any]]:
-        """All events so far; a last line that a kill cut short is left out."""
+        """Returns the events so far, without a last line that a kill cut short."""
         file = self.path / "events.jsonl"
         *whole, _cut = (file.read_text("utf-8") if file.is_file() else "").split("\n")
         return [json.loads(line) for line in whole]
 
     def mend(self) -> None:
-        """Cuts off a last event that a kill left unfinished, so that the next one starts a line of its own."""
+        """Removes a last event that a kill cut short, so that the next event starts a new line."""
         file = self.path / "events.jsonl"
         if file.is_file():
             with file.open("r+b") as lines:
                 lines.truncate(lines.read().rfind(b"\n") + 1)
 
     def done(self, name: str) -> bool:
-        """Whether a stage has ended well."""
+        """Returns True if a stage is done."""
         return bool(self.read_json(STATE).get(name, {}).get("status") == "done")
 
     def facts(self, stage: str) -> dict[str, Any]:
@@ -105,20 +106,20 @@ class RunDir:
         self.write_json(STATE, {**state, stage: {**state.get(stage, {}), **facts}})
 
     def forget(self, *names: str) -> None:
-        """Has stages done again."""
+        """Removes the records of stages, so that these stages run again."""
         state = self.read_json(STATE)
         self.write_json(STATE, {name: each for name, each in state.items() if name not in names})
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """While it lasts, no other process may write here; workers hold it too, until the last of them is gone.
+    def locked(self) -> Iterator[None]:
+        """Locks the run directory inside the block; workers inherit the lock and keep it until the last one exits.
 
-        Raises UserError where another process holds it.
+        Raises UserError if another process has the lock.
         """
         import fcntl
 
         with (self.path / LOCK).open("a") as file:
-            _lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, self.path)
+            _acquire_lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, self.path)
             self.locks.append(file.fileno())
             try:
                 yield
@@ -126,15 +127,15 @@ class RunDir:
                 self.locks.remove(file.fileno())
 
     def stage(self, name: str, status: str, **made: Any) -> None:
-        """Records where a stage stands and what it made."""
+        """Records the status of a stage, and facts about its result."""
         state = self.read_json(STATE)
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         state[name] = {**state.get(name, {}), "status": status, status: now, **made}
         self.write_json(STATE, state)
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Writes a file so that a kill leaves the old one or the new one."""
+def write_atomically(file: Path, text: str) -> None:
+    """Writes a file atomically: after a kill, the file is either the old one or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     making = file.with_name(f".{file.name}.{os.getpid()}")
     with making.open("w", encoding="utf-8") as out:
@@ -144,7 +145,7 @@ def write_whole(file: Path, text: str) -> None:
     making.replace(file)
 
 
-def _lock(file: int, how: int, path: Path) -> None:
+def _acquire_lock(file: int, how: int, path: Path) -> None:
     import fcntl
 
     end = time.monotonic() + PATIENCE
@@ -153,50 +154,53 @@ def _lock(file: int, how: int, path: Path) -> None:
             return fcntl.flock(file, how)
         except BlockingIOError:
             if time.monotonic() > end:
-                raise UserError(f"another process is at work in {path}", hint="wait for it, or end it") from None
+                raise UserError(f"another process is using {path}", hint="wait until it ends, or stop it") from None
             time.sleep(0.1)
         except OSError:  # a file system without locks
             return None
 
 
 def create(recipe_file: Path, out: Path | None, root: Path = Path("runs"), again: bool = False) -> RunDir:
-    """A new run directory: `out`, or one below `root` named after the recipe and the time.
+    """Creates and returns a run directory: `out`, or one below `root` named after the recipe and the time.
 
-    Raises UserError where `out` already holds something; with `again`, what a run that was killed before it began has
-    left is nothing.
+    Raises UserError if `out` is not empty. With `again`, files of a run that was killed before its first stage do not
+    count.
     """
     if out is None:
-        return RunDir(_stamped(recipe_file.stem, root).absolute())
-    _nothing_in(out, again)
+        return RunDir(_create_stamped(recipe_file.stem, root).absolute())
+    _check_empty(out, again)
     out.mkdir(parents=True, exist_ok=True)
     return RunDir(out.absolute())
 
 
-def _stamped(stem: str, root: Path) -> Path:
+def _create_stamped(stem: str, root: Path) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     root.mkdir(parents=True, exist_ok=True)
     for name in (f"{stem}-{stamp}", *(f"{stem}-{stamp}-{number}" for number in range(2, 100))):
-        with contextlib.suppress(FileExistsError):  # of a run that began in the same second
+        with contextlib.suppress(FileExistsError):  # another run began in the same second
             (root / name).mkdir()
             return root / name
-    raise UserError(f"{root} holds a hundred runs of {stem} that began in this second", hint="name another --out")
+    raise UserError(f"{root} has a hundred runs of {stem} that began in this second", hint="name another --out")
 
 
 def vacate(run: RunDir, again: bool) -> None:
-    """Empties a new run directory, which the caller holds; raises UserError where another process was faster."""
-    for path in _nothing_in(run.path, again):
+    """Empties a new run directory, which the caller has locked; raises UserError if another process was faster."""
+    for path in _check_empty(run.path, again):
         path.unlink()
 
 
-def _nothing_in(out: Path, again: bool) -> list[Path]:
-    """The files of a run that was killed before it began, without its lock, which another process may hold."""
+def _check_empty(out: Path, again: bool) -> list[Path]:
+    """Returns the files of a run that was killed before its first stage, without the lock file.
+
+    Raises UserError if the folder has other files, or if it has any and `again` is False.
+    """
     if not out.exists():
         return []
     left = [path for path in out.iterdir() if path.name != LOCK] if out.is_dir() else [out]
     if left and not (again and _never_began(left)):
         hint = "name another --out, or remove it"
         if (out / BEGUN).is_file():
-            hint = f"name another --out; to go on with the run in it: sftrun resume {shlex.quote(str(out))}"
+            hint = f"name another --out; to resume the run in it: sftrun resume {shlex.quote(str(out))}"
         raise UserError(f"{out} is not empty", hint=hint)
     return left
 
@@ -207,7 +211,7 @@ def _never_began(left: list[Path]) -> bool:
 
 
 def point_latest(run: RunDir, emit: Callable[[Event], None]) -> None:
-    """Makes `<recipe>-latest`, next to a finished run, lead to it, so that another recipe can build on it.
+    """Links `<recipe>-latest`, next to a finished run, to that run, so that another recipe can build on it.
 
     A run that the user named is found by that name.
     """
@@ -223,8 +227,8 @@ def point_latest(run: RunDir, emit: Callable[[Event], None]) -> None:
         emit(Warned(message=f"no link {link.name} could be made: {error}"))
 
 
-def latest(recipe_file: Path, root: Path = Path("runs")) -> RunDir | None:
-    """The newest run of a recipe below `root`, finished or not."""
+def find_latest(recipe_file: Path, root: Path = Path("runs")) -> RunDir | None:
+    """Returns the newest run of a recipe below `root`, finished or not; None if there is none."""
     found = []
     for path in root.glob(f"{recipe_file.stem}-*"):
         name = STAMPED.fullmatch(path.name)
@@ -234,8 +238,8 @@ def latest(recipe_file: Path, root: Path = Path("runs")) -> RunDir | None:
 
 
 def open_run(run: str | os.PathLike[str]) -> RunDir:
-    """An existing run directory; raises UserError where it is none."""
+    """Returns an existing run directory; raises UserError if the folder is not one."""
     path = Path(run)
     if not (path / "resolved.yaml").is_file():
-        raise UserError(f"{path} is no run directory", hint="a run directory holds resolved.yaml; see runs/")
+        raise UserError(f"{path} is not a run directory", hint="a run directory has a file resolved.yaml; see runs/")
     return RunDir(path.absolute())

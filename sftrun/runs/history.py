@@ -1,4 +1,4 @@
-"""How training went: the events of the steps as curves and rates."""
+"""The history of a training: curves and speed, from the events of its steps."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ Points = list[tuple[float, float]]
 
 
 class History(msgspec.Struct, frozen=True):
-    """Values by step; `skipped` counts the ones that were not finite, `shrunk` has the batches that took too much."""
+    """Curves of a training; `skipped` counts values that are not finite, `shrunk` has an event per out-of-memory."""
 
     loss: Points
     validation: Points
@@ -19,7 +19,7 @@ class History(msgspec.Struct, frozen=True):
 
 
 class Speed(msgspec.Struct, frozen=True):
-    """Tokens that went through training, and how many a second."""
+    """The tokens that a training read, and its speed in tokens per second."""
 
     tokens: int
     trained: int
@@ -34,12 +34,13 @@ class Speed(msgspec.Struct, frozen=True):
         return self.trained / self.seconds if self.seconds else None
 
 
-def history(events: list[dict[str, Any]]) -> History:
-    """The curves; a run that was resumed counts from where it went on, not what it did twice."""
+def build_history(events: list[dict[str, Any]]) -> History:
+    """Returns the curves of a training; steps that a resumed run repeated count once."""
     steps: list[dict[str, Any]] = []
     evals: list[dict[str, Any]] = []
-    for event in kept(events):
-        kind, step = event.get("event"), event.get("step")
+    for event in drop_repeated(events):
+        kind = event.get("event")
+        step = event.get("step")
         if kind not in ("step", "eval") or not isinstance(step, (int, float)):
             continue
         if kind == "step" and steps and step <= steps[-1]["step"]:
@@ -53,43 +54,46 @@ def history(events: list[dict[str, Any]]) -> History:
     return History(curves[0], curves[1], curves[2], skipped, shrunk)
 
 
-def kept(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All events but the steps and evaluations that a resumed run did once more."""
-    found: list[dict[str, Any]] = []
+def drop_repeated(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the events without steps and evaluations that a resumed run did again later."""
+    kept: list[dict[str, Any]] = []
     for event in events:
         if event.get("event") == "resumed":
-            found = [each for each in found if not _after(each, event.get("step", 0))]
-        found.append(event)
-    return found
+            kept = [each for each in kept if not _is_after(each, event.get("step", 0))]
+        kept.append(event)
+    return kept
 
 
-def _after(event: dict[str, Any], step: float) -> bool:
+def _is_after(event: dict[str, Any], step: float) -> bool:
     at = event.get("step")
     return event.get("event") in ("step", "eval") and isinstance(at, (int, float)) and at > step
 
 
 def _points(events: list[dict[str, Any]], key: str) -> Points:
-    # by step: an evaluation repeated at the same step replaces the earlier one
-    found: dict[float, Any] = {float(event["step"]): event.get(key) for event in events}
-    return [(step, float(value)) for step, value in found.items() if is_number(value)]
+    # by step: a repeated evaluation at the same step replaces the earlier one
+    values: dict[float, Any] = {float(event["step"]): event.get(key) for event in events}
+    return [(step, float(value)) for step, value in values.items() if is_number(value)]
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value can be drawn: finite, and far from where differences overflow."""
+    """Returns True if a value can be drawn: finite, and so small that differences do not overflow."""
     return isinstance(value, (int, float)) and math.isfinite(value) and abs(value) < 1e100
 
 
-def speed(events: list[dict[str, Any]]) -> Speed:
-    """Tokens and seconds of training alone, summed over the logged intervals; what was done twice counts once."""
+def measure_speed(events: list[dict[str, Any]]) -> Speed:
+    """Returns tokens and seconds of training without evaluations, summed over logged intervals.
+
+    Repeated steps count once.
+    """
     total = {"tokens": 0, "trained_tokens": 0}
     before = dict(total)
     seconds = 0.0
-    for event in kept(events):
+    for event in drop_repeated(events):
         if event.get("event") != "step":
             continue
         for key in total:
             now = int(event.get(key) or 0)
-            # the worker of a backend that does not say `resumed` counts from zero again
+            # a backend without the event `resumed` counts from zero after a restart
             done = now - before[key] if now >= before[key] else now
             rate = event.get(f"{key}_per_s")
             if key == "tokens" and is_number(rate) and rate:

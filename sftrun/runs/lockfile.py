@@ -1,4 +1,4 @@
-"""lock.json: what a run was made from, so that it can be made again."""
+"""lock.json: versions, plugins, hardware and overrides of a run, to reproduce it."""
 
 import os
 import platform
@@ -21,7 +21,7 @@ PACKAGES = (
 
 
 def facts(recipe: Recipe, registry: Registry, overrides: Sequence[str]) -> dict[str, Any]:
-    """What is known before a run starts: versions, plugins, hardware, git, seed."""
+    """Returns the facts that are known before a run starts: versions, plugins, hardware, git, seed."""
     from sftrun import __version__
 
     return {
@@ -51,7 +51,7 @@ def _plugins(recipe: Recipe, registry: Registry) -> Iterator[dict[str, str]]:
 
 
 def _with_inner(kind: str, use: Use, registry: Registry) -> Iterator[Registered]:
-    """A component, and those that its options name."""
+    """Yields a component, and the components that its options name."""
     item = registry.get(kind, use.use)
     yield item
     for name, about in item.schema()["properties"].items():
@@ -68,19 +68,20 @@ def _hardware() -> dict[str, Any]:
 
 
 def _gpus() -> list[dict[str, Any]]:
-    # asked of the driver: the parent process never imports torch
+    # the driver knows, and the parent process never imports torch
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    lines = _output(query).splitlines()
+    lines = _run(query).splitlines()
     pairs = [line.rsplit(",", 1) for line in lines if "," in line]
     return [{"name": name.strip(), "memory_gb": round(int(memory) / 1024, 1)} for name, memory in pairs]
 
 
 def _git() -> dict[str, Any] | None:
-    commit = _output(["git", "rev-parse", "HEAD"]).strip()
-    return {"commit": commit, "dirty": bool(_output(["git", "status", "--porcelain"]).strip())} if commit else None
+    commit = _run(["git", "rev-parse", "HEAD"]).strip()
+    return {"commit": commit, "dirty": bool(_run(["git", "status", "--porcelain"]).strip())} if commit else None
 
 
-def _output(command: list[str]) -> str:
+def _run(command: list[str]) -> str:
+    """Returns the output of a command; an empty text if it fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, cwd=Path.cwd()).stdout
     except (OSError, subprocess.SubprocessError):

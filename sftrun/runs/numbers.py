@@ -6,18 +6,18 @@ from typing import Any
 NOTHING = "–"
 
 
-def number(value: Any) -> str:
-    """Returns a value for a table: four significant digits, thousands separated; a dash for None."""
+def format_number(value: Any) -> str:
+    """Returns a value for a table: four significant digits, commas between thousands; a dash for None."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
-    return _decimal(value) if isinstance(value, float) else str(value)
+    return _format_float(value) if isinstance(value, float) else str(value)
 
 
-def _decimal(value: float) -> str:
+def _format_float(value: float) -> str:
     if math.isnan(value):
         return "not a number"
     if math.isinf(value):
@@ -34,12 +34,12 @@ def byte_count(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
 
 
-def share(part: Any, whole: Any) -> str:
-    """Returns a part of a whole in per cent."""
+def format_share(part: Any, whole: Any) -> str:
+    """Returns a part of a whole in per cent; a dash if either is missing."""
     return f"{100 * part / whole:.1f} %" if part is not None and whole else NOTHING
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Returns seconds as `1 h 02 min`, `3 min 20 s` or `12 s`."""
     if not math.isfinite(seconds):
         return NOTHING

@@ -1,4 +1,4 @@
-"""Which run a recipe goes on with, and whether it is still the same recipe."""
+"""Resuming a run: finds it, and compares its recipe with the current one."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from sftrun.runs import directory
 from sftrun.runs.directory import RunDir
 from sftrun.runs.stage import Stage
 
-# What may be another now: it decides nothing about the trained weights.
+# Keys that may change on resume: they do not affect the weights.
 FREE = {
     "description",
     "launch.restarts",
@@ -23,40 +23,42 @@ FREE = {
     "train.activation_offload",
     "trackers",
 }
-# The same sums, added up in another order: what helps where memory ran out.
+# Keys that may change after running out of memory: the same sums in another order.
 COUNTS = {"launch.processes", "launch.nodes"}
 KERNELS = {f"train.{name}" for name in ("attention", "cross_entropy", "compile", "tf32")}
 ROUNDING = {"train.batch_size", "train.grad_accum", "train.gradient_checkpointing", *KERNELS, *COUNTS}
-SAME = {"train.effective_batch_size"}  # where the rows of a step stay as many
-SPLIT = (("batch_size", "grad_accum"), ("eval_batch_size",))  # what a run may have changed on its own
+SAME = {"train.effective_batch_size"}  # may change if an optimizer step sees as many rows as before
+SPLIT = (("batch_size", "grad_accum"), ("eval_batch_size",))  # keys in `train` that a run changes by itself
 
 
-def find(recipe_file: Path, out: Path | None) -> RunDir | None:
-    """The run to go on with: the one in `out`, else the recipe's newest; None where none has begun."""
+def find_run(recipe_file: Path, out: Path | None) -> RunDir | None:
+    """Returns the run to resume: the one in `out`, else the newest of the recipe; None if there is none."""
     if out is None:
-        return directory.latest(recipe_file)
+        return directory.find_latest(recipe_file)
     if (out / directory.BEGUN).is_file():
         return directory.open_run(out)
     return None
 
 
 def reconcile(recipe: Recipe, run: RunDir, processes: int, stages: Sequence[Stage]) -> list[str]:
-    """Makes a run ready to go on with a recipe, and returns what there is to say about it.
+    """Marks the stages that a recipe makes necessary again, and returns warnings about changed keys.
 
-    Raises UserError, with every difference, where the recipe would train something else than the run has so far.
+    Raises UserError, with every difference, if the recipe would train other weights than the run has so far.
     """
-    before, later = run.recipe(), {stage.redo_for: stage.name for stage in stages if stage.redo_for}
+    before = run.recipe()
+    later = {stage.redo_for: stage.name for stage in stages if stage.redo_for}  # the stage to redo, by changed key
     changed = dict(_differences(before, recipe))
     changed.pop("extends", None)
-    sizes = _trained_by(run, processes), processes
-    changed |= {} if sizes[0] == sizes[1] or COUNTS & changed.keys() else {"launch.processes": sizes}
-    if before.train.step_rows(sizes[0]) != recipe.train.step_rows(sizes[1]):
+    earlier_size = _earlier_world_size(run, processes)
+    if earlier_size != processes and not COUNTS & changed.keys():
+        changed["launch.processes"] = (earlier_size, processes)
+    if before.train.step_rows(earlier_size) != recipe.train.step_rows(processes):
         wrong = {key: each for key, each in changed.items() if key not in FREE | later.keys()}
     else:
         wrong = {key: each for key, each in changed.items() if key not in FREE | ROUNDING | SAME | later.keys()}
     if wrong:
         raise UserError(_problem(key, *values, run) for key, values in wrong.items())
-    if not (run.prepared / "proof.json").is_file():  # someone has made room; training compares what comes of it
+    if not (run.prepared / "proof.json").is_file():  # deleted to free the disk; training compares hashes of the new one
         run.forget("prepare")
     again = [name for key, name in later.items() if key in changed]
     if again:
@@ -64,17 +66,17 @@ def reconcile(recipe: Recipe, run: RunDir, processes: int, stages: Sequence[Stag
     *earlier, last = [stage.name for stage in stages if stage.when(recipe)]
     if not all(run.done(name) for name in earlier):
         run.forget(last)
-    return list(_warnings(changed.keys() & ROUNDING))
+    return list(_warn_of_rounding(changed.keys() & ROUNDING))
 
 
-def _warnings(rounded: set[str]) -> Iterator[str]:
+def _warn_of_rounding(rounded: set[str]) -> Iterator[str]:
     if rounded:
         draws = ", and dropout draws other numbers" if rounded & COUNTS else ""
         yield f"{', '.join(sorted(rounded))} changed: the weights will differ by rounding from now on{draws}"
 
 
-def settled(recipe: Recipe, run: RunDir) -> Recipe:
-    """The recipe with the batch that the run has come to, where it still asks for what the run began with."""
+def keep_chosen_batch(recipe: Recipe, run: RunDir) -> Recipe:
+    """Returns the recipe with the batch that the run chose, if it still asks for the batch that the run began with."""
     asked = run.facts("train").get("batch", {}).get("asked", {})
     now = run.recipe().train
     sets: dict[str, Any] = {}
@@ -84,35 +86,35 @@ def settled(recipe: Recipe, run: RunDir) -> Recipe:
     return msgspec.structs.replace(recipe, train=msgspec.structs.replace(recipe.train, **sets))
 
 
-def versions(run: RunDir, now: dict[str, Any]) -> Iterator[str]:
-    """Packages that are not those that the run began with."""
+def compare_versions(run: RunDir, now: dict[str, Any]) -> Iterator[str]:
+    """Yields a warning for each package whose version has changed since the run began."""
     then = run.read_json(directory.BEGUN).get("packages", {})
     for name in sorted(then.keys() | now.keys()):
         if then.get(name) != now.get(name):
             yield f"the run began with {name} {then.get(name, 'absent')}, and now it is {now.get(name, 'absent')}"
 
 
-def advice(run: RunDir, stages: Sequence[Stage]) -> str:
-    """What there is to go on from, and the command that does."""
+def describe_resume(run: RunDir, stages: Sequence[Stage]) -> str:
+    """Returns where the run stopped, and the command that resumes it."""
     if not (run.path / directory.BEGUN).is_file():
-        return "nothing was done yet: start it again, with --resume"
+        return "nothing was done yet: start the run again, with --resume"
     again = f"sftrun resume {files.shell_path(run.path)}"
     if run.done("train"):
         left = [stage.name for stage in stages if stage.when(run.recipe()) and not run.done(stage.name)]
-        return f"the model is trained; to go on with {', '.join(left)}: {again}"
+        return f"the model is trained; to continue with {', '.join(left)}: {again}"
     steps = [event["step"] for event in run.events() if event["event"] == "checkpoint" and "path" in event]
-    kept = f"{files.shell_path(run.checkpoints)}/checkpoint-{steps[-1]} is whole; " if steps else ""
-    return f"{kept}to go on: {again}"
+    kept = f"{files.shell_path(run.checkpoints)}/checkpoint-{steps[-1]} is complete; " if steps else ""
+    return f"{kept}to resume: {again}"
 
 
-def _trained_by(run: RunDir, now: int) -> int:
-    """How many processes have trained so far; `auto` may be another number now, on another machine."""
+def _earlier_world_size(run: RunDir, now: int) -> int:
+    """Returns the world size that has trained so far; `auto` may give another number on this machine."""
     found = run.facts("train").get("launch")
     return int(found["processes"] * found["nodes"]) if found else now
 
 
 def _differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Dotted keys whose values are others, and both values."""
+    """Yields each dotted key whose value differs, with both values."""
     sides = [dict(_leaves(msgspec.to_builtins(each), "")) for each in (before, now)]
     for key in sides[0] | sides[1]:
         values = (sides[0].get(key), sides[1].get(key))
@@ -121,7 +123,7 @@ def _differences(before: Recipe, now: Recipe) -> Iterator[tuple[str, tuple[Any, 
 
 
 def _leaves(data: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Values by dotted keys; components are one value each, so that none is told by halves."""
+    """Yields values by dotted keys; a component is one value, so that a difference shows all of it."""
     for key, value in data.items():
         if isinstance(value, dict) and value and "use" not in value:
             yield from _leaves(value, f"{path}{key}.")
@@ -130,7 +132,7 @@ def _leaves(data: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _problem(key: str, before: Any, now: Any, run: RunDir) -> Problem:
-    told = (msgspec.json.encode(value).decode() for value in (before, now))
-    message = "{0} is {2}, but the run in {3} has trained with {1}".format(key, *told, run.path.name)
+    values = (msgspec.json.encode(value).decode() for value in (before, now))
+    message = "{0} is {2}, but the run in {3} has trained with {1}".format(key, *values, run.path.name)
     hint = "put it back, or start a new run, without --resume"
     return Problem(message, path=tuple(key.split(".")), hint=hint)

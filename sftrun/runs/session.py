@@ -32,13 +32,13 @@ TrackedStatus = Literal["done", "failed", "interrupted"]
 def locked(run: RunDir, stages: Sequence[Stage]) -> Iterator[None]:
     """Locks the run directory; a signal or a full disk ends with the command that resumes the run."""
     try:
-        with run.held():
+        with run.locked():
             yield
     except KeyboardInterrupt as error:
-        raise Interrupted(resume.advice(run, stages)) from error
+        raise Interrupted(resume.describe_resume(run, stages)) from error
     except OSError as error:
         if hint := files.disk_advice(error):
-            raise UserError(files.first_line(error), hint=f"{hint}; {resume.advice(run, stages)}") from error
+            raise UserError(files.first_line(error), hint=f"{hint}; {resume.describe_resume(run, stages)}") from error
         raise
 
 

@@ -1,10 +1,9 @@
-"""Between prepare and train, for `train.batch_size: auto`: the batch is chosen, and written down."""
+"""Between prepare and train, for `train.batch_size: auto`: chooses the batch, and writes it to the run directory."""
 
 from sftrun import events
 from sftrun.errors import OutOfMemory, Problem
 from sftrun.launch import topology
-from sftrun.memory import recover
-from sftrun.memory import search as sizes
+from sftrun.memory import recover, search
 from sftrun.recipe.model import Recipe
 from sftrun.runs.directory import RunDir
 from sftrun.runs.stage import StageWork
@@ -13,18 +12,19 @@ from sftrun.runs.stage import StageWork
 def choose(work: StageWork) -> None:
     """Writes the largest batch that fits into resolved.yaml and state.json; raises OutOfMemory if none does."""
     recipe, run, emit = work.recipe, work.run, work.emit
-    found = sizes.measured(recipe, run, emit)
-    if found is None:
-        message = f"not even one row at a time trains within {sizes.MARGIN:.0%} of the memory that is free"
-        raise OutOfMemory(Problem(message, path=("train", "batch_size"), hint=_hint(recipe, run)))
-    trial, margin = found.trial, round(1 - sizes.MARGIN, 2)
+    choice = search.measure_batch(recipe, run, emit)
+    if choice is None:
+        message = f"not even one row at a time trains within {search.MARGIN:.0%} of the memory that is free"
+        raise OutOfMemory(Problem(message, path=("train", "batch_size"), hint=_suggest_changes(recipe, run)))
+    trial = choice.trial
+    margin = round(1 - search.MARGIN, 2)
     taken = {"peak": trial.peak, "room": trial.room, "margin": margin}
-    made = recover.settle(recipe, run, found.sets, chosen=taken)
+    made = recover.write_batch(recipe, run, choice.sets, chosen=taken)
     emit(
         events.BatchChosen(
             batch_size=made.train.micro_batch,
             grad_accum=made.train.grad_accum,
-            rows=topology.rows(made),
+            rows=topology.rows_per_step(made),
             peak=trial.peak,
             room=trial.room,
             margin=margin,
@@ -32,8 +32,8 @@ def choose(work: StageWork) -> None:
     )
 
 
-def _hint(recipe: Recipe, run: RunDir) -> str:
-    """A trial has an evaluation in it, which may be what takes most."""
+def _suggest_changes(recipe: Recipe, run: RunDir) -> str:
+    """Returns a hint; it names eval_batch_size first, because a trial includes an evaluation."""
     evaluates = recipe.train.eval_strategy != "no" and recipe.train.eval_batch_size > 1
     lower = "set train.eval_batch_size: 1, if evaluations take most; or " if evaluates else ""
-    return lower + recover.otherwise(recipe, run, run)
+    return lower + recover.suggest_other_changes(recipe, run, run)

@@ -1,4 +1,4 @@
-"""Stage 3, evaluate: the base and the tuned model, on the same held-out prompts."""
+"""Stage 3, evaluate: scores the base and the tuned model on the same held-out prompts."""
 
 import gc
 from collections.abc import Sequence
@@ -21,35 +21,36 @@ WHICH: tuple[Which, Which] = ("base", "tuned")
 
 
 def evaluate(work: StageWork) -> None:
-    """Fills `eval/`: scores.json, and samples.jsonl with the answers side by side."""
+    """Writes `eval/scores.json`, and `eval/samples.jsonl` with the answers of both models, in a worker process."""
     run = work.run
     try:
-        workers.work("sftrun.stages.evaluate:evaluate_here", run, work.emit)
+        workers.run_in_worker("sftrun.stages.evaluate:evaluate_in_worker", run, work.emit)
     except OutOfMemory as error:
         command = f"sftrun resume {files.shell_path(run.path)} --set train.eval_batch_size=1"
         hint = f"lower train.eval_batch_size ({command}), or the batch_size of evaluators that generate"
-        said = error.problems[0].message
-        raise OutOfMemory(said, hint=hint + failures.if_killed(said, run)) from error
+        message = error.problems[0].message
+        raise OutOfMemory(message, hint=hint + failures.suggest_resume_if_killed(message, run)) from error
 
 
-def evaluate_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
-    """Evaluates in this process."""
+def evaluate_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+    """Scores both models in this process, and writes `eval/`."""
     registry = current()
     backend: Backend = registry.create("backend", recipe.backend)
-    prompts = _prompts(run)
+    prompts = _read_prompts(run)
     scores: dict[Which, dict[str, Scores]] = {}
     for which in WHICH:
         emit(events.Evaluating(which=which))
         model = CachedModel(backend.load(Loading(recipe=recipe, run=run, which=which)))
         work = Scoring(model=model, prompts=prompts, recipe=recipe, run=run, emit=emit, which=which)
-        scores[which] = {name: item.score(work) for name, item in _evaluators(recipe, registry).items()}
+        evaluators = _create_evaluators(recipe, registry)
+        scores[which] = {name: item.score(work) for name, item in evaluators.items()}
         del model, work
         gc.collect()  # the base model's memory is free before the tuned one is loaded
-    _write(run, scores)
+    _write_scores(run, scores)
 
 
 class CachedModel:
-    """A model that generates once for evaluators that ask for the same answers."""
+    """A model that generates once for evaluators with the same prompts and decoding."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -63,12 +64,12 @@ class CachedModel:
             return self.model.generate(prompts, decoding)
         keys = [(decoding, tuple(prompt)) for prompt in prompts]
         new = list(dict.fromkeys(key for key in keys if key not in self.answers))
-        made = self.model.generate([prompt for _, prompt in new], decoding) if new else []
-        self.answers.update(zip(new, made, strict=True))
+        answers = self.model.generate([prompt for _, prompt in new], decoding) if new else []
+        self.answers.update(zip(new, answers, strict=True))
         return [self.answers[key] for key in keys]
 
 
-def _prompts(run: RunDir) -> dict[str, list[Prompt]]:
+def _read_prompts(run: RunDir) -> dict[str, list[Prompt]]:
     decoder = msgspec.json.Decoder(Prompt)
     return {
         split: decoder.decode_lines((run.prepared / f"prompts-{split}.jsonl").read_bytes())
@@ -77,7 +78,7 @@ def _prompts(run: RunDir) -> dict[str, list[Prompt]]:
     }
 
 
-def _evaluators(recipe: Recipe, registry: Registry) -> dict[str, Evaluator]:
+def _create_evaluators(recipe: Recipe, registry: Registry) -> dict[str, Evaluator]:
     named: dict[str, Evaluator] = {}
     for each in recipe.evaluators:
         use = each
@@ -86,7 +87,7 @@ def _evaluators(recipe: Recipe, registry: Registry) -> dict[str, Evaluator]:
     return named
 
 
-def _write(run: RunDir, scores: dict[Which, dict[str, Scores]]) -> None:
+def _write_scores(run: RunDir, scores: dict[Which, dict[str, Scores]]) -> None:
     """Writes samples.jsonl, then scores.json: values by model, evaluator and metric, and about each metric its
     direction.
     """
@@ -102,7 +103,7 @@ def _write(run: RunDir, scores: dict[Which, dict[str, Scores]]) -> None:
         for name, found in scores["tuned"].items()
     }
     run.eval.mkdir(exist_ok=True)
-    lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in _side_by_side(scores))
+    lines = b"".join(msgspec.json.encode(sample) + b"\n" for sample in _pair_samples(scores))
     run.write("eval/samples.jsonl", lines.decode())
     run.write_json("eval/scores.json", {**values, "metrics": about})
 
@@ -113,12 +114,12 @@ def _about(measure: Measure) -> dict[str, Any]:
     return about
 
 
-def _side_by_side(scores: dict[Which, dict[str, Scores]]) -> list[dict[str, Any]]:
-    """One object a prompt: what was asked, the reference, and both models' answers with their scores."""
-    together = []
+def _pair_samples(scores: dict[Which, dict[str, Scores]]) -> list[dict[str, Any]]:
+    """Returns one object per prompt: the messages, the reference, and the answers of both models with their scores."""
+    pairs = []
     for name, found in scores["tuned"].items():
         for base, tuned in zip(scores["base"][name].samples, found.samples, strict=True):
             shared = {key: tuned[key] for key in ("origin", "messages", "reference")}
             own = [{key: value for key, value in each.items() if key not in shared} for each in (base, tuned)]
-            together.append({"evaluator": name, **shared, "base": own[0], "tuned": own[1]})
-    return together
+            pairs.append({"evaluator": name, **shared, "base": own[0], "tuned": own[1]})
+    return pairs

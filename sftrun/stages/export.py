@@ -1,4 +1,4 @@
-"""Stage 4, export: what is made of the tuned model for deployment, in a worker process."""
+"""Stage 4, export: converts the tuned model for deployment, in a worker process."""
 
 from sftrun import events
 from sftrun.kinds import Emit, Exporting
@@ -10,12 +10,12 @@ from sftrun.runs.stage import StageWork
 
 
 def export(work: StageWork) -> None:
-    """Fills `export/`, one exporter after the other."""
-    workers.work("sftrun.stages.export:export_here", work.run, work.emit)
+    """Runs every exporter, which write to `export/`, in a worker process."""
+    workers.run_in_worker("sftrun.stages.export:export_in_worker", work.run, work.emit)
 
 
-def export_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
-    """Exports in this process."""
+def export_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+    """Runs every exporter in this process."""
     for each in recipe.exporters:
         use = each
         facts = current().create("exporter", use).export(Exporting(recipe=recipe, run=run, emit=emit))

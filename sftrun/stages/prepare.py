@@ -1,4 +1,4 @@
-"""Stage 1, prepare: rows to tokenised samples with their masks, the ledger and the mask proof."""
+"""Stage 1, prepare: turns rows into tokenised samples with masks, and writes the ledger and the mask proof."""
 
 import contextlib
 import gc
@@ -27,14 +27,14 @@ from sftrun.runs.directory import RunDir
 from sftrun.runs.preflight import check_prepared
 from sftrun.runs.stage import StageWork
 
-SHOWN = 20
-HERE = Path(__file__).parent.parent
+SHOWN = 20  # problems in an error
+PACKAGE = Path(__file__).parent.parent
 
 
 def prepare(work: StageWork) -> None:
-    """Fills `prepared/`, from the cache where the same was made before.
+    """Writes `prepared/`, or links it from the cache if the same was prepared before.
 
-    Raises UserError when a row is bad, when too much is lost, or when the proof fails.
+    Raises UserError if a row is malformed, if too many rows are lost, or if the proof fails.
     """
     recipe, run, emit, registry = work.recipe, work.run, work.emit, current()
     pipeline = Pipeline(recipe, registry)
@@ -45,11 +45,11 @@ def prepare(work: StageWork) -> None:
     with store.entry_lock(key, lambda: emit(events.Prepare(waiting=True))):
         entry = store.find_entry(key)
         emit(events.Prepare(cached=entry is not None))
-        store.link_files(entry or _make(recipe, pipeline, key, emit), run.prepared)
+        store.link_files(entry or _prepare_entry(recipe, pipeline, key, emit), run.prepared)
     _check_masks(recipe, pipeline, run, emit)
     _check_expected(recipe, run)
     mask = run.read_json("prepared/proof.json")["hash"]
-    run.add_facts("prepare", model=_model(recipe, pipeline), prepared={"key": key, **parts}, mask=mask)
+    run.add_facts("prepare", model=_describe_model(recipe, pipeline), prepared={"key": key, **parts}, mask=mask)
 
 
 def check_components(work: StageWork) -> None:
@@ -82,29 +82,29 @@ def _check_expected(recipe: Recipe, run: RunDir) -> None:
     found = run.read_json("prepared/proof.json")["hash"]
     if recipe.expect_mask not in (None, found):
         message = f"the mask is {found}, not the expected one: rows, template, tokenizer or masker have changed"
-        hint = "look at it with sftrun inspect; where it is right, write that hash"
+        hint = "check the mask with sftrun inspect; if it is right, write that hash"
         raise UserError(Problem(message, path=("expect_mask",), hint=hint))
 
 
-def _model(recipe: Recipe, pipeline: Pipeline) -> dict[str, Any]:
-    """The model's name, and its commit where it is of the Hub."""
+def _describe_model(recipe: Recipe, pipeline: Pipeline) -> dict[str, Any]:
+    """Returns the model's name, and its commit if it comes from the Hub."""
     folder = pipeline.tokenizer.folder
     commit = folder.name if folder.parent.name == "snapshots" else None
     return {"name": recipe.model.name, "revision": recipe.model.revision, "commit": commit}
 
 
 def key_parts(recipe: Recipe, pipeline: Pipeline, registry: Registry) -> dict[str, Any]:
-    """Everything that decides what prepared samples are."""
+    """Returns the parts of the cache key: everything that the prepared samples depend on."""
     uses = {"formatter": [recipe.formatter], "masker": [recipe.masker], "transform": recipe.transforms}
     return {
-        "code": _code_hash([*(HERE / "data").rglob("*.py"), Path(__file__)]),
+        "code": _hash_code([*(PACKAGE / "data").rglob("*.py"), Path(__file__)]),
         "source": {"use": recipe.source.use, "fingerprint": pipeline.source.fingerprint()},
         "components": [_component(registry, kind, use) for kind, named in uses.items() for use in named],
         "transform_files": [each.fingerprint() for each in pipeline.transforms if hasattr(each, "fingerprint")],
         "source_code": _component(registry, "source", recipe.source),
         "tokenizer": pipeline.tokenizer.fingerprint,
         "template": pipeline.tokenizer.template.fingerprint,
-        "date": _date(pipeline),
+        "date": _template_date(pipeline),
         "eot_token": recipe.model.eot_token,
         "max_seq_len": recipe.model.max_seq_len,
         "packing": recipe.packing.strategy,
@@ -113,8 +113,8 @@ def key_parts(recipe: Recipe, pipeline: Pipeline, registry: Registry) -> dict[st
     }
 
 
-def _date(pipeline: Pipeline) -> str | None:
-    """The day, for a template that prints it."""
+def _template_date(pipeline: Pipeline) -> str | None:
+    """Returns the day for a template that prints it; None for any other."""
     template = pipeline.tokenizer.template
     return template.now.date().isoformat() if "strftime_now" in template.source else None
 
@@ -122,22 +122,22 @@ def _date(pipeline: Pipeline) -> str | None:
 def _component(registry: Registry, kind: str, use: Use) -> dict[str, Any]:
     item = registry.get(kind, use.use)
     file = module_file(item)
-    code = _code_hash(Path(file).parent.glob("*.py")) if file else ""
+    code = _hash_code(Path(file).parent.glob("*.py")) if file else ""
     return {"kind": kind, "use": use.use, "with": use.with_, "version": item.version, "code": code}
 
 
-def _code_hash(files: Iterable[Path]) -> str:
+def _hash_code(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def _make(recipe: Recipe, pipeline: Pipeline, key: str, emit: Emit) -> Path:
+def _prepare_entry(recipe: Recipe, pipeline: Pipeline, key: str, emit: Emit) -> Path:
     making = store.begin_entry(key)
     try:
-        with _frozen():
-            _fill(recipe, pipeline, making, emit)
+        with _frozen_garbage():
+            _prepare_splits(recipe, pipeline, making, emit)
     except BaseException:
         shutil.rmtree(making)
         raise
@@ -145,8 +145,8 @@ def _make(recipe: Recipe, pipeline: Pipeline, key: str, emit: Emit) -> Path:
 
 
 @contextlib.contextmanager
-def _frozen() -> Iterator[None]:
-    """While it lasts, the garbage collector leaves what was there before alone: nearly nothing dies of it."""
+def _frozen_garbage() -> Iterator[None]:
+    """Excludes existing objects from garbage collection inside the block: almost all of them live on."""
     gc.freeze()
     try:
         yield
@@ -154,15 +154,15 @@ def _frozen() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _fill(recipe: Recipe, pipeline: Pipeline, making: Path, emit: Emit) -> None:
+def _prepare_splits(recipe: Recipe, pipeline: Pipeline, making: Path, emit: Emit) -> None:
     ledger = Ledger(making / "ledger.jsonl")
     pipeline.add = ledger.add
     proof = Proof(pipeline)
     for split in pipeline.source.splits():
-        _split(pipeline, split, making, proof)
+        _prepare_split(pipeline, split, making, proof)
         emit(events.Prepared(split=split, rows=pipeline.rows_in[split]))
     ledger.close()
-    problems = _shortened(pipeline.problems) or [*_lost(recipe, pipeline, ledger), *proof.find_problems()]
+    problems = _shorten(pipeline.problems) or [*_check_lost(recipe, pipeline, ledger), *proof.find_problems()]
     if problems:
         raise UserError(problems)
     found = {
@@ -171,11 +171,11 @@ def _fill(recipe: Recipe, pipeline: Pipeline, making: Path, emit: Emit) -> None:
     }
     if recipe.packing.strategy != "none":
         found["train"]["packing"] = _pack(recipe, proof.splits["train"], making)
-    _write(making / "proof.json", proof.to_json())
-    _write(making / "stats.json", found)
+    _write_json(making / "proof.json", proof.to_json())
+    _write_json(making / "stats.json", found)
 
 
-def _split(pipeline: Pipeline, split: str, making: Path, proof: Proof) -> None:
+def _prepare_split(pipeline: Pipeline, split: str, making: Path, proof: Proof) -> None:
     writer = store.Writer(making / f"{split}.arrow")
     prompts = PromptWriter(pipeline, making / f"prompts-{split}.jsonl") if split != "train" else None
     for batch in pipeline.make_batches(split):
@@ -200,7 +200,7 @@ def _pack(recipe: Recipe, tally: Tally, making: Path) -> dict[str, Any]:
     return {"sequences": count, "fill": round(int(lengths.sum()) / (count * capacity), 4)}
 
 
-def _shortened(problems: list[Problem]) -> list[Problem]:
+def _shorten(problems: list[Problem]) -> list[Problem]:
     problems = list(dict.fromkeys(problems))  # a source may give a row more than once
     if len(problems) <= SHOWN:
         return problems
@@ -208,7 +208,7 @@ def _shortened(problems: list[Problem]) -> list[Problem]:
     return [*problems[:SHOWN], rest]
 
 
-def _lost(recipe: Recipe, pipeline: Pipeline, ledger: Ledger) -> list[Problem]:
+def _check_lost(recipe: Recipe, pipeline: Pipeline, ledger: Ledger) -> list[Problem]:
     problems = []
     for split, rows in pipeline.rows_in.items():
         lost = ledger.count_lost(split)
@@ -220,10 +220,10 @@ def _lost(recipe: Recipe, pipeline: Pipeline, ledger: Ledger) -> list[Problem]:
             )
             example = ledger.find_first_lost(split)
             first = f"first: {pipeline.source.locate(example.origin)}: {example.detail}"
-            hint = f"{first}; mend the rows, raise model.max_seq_len or data.max_lost"
+            hint = f"{first}; fix the rows, or raise model.max_seq_len or data.max_lost"
             problems.append(Problem(message, path=("data", "max_lost"), hint=hint))
     return problems
 
 
-def _write(file: Path, data: Any) -> None:
+def _write_json(file: Path, data: Any) -> None:
     file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

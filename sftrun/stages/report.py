@@ -1,4 +1,4 @@
-"""Stage 5, report: what the run directory says, as report.html and as a model card."""
+"""Stage 5, report: summarises the run directory as report.html and as a model card."""
 
 from sftrun.recipe.model import Recipe
 from sftrun.report.card import card

@@ -11,27 +11,27 @@ from sftrun.runs.advice import Watch
 from sftrun.runs.directory import RunDir
 from sftrun.runs.stage import StageWork
 
-TARGET = "sftrun.stages.train:train_here"
+TARGET = "sftrun.stages.train:train_in_worker"
 
 
 def train(work: StageWork) -> None:
-    """Fills `model/` and `checkpoints/`; continues from the last checkpoint of an earlier attempt.
+    """Writes `model/` and `checkpoints/`; continues from the last checkpoint of an earlier attempt.
 
-    Raises UserError if the prepared samples are not those of that attempt, and OutOfMemory if memory has run out and
-    the recipe does not allow for smaller batches, or there are none.
+    Raises UserError if the prepared samples differ from the earlier attempt, and OutOfMemory if memory runs out and
+    the batch may not, or cannot, be smaller.
     """
     recipe, run, node = work.recipe, work.run, work.node
     _check_samples(run)
     run.add_facts("train", launch=topology.facts(recipe))
 
     def attempt(recipe: Recipe, run: RunDir, emit: Emit) -> None:
-        workers.work(TARGET, run, Watch(recipe, run.events(), emit), workers.ranks(recipe, node))
+        workers.run_in_worker(TARGET, run, Watch(recipe, run.events(), emit), workers.plan_ranks(recipe, node))
 
-    recover.guarded(attempt, recipe, run, work.emit)
+    recover.train_with_recovery(attempt, recipe, run, work.emit)
 
 
-def train_here(recipe: Recipe, run: RunDir, emit: Emit) -> None:
-    """Trains in this process: what each rank calls."""
+def train_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
+    """Trains in this process; each rank calls it."""
     current().create("backend", recipe.backend).train(Training(recipe=recipe, run=run, emit=emit))
 
 
@@ -43,5 +43,5 @@ def _check_samples(run: RunDir) -> None:
         return
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed:
-        message = f"{', '.join(changed)} in {run.prepared} is not what the run was trained on so far"
+        message = f"{', '.join(changed)} in {run.prepared} is not what the run has trained on so far"
         raise UserError(message, hint="the rows have changed: start a new run, without --resume")

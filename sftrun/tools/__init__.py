@@ -1,1 +1,1 @@
-"""The Python side of the commands that are more than one stage."""
+"""The Python functions behind commands: inspect, plan, rehearse, chat and generate."""

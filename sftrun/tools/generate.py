@@ -1,4 +1,4 @@
-"""Answers of a run's model to messages."""
+"""Generates answers of a trained model, for `sftrun chat`, `sftrun generate` and `sftrun.generate`."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -22,10 +22,10 @@ def generate(
 
     Raises UserError if the run has no model, and for messages that its chat template refuses.
     """
-    return answerer(run, which)(conversations, decoding)
+    return load_answerer(run, which)(conversations, decoding)
 
 
-def answerer(run: PathLike, which: Literal["base", "tuned"] = "tuned") -> Answer:
+def load_answerer(run: PathLike, which: Literal["base", "tuned"] = "tuned") -> Answer:
     """Loads a run's model, and returns a function that answers conversations with it; raises as `generate` does."""
     folder = directory.open_run(run)
     recipe = folder.recipe()

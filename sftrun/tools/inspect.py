@@ -1,4 +1,4 @@
-"""What a recipe trains on, row by row, without running it."""
+"""Yields the samples that a recipe trains on, row by row, without running it."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def inspect(
     recipe: PathLike | Recipe, overrides: Sequence[str] = (), split: str = "train", origin: str = ""
 ) -> "Iterator[InspectedSample]":
-    """The samples of a split, or the one that came from `origin`; raises UserError at the end for bad rows."""
+    """Yields the samples of a split, or only those from `origin`; raises UserError at the end for malformed rows."""
     loaded = load_with_places(recipe, overrides)
     with with_places(loaded.document):
         check_machine(loaded.recipe, DATA_KINDS)
@@ -28,36 +28,36 @@ def inspect(
         pipeline = Pipeline(loaded.recipe, current())
         if split not in pipeline.source.splits():
             raise UserError(f"the data has no split {split}; it has {', '.join(pipeline.source.splits())}")
-        found = False
+        any_found = False
         for item in pipeline.inspect(split):
             if not origin or item.sample.origin == origin:
-                found = True
+                any_found = True
                 yield item
         if pipeline.problems:
             raise UserError(pipeline.problems)
-        if origin and not found:
+        if origin and not any_found:
             raise UserError(f"no row of {split} that is trained on comes from {origin}")
 
 
-def titled(items: "Iterable[InspectedSample]") -> "Iterator[tuple[str, InspectedSample]]":
-    """Samples, each with where it comes from and its size in words."""
+def add_titles(items: "Iterable[InspectedSample]") -> "Iterator[tuple[str, InspectedSample]]":
+    """Yields samples, each with a title: its origin and its token counts."""
     for item in items:
         yield _title(item), item
 
 
-def by_shape(items: "Iterable[InspectedSample]") -> "list[tuple[str, InspectedSample]]":
-    """The first sample of each shape of conversation, the most frequent shape first."""
+def group_by_shape(items: "Iterable[InspectedSample]") -> "list[tuple[str, InspectedSample]]":
+    """Returns the first sample of each shape of conversation, the most frequent shape first."""
     first: dict[str, InspectedSample] = {}
     rows: Counter[str] = Counter()
     for item in items:
-        name = shape(item.conversation)
+        name = describe_shape(item.conversation)
         first.setdefault(name, item)
         rows[name] += 1
     return [(f"{name}: {number:,} rows; {_title(first[name])}", first[name]) for name, number in rows.most_common()]
 
 
-def shape(conversation: Conversation) -> str:
-    """The roles of a conversation and what else its messages carry: `user assistant(tool_calls) tool assistant`."""
+def describe_shape(conversation: Conversation) -> str:
+    """Returns the roles and other keys of the messages: `user assistant(tool_calls) tool assistant`."""
     names = ["tools"] if conversation.tools else []
     for message in conversation.messages:
         more = [key for key, value in message.items() if key not in ("role", "content") and value not in (None, [], "")]

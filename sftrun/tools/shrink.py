@@ -1,4 +1,4 @@
-"""A tiny model with random weights of the same architecture as a given one, with its whole vocabulary."""
+"""Makes a tiny model with random weights: the architecture and the whole vocabulary of a given model."""
 
 import shutil
 from pathlib import Path
@@ -7,8 +7,10 @@ from typing import Any
 from sftrun.errors import Problem, UserError
 
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt")
-HEADS, HEAD, LAYERS = 4, 16, 2
-SIZES = {  # what else has a size, by the names that configs use
+HEADS = 4  # attention heads
+HEAD = 16  # dimensions of a head
+LAYERS = 2  # layers, at least
+SIZES = {  # other sizes, by their keys in configs
     "intermediate_size": 128,
     "ffn_dim": 128,
     "n_inner": 128,
@@ -30,10 +32,10 @@ SIZES = {  # what else has a size, by the names that configs use
 }
 
 
-def save(source: Path, folder: Path, seed: int) -> None:
-    """Writes a model folder: the config of `source` made small, weights of the seed, its tokenizer as it is.
+def save_tiny_model(source: Path, folder: Path, seed: int) -> None:
+    """Writes a model folder: the config of `source` made small, random weights, and the unchanged tokenizer.
 
-    Raises UserError for an architecture that cannot be made small.
+    Raises UserError if the architecture cannot be made small.
     """
     import torch
     import transformers
@@ -42,12 +44,12 @@ def save(source: Path, folder: Path, seed: int) -> None:
     transformers.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(source)
-        shrink(config)
+        shrink_config(config)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             model(input_ids=torch.zeros(1, 4, dtype=torch.long))
-    except Exception as error:  # whatever a config holds that has to agree with what was made small
+    except Exception as error:  # a config may have other keys that must agree with the small sizes
         message = f"the model in {source} cannot be made small: {type(error).__name__}: {str(error).splitlines()[0]}"
         hint = "name a small model of the same family: --set model.name=…"
         raise UserError(Problem(message, path=("model", "name"), hint=hint)) from error
@@ -57,25 +59,25 @@ def save(source: Path, folder: Path, seed: int) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def shrink(config: Any) -> None:
-    """Makes a transformers config small in place; what has to agree still does, and the vocabulary stays."""
+def shrink_config(config: Any) -> None:
+    """Makes a transformers config small in place: keeps sizes consistent, and the vocabulary unchanged."""
     text = config.get_text_config()
-    kept = _kept_layers(text)
+    kept = _choose_layers(text)
     layers = text.num_hidden_layers
     for key, value in vars(text).copy().items():
         if isinstance(value, list) and len(value) == layers:  # one entry a layer: its type, its window, …
             setattr(text, key, [value[index] for index in kept])
-    _heads(text)
+    _shrink_heads(text)
     text.num_hidden_layers = len(kept)
     text.hidden_size = HEADS * HEAD
     for key, size in SIZES.items():
         if isinstance(getattr(text, key, None), int):
             setattr(text, key, min(size, getattr(text, key)))
-    _rope(text)
+    _shrink_rope(text)
 
 
-def _kept_layers(text: Any) -> list[int]:
-    """One layer of each kind that there is, and two at least, in their order."""
+def _choose_layers(text: Any) -> list[int]:
+    """Returns the indices of the layers to keep: one of each kind, at least LAYERS, in order."""
     count = text.num_hidden_layers
     kinds = getattr(text, "layer_types", None) or [""] * count
     firsts = {kinds.index(kind) for kind in kinds}
@@ -83,8 +85,8 @@ def _kept_layers(text: Any) -> list[int]:
     return sorted([*firsts, *others[: max(LAYERS - len(firsts), 0)]])[: max(LAYERS, len(firsts))]
 
 
-def _heads(text: Any) -> None:
-    """Grouped heads stay grouped, and one head for keys and values stays one."""
+def _shrink_heads(text: Any) -> None:
+    """Shrinks attention heads: grouped heads stay grouped, and a single key-value head stays single."""
     heads, shared = text.num_attention_heads, getattr(text, "num_key_value_heads", None)
     text.num_attention_heads = HEADS
     if shared is not None:
@@ -93,8 +95,8 @@ def _heads(text: Any) -> None:
         text.head_dim = HEAD
 
 
-def _rope(text: Any) -> None:
-    """Factors that stand for each pair of a head's dimensions are as many as there are left."""
+def _shrink_rope(text: Any) -> None:
+    """Cuts the RoPE factors, one for each pair of dimensions of a head, to the smaller head."""
     rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
     for key in ("short_factor", "long_factor"):
         if isinstance(rope.get(key), list):

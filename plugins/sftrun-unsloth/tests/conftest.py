@@ -1,13 +1,16 @@
-"""What tests share: recipes on the embedded model, and a run that is trained once."""
+"""Fixtures for all tests: recipes on the embedded model, and a run that is trained once."""
 
 import importlib.util
+import itertools
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.mark.expression import Expression
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -24,14 +27,31 @@ def row(number: int) -> dict[str, Any]:
 DATA = {"train": range(40), "val": range(40, 50), "test": range(50, 60)}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs from the tests and their worker processes, unless every selected test is marked `gpu`."""
+    if not (config.option.markexpr and selects_only_gpu_tests(config.option.markexpr)):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def selects_only_gpu_tests(markers: str) -> bool:
+    """Returns True if an expression for `pytest -m` matches no test without the marker `gpu`."""
+    try:
+        expression = Expression.compile(markers)
+    except Exception:  # pytest itself reports a malformed expression
+        return False
+    others = sorted(set(re.findall(r"[^\s()=,]+", markers)) - {"and", "or", "not", "gpu"})
+    subsets = itertools.chain.from_iterable(itertools.combinations(others, count) for count in range(len(others) + 1))
+    return not any(expression.evaluate(lambda name, /, subset=subset, **_: name in subset) for subset in subsets)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leaves out what this machine cannot run, and says so."""
+    """Skips tests that need unsloth or a GPU, if it is missing."""
     absent = importlib.util.find_spec("unsloth") is None
     for item in items:
         if item.get_closest_marker("unsloth") and absent:
             item.add_marker(pytest.mark.skip(reason="unsloth is not installed here"))
         elif item.get_closest_marker("gpu") and not _has_gpu():
-            item.add_marker(pytest.mark.skip(reason="there is no GPU"))
+            item.add_marker(pytest.mark.skip(reason="needs a GPU: run `pytest -m gpu` on a machine that has one"))
 
 
 def _has_gpu() -> bool:

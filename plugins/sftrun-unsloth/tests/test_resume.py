@@ -49,9 +49,9 @@ def prepared(recipe, out, mode):
 
 def ended(run):
     """Trains in this process, to the end."""
-    from sftrun.stages.train import train_here
+    from sftrun.stages.train import train_in_worker
 
-    train_here(run.recipe(), run, run.event)
+    train_in_worker(run.recipe(), run, run.event)
     return run
 
 
@@ -83,8 +83,8 @@ def weights(run):
 def curves(run):
     from sftrun.runs import history
 
-    past = history.history(run.events())
-    return past.loss, past.validation, past.learning_rate, history.speed(run.events()).tokens
+    past = history.build_history(run.events())
+    return past.loss, past.validation, past.learning_rate, history.measure_speed(run.events()).tokens
 
 
 def steps(run, kind):
@@ -118,7 +118,7 @@ def test_a_signal_saves_the_step_in_flight(recipe, whole, tmp_path):
     code, error = said(process)
     assert code == 130, error
     step = steps(run, "checkpoint")[-1]
-    assert f"checkpoint-{step} is whole; to go on: sftrun resume" in error
+    assert f"checkpoint-{step} is complete; to resume: sftrun resume" in error
     ended(run)
     assert steps(run, "resumed") == [step]
     assert weights(run) == weights(whole("full"))
