@@ -282,4 +282,4 @@ def test_the_recipes_for_unsloth_are_checked_with_its_plugin_and_name_it_without
     assert said.returncode == 0, said.stderr
     (tmp_path / "packed.yaml").write_text(f"extends: {recipe}\npacking: {{strategy: best-fit}}\n")
     said = with_unsloth("validate", tmp_path / "packed.yaml")
-    assert "it would not keep the rows of a pack apart" in said.stderr
+    assert "the backend unsloth does not act on packing.strategy" in said.stderr
