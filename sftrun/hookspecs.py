@@ -18,7 +18,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class Register(Protocol):
-    """What a hook is given."""
+    """The function that a hook calls once per component."""
 
     def __call__(
         self,
@@ -30,30 +30,30 @@ class Register(Protocol):
     ) -> None:
         """Registers a component under `name`.
 
-        `factory` is called with the options when there are any, else with nothing; as a string
-        (`"package.module:Class"`) it is imported on first use. The description is the first line of the
-        factory's docstring, or of the plugin module's for a factory given as a string, unless it is given here.
+        `factory` is called with the options, or with nothing if no options type is given. A string
+        (`"package.module:Class"`) is imported on first use. By default the description is the first line of the
+        factory's docstring, or of the plugin module's if the factory is a string.
         """
 
 
 @hookspec
 def register_sources(register: Register) -> None:
-    """Registers sources: they yield rows, per split."""
+    """Registers sources: they yield rows, split by split."""
 
 
 @hookspec
 def register_transforms(register: Register) -> None:
-    """Registers transforms: conversations in; fewer, more or changed ones out."""
+    """Registers transforms: they turn conversations into fewer, more or changed ones."""
 
 
 @hookspec
 def register_formatters(register: Register) -> None:
-    """Registers formatters: one row to one conversation."""
+    """Registers formatters: they turn one row into a conversation."""
 
 
 @hookspec
 def register_maskers(register: Register) -> None:
-    """Registers maskers: they say which spans are trained."""
+    """Registers maskers: they choose the spans that are trained."""
 
 
 @hookspec
@@ -78,7 +78,7 @@ def register_exporters(register: Register) -> None:
 
 @hookspec
 def register_metrics(register: Register) -> None:
-    """Registers metrics: they score answers against references."""
+    """Registers metrics: they compare answers with their references."""
 
 
 @hookspec

@@ -1,4 +1,4 @@
-"""Finds plugins and what they register; a broken one is reported where it matters and harms no other."""
+"""Finds plugins and their components; a broken plugin is reported where it matters, and affects no other."""
 
 import difflib
 import functools
@@ -25,7 +25,7 @@ ALIKE = 0.7  # a name that is less like another one was not a typo, so the list 
 
 
 class Registered(msgspec.Struct, frozen=True):
-    """A component as registered, with where it comes from."""
+    """A registered component, with the plugin that registered it."""
 
     kind: str
     name: str
@@ -39,14 +39,14 @@ class Registered(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...] = ()  # uses of deprecated methods
 
     def schema(self) -> dict[str, Any]:
-        """The JSON Schema of its `with`: closed, and empty where it has no options."""
+        """Returns the JSON Schema of `with`: closed, and empty if there are no options."""
         if self.options is None:
             return {"type": "object", "properties": {}, "additionalProperties": False}
         return schema(self.options)
 
 
 class Broken(msgspec.Struct, frozen=True):
-    """A plugin that could not be loaded, and why."""
+    """A plugin that could not be loaded, with the reason."""
 
     module: str
     distribution: str
@@ -68,7 +68,7 @@ class Registry:
             self.load(entry.value, name, version, entry.load)
 
     def load(self, module: str, distribution: str, version: str, importer: Callable[[], Any]) -> None:
-        """Loads one plugin: all that it registers, or nothing and the reason."""
+        """Loads one plugin with all of its components, or none of them and the reason."""
         try:
             plugin = importer()
             found = _collect(plugin, Origin(module, distribution, version))
@@ -79,22 +79,22 @@ class Registry:
             self._add(item)
 
     def _add(self, item: Registered) -> None:
-        there = self.components[item.kind].get(item.name)
-        if there is None:
+        first = self.components[item.kind].get(item.name)
+        if first is None:
             self.components[item.kind][item.name] = item
             return
         self.clashes[item.kind, item.name] = Problem(
-            f"two plugins register the {item.kind} '{item.name}': {there.module} of {there.distribution} "
-            f"{there.version} and {item.module} of {item.distribution} {item.version}",
+            f"two plugins register the {item.kind} '{item.name}': {first.module} of {first.distribution} "
+            f"{first.version} and {item.module} of {item.distribution} {item.version}",
             hint="uninstall one of the two",
         )
 
     def names(self, kind: str) -> list[str]:
-        """Names of the components of one kind, sorted."""
+        """Returns the names of the components of one kind, sorted."""
         return sorted(self.components[kind])
 
     def unknown(self, kind: str, name: str) -> Problem | None:
-        """What is wrong with a component's name, or None where it can be had."""
+        """Returns the problem of a name that is unknown or that two plugins register; None for any other."""
         if name in self.components[kind]:
             return self.clashes.get((kind, name))
         return Problem(f"unknown {kind} '{name}'", hint=self._suggestion(kind, name))
@@ -108,14 +108,14 @@ class Registry:
         return f"{installed}{broken or '; docs/plugins.md lists plugins that bring others'}"
 
     def get(self, kind: str, name: str) -> Registered:
-        """One component; raises UserError, with a suggestion, where there is none of that name."""
+        """Returns one component; raises UserError, with a suggestion, for an unknown name."""
         problem = self.unknown(kind, name)
         if problem:
             raise UserError(problem)
         return self.components[kind][name]
 
     def create(self, kind: str, use: Use) -> Any:
-        """An instance of the component that `use` names, made with its options."""
+        """Creates the component that `use` names, with its options."""
         item = self.get(kind, use.use)
         factory = _resolve(item.factory)
         check_class(item, factory)
@@ -141,7 +141,7 @@ def _builtin_modules() -> list[str]:
 
 
 class Origin(NamedTuple):
-    """Where a plugin comes from."""
+    """The module and the distribution of a plugin."""
 
     module: str
     distribution: str
@@ -149,7 +149,7 @@ class Origin(NamedTuple):
 
 
 def _collect(plugin: ModuleType, origin: Origin) -> list[Registered]:
-    """All that one plugin registers; raises when any of it is wrong."""
+    """Returns the components that one plugin registers; raises if any of them is wrong."""
     module = origin.module
     api = _check_version(plugin, origin)
     manager = pluggy.PluginManager(PROJECT)  # one a plugin: nothing that it does reaches another
@@ -245,16 +245,16 @@ def _resolve(factory: Callable[..., Any] | str) -> Callable[..., Any]:
 
 @functools.cache
 def current() -> Registry:
-    """The registry of this process, made on first use."""
+    """Returns the registry of this process, created on first use."""
     return Registry()
 
 
 def create(kind: str, use: str | Use) -> Any:
-    """An instance of a component of this process's registry; for components that use others."""
+    """Creates a component of this process's registry; for components that use others."""
     return current().create(kind, as_use(use))
 
 
 def module_file(item: Registered) -> str | None:
-    """The source file of the plugin module that registered a component."""
+    """Returns the source file of the plugin module that registered a component."""
     module = sys.modules.get(item.module.split(":", 1)[0])
     return getattr(module, "__file__", None)
