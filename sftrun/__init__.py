@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 from typing import TYPE_CHECKING, Any
 
-from sftrun import errors, events, files, kinds, types
+from sftrun import errors, events, files, kinds, types  # noqa: F401  (public modules)
 from sftrun.errors import Problem, RowError, UserError, missing_packages
 from sftrun.hookspecs import Register, hookimpl
 from sftrun.options import Meta, NameOrPath, Options, PathText, SecretText, Use, component
@@ -78,15 +78,11 @@ __all__ = [
     "UserError",
     "component",
     "create",
-    "errors",
     "evaluate",
-    "events",
-    "files",
     "generate",
     "gpu_count",
     "hookimpl",
     "inspect",
-    "kinds",
     "load",
     "missing_packages",
     "plan",
@@ -94,6 +90,5 @@ __all__ = [
     "rehearse",
     "resume",
     "run",
-    "types",
     "validate",
 ]

@@ -44,6 +44,7 @@ __all__ = [
     "leaves",
     "parse",
     "schema",
+    "written",
 ]
 
 ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -160,3 +161,17 @@ def changed_leaves(options: Options) -> Iterator[tuple[str, Any]]:
 def _default(options: type[Options], name: str) -> Any:
     field = next(each for each in msgspec.structs.fields(options) if each.name == name)
     return field.default if field.default is not msgspec.NODEFAULT else field.default_factory
+
+
+def written(options: Options) -> dict[str, Any]:
+    """Returns an options object as plain data, without what has its default: as a person would write it."""
+    data: dict[str, Any] = {}
+    for field in msgspec.structs.fields(options):
+        value = getattr(options, field.name)
+        if field.default is not msgspec.NODEFAULT and value == field.default:
+            continue
+        if field.default_factory is not msgspec.NODEFAULT and value == field.default_factory():
+            continue
+        nested = isinstance(value, Options) and not isinstance(value, Use)
+        data[field.encode_name] = written(value) if nested else msgspec.to_builtins(value)
+    return data

@@ -12,6 +12,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 
 from sftrun.errors import UserError
+from sftrun.options import written
 from sftrun.recipe.compose import LINE_BREAK, compose, scalar
 from sftrun.recipe.document import Origin
 from sftrun.recipe.model import Recipe, typed_recipe
@@ -26,6 +27,11 @@ def resolved_yaml(recipe: Recipe) -> str:
     if data["train"]["batch_size"] == "auto":  # auto sets grad_accum
         del data["train"]["grad_accum"]
     return _dump(data)
+
+
+def written_yaml(recipe: Recipe) -> str:
+    """Returns a recipe as YAML without its defaults, as a person would write it."""
+    return _dump(written(recipe))
 
 
 def from_resolved(text: str) -> Recipe:

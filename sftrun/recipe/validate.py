@@ -15,7 +15,7 @@ from sftrun.recipe.document import Document, Node, Origin
 from sftrun.recipe.load import EXTENDS, read_file
 from sftrun.recipe.model import Recipe, components, typed_recipe
 from sftrun.recipe.overrides import apply_overrides
-from sftrun.recipe.resolved import from_resolved, resolved_yaml
+from sftrun.recipe.resolved import from_resolved, resolved_yaml, written_yaml
 from sftrun.recipe.walk import Visit, walk
 from sftrun.registry import Registry, current
 
@@ -66,7 +66,7 @@ def load_with_places(source: PathLike | Recipe, overrides: Sequence[str] = ()) -
     if found.recipe is None or found.document is None:
         raise UserError(found.problems)
     if isinstance(source, Recipe):
-        name, text = "recipe", resolved_yaml(source)
+        name, text = "recipe", written_yaml(source)
     else:
         name, text = str(source), Path(source).read_text("utf-8-sig")
     return Loaded(found.recipe, found.document, found.problems, name, text, tuple(overrides))
@@ -93,7 +93,7 @@ def _built(recipe: Recipe) -> tuple[Node, list[Problem]]:
     """Returns a recipe built in Python as if it were read from a file; its relative paths start at the working
     folder.
     """
-    text = resolved_yaml(recipe)
+    text = written_yaml(recipe)
     node, problems = compose(text, Origin("<recipe>", Path.cwd(), LINE_BREAK.split(text)))
     if node is None:
         raise UserError(problems)
