@@ -259,7 +259,7 @@ def test_a_smaller_batch_divides_the_rows_of_a_step(recipe, batch, accum, smalle
 def test_a_plan_shows_what_auto_would_choose(recipe, sftrun):
     result = sftrun("plan", recipe({"batch_size": "auto", "effective_batch_size": 8}), "--no-data")
     assert result.code == 0, result.err
-    assert "train.batch_size auto: 8 rows at a time, train.grad_accum 1 (estimated" in result.err
+    assert "train.batch_size auto: chose batch_size 8 and grad_accum 1 (estimated" in result.err
 
 
 def test_a_plan_without_an_estimate_asks_for_a_probe(recipe, sftrun):
@@ -335,7 +335,7 @@ def test_a_batch_is_chosen_once(recipe, tmp_path):
     assert sized["peak"] < sized["room"]
     assert folder.facts("train")["batch"]["asked"]["batch_size"] == "auto"
     assert not (folder.path / ".size").exists()
-    folder.forget("train", "report")
+    folder.mark_undone("train", "report")
     run(file, out=folder.path, resume=True)
     resume(folder.path)
     assert len(events(folder, "batch_chosen")) == 1

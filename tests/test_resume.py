@@ -333,7 +333,7 @@ def test_other_samples_than_before_are_refused(folder, killed):
     file.write_bytes(kept[:-1] + b"x")
     try:
         with pytest.raises(UserError, match=r"val\.arrow in .* is not what the run has trained on so far"):
-            train(None, killed, print)
+            train(StageWork(killed.recipe(), killed, print))
     finally:
         file.write_bytes(kept)
 

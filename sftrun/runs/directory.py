@@ -105,10 +105,12 @@ class RunDir:
         state = self.read_json(STATE)
         self.write_json(STATE, {**state, stage: {**state.get(stage, {}), **facts}})
 
-    def forget(self, *names: str) -> None:
-        """Removes the records of stages, so that these stages run again."""
+    def mark_undone(self, *names: str) -> None:
+        """Makes stages run again; what was found out in them (the batch that was chosen, …) is kept."""
         state = self.read_json(STATE)
-        self.write_json(STATE, {name: each for name, each in state.items() if name not in names})
+        for name in names:
+            state.get(name, {}).pop("status", None)
+        self.write_json(STATE, state)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -59,13 +59,13 @@ def reconcile(recipe: Recipe, run: RunDir, processes: int, stages: Sequence[Stag
     if wrong:
         raise UserError(_problem(key, *values, run) for key, values in wrong.items())
     if not (run.prepared / "proof.json").is_file():  # deleted to free the disk; training compares hashes of the new one
-        run.forget("prepare")
+        run.mark_undone("prepare")
     again = [name for key, name in later.items() if key in changed]
     if again:
-        run.forget(*again)
+        run.mark_undone(*again)
     *earlier, last = [stage.name for stage in stages if stage.when(recipe)]
     if not all(run.done(name) for name in earlier):
-        run.forget(last)
+        run.mark_undone(last)
     return list(_warn_of_rounding(changed.keys() & ROUNDING))
 
 
