@@ -139,7 +139,7 @@ class Scores(msgspec.Struct, frozen=True):
 
 
 NoteAction = Literal["dropped", "filtered", "changed", "added"]
-"""The action of a transform on a row: it dropped, filtered (on purpose) or changed the row, or added a copy."""
+"""The action of a transform on a row: it dropped, filtered (on purpose) or changed it, or added one from it."""
 
 
 class LossSums(msgspec.Struct, frozen=True):
