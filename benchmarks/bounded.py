@@ -2,8 +2,8 @@
 
     python benchmarks/bounded.py [ROWS …] [--short] [--rounds N]
 
-Rows repeat those of the preparation benchmark with a number in each; with --short they are generated sums of one line.
-Each size is prepared in its own process. `anonymous` is its largest anonymous memory (MB), sampled every 20 ms;
+Rows are the rows of the preparation benchmark, repeated, with a number in each; with --short, generated sums of one
+line. Each size is prepared in its own process. `anonymous` is its largest anonymous memory (MB), sampled every 20 ms;
 `rows_per_s` is the rate of the whole stage. Prints JSON.
 """
 

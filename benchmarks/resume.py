@@ -1,4 +1,4 @@
-"""Kills runs at random moments, resumes them, and compares their weights with those of an undisturbed run.
+"""Kills runs at random moments, resumes them, and compares their weights with the weights of an undisturbed run.
 
     python benchmarks/resume.py --kills 20 --mode lora
     python benchmarks/resume.py --kills 20 --mode full --processes 2

@@ -7,7 +7,7 @@ The ways take turns, round by round, each in its own process. Each sees the rows
 `bare` is a loop of a few lines, with the same batches (asserted), a head on trained positions and fused AdamW. `sftrun`
 is the worker of the stage train. `trl` is SFTTrainer with completion masks and its defaults for batches, padding and
 the head. All compute in fp32 without checkpointing. The model is a Qwen2 with random weights, 110 M parameters by
-default. With --gsm8k, the rows are those of GSM8K with Qwen's tokenizer of 151,936 tokens, sftrun packs them, and the
+default. With --gsm8k, the rows come from GSM8K, with Qwen's tokenizer of 151,936 tokens, sftrun packs them, and the
 result is trained tokens a second.
 
 Two rounds take eight to ten minutes on two cores. Prints JSON: medians of rounds, and the median over rounds of each

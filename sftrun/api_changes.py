@@ -30,20 +30,20 @@ CHANGES: tuple[Change, ...] = (
 
 def of_kind(kind: str) -> dict[str, Change]:
     """Returns the newest change of each method and attribute of a kind of component."""
-    found = sorted(CHANGES, key=lambda change: change.version)
-    owned = [(change, *change.name.partition(".")[::2]) for change in found if change.name.count(".") == 1]
+    changes = sorted(CHANGES, key=lambda change: change.version)
+    owned = [(change, *change.name.partition(".")[::2]) for change in changes if change.name.count(".") == 1]
     return {name: change for change, owner, name in owned if owner in (kind, "*")}
 
 
 def removed_message(change: Change) -> str:
-    """Returns why a component may not have a method or attribute that was removed."""
+    """Returns the message for a component that has a removed method or attribute."""
     name = change.name.rpartition(".")[2]
     instead = f"; use '{change.instead}' instead" if change.instead else ""
     return f"has '{name}', which API version {change.version} has removed{instead}"
 
 
 def warning(change: Change, api: int) -> str | None:
-    """Returns what a component that declares the API version `api` should know of its method; None if all is well."""
+    """Returns the warning about a method for a component that declares API version `api`; None if there is none."""
     name = change.name.rpartition(".")[2]
     if change.what == "deprecated":
         instead = f"; use '{change.instead}' instead" if change.instead else ""

@@ -1,4 +1,4 @@
-"""Events: what a run reports while it works, one JSON object a line in `events.jsonl`.
+"""Events: the reports of a run while it works, one JSON object per line in `events.jsonl`.
 
 A backend emits them (`work.emit(sftrun.events.Step(step=1, loss=2.3))`); the display, trackers, curves and the report
 read them. Only the fields without a default are required. An event that is unknown, or that lacks a key, never ends a
@@ -101,8 +101,8 @@ class BatchTried(Event, tag="batch_tried"):
 
 
 class BatchChosen(Event, tag="batch_chosen"):
-    """`train.batch_size: auto` has chosen; `rows` are those of an optimizer step, `margin` the share that stays
-    free.
+    """`train.batch_size: auto` has chosen; `rows` are the rows per optimizer step, `margin` the share of memory that
+    stays free.
     """
 
     batch_size: int
@@ -149,7 +149,7 @@ class Restarted(Event, tag="restarted"):
 
 
 class Using(Event, tag="using"):
-    """What the training runs with, once `auto` is decided."""
+    """The settings of the training after `auto` is resolved."""
 
     attention: str
     precision: str
@@ -167,7 +167,7 @@ class Resumed(Event, tag="resumed"):
 
 
 class Step(Event, tag="step"):
-    """An optimizer step, or the mean of those since the last one reported.
+    """An optimizer step, or the mean over the steps since the last report.
 
     `loss` is in nats per trained token; `tokens` and `trained_tokens` count from the start of the run, over all ranks.
     """
@@ -198,7 +198,7 @@ class Eval(Event, tag="eval"):
 
 
 class Checkpoint(Event, tag="checkpoint"):
-    """A whole checkpoint is on disk; `path` is relative to the run directory."""
+    """A complete checkpoint is on disk; `path` is relative to the run directory."""
 
     step: int
     path: str | None = None
@@ -214,7 +214,7 @@ class StoppedEarly(Event, tag="stopped_early"):
 
 
 class Best(Event, tag="best"):
-    """The model is that of this step, whose validation loss was the lowest."""
+    """The model now has the weights of this step, whose validation loss was the lowest."""
 
     step: int
     loss: float
@@ -259,14 +259,14 @@ class EstimatedBatches(Event, tag="estimated_batches"):
 
 
 class Custom(Event, tag="custom"):
-    """An event of a plugin's own: kept in `events.jsonl` and given to trackers, without a meaning to sftrun."""
+    """A plugin's own event: kept in `events.jsonl` and given to trackers, without meaning for sftrun."""
 
     name: str
     data: dict[str, Any] = {}
 
 
 class Failure(Event, tag="failure"):
-    """How a worker process failed: its last event.
+    """The failure of a worker process, as its last event.
 
     `kind` is user, memory, disk, lost (the connection to other ranks), gone (another node), bug, or ended (without a
     word). `rank` and `time` (of a monotonic clock, in seconds) order the failures of several ranks.
@@ -283,7 +283,7 @@ class Failure(Event, tag="failure"):
 
 
 class Malformed(Event, tag="malformed"):
-    """An event that could not be read as what it says it is: its name, the reason, and its data as they came."""
+    """An event that could not be read: its name, the reason, and its data as they came."""
 
     kind: str
     reason: str
@@ -315,7 +315,7 @@ def _number_or_text(value: Any) -> float | str:
 
 
 def decode(data: Any) -> tuple[Event, Malformed | None]:
-    """Returns the event of a JSON object, and what was wrong with it.
+    """Returns the event of a JSON object, and the problem with it, None if there is none.
 
     An object that is no known event, or lacks a required key, is `Malformed` itself; unknown keys are left out.
     """
@@ -345,7 +345,7 @@ def _unknown_event(data: Mapping[str, Any]) -> str:
     if "event" not in data:
         return "it has no key 'event'"
     close = difflib.get_close_matches(str(data["event"]), EVENTS, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else "emit sftrun.events.Custom for one of your own"
+    hint = f"did you mean '{close[0]}'?" if close else "emit sftrun.events.Custom for your own events"
     return f"there is no event of this name; {hint}"
 
 

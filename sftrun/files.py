@@ -90,6 +90,6 @@ def shell_path(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where caches are kept: SFTRUN_CACHE, else the user's cache folder."""
+    """Returns the folder of caches: SFTRUN_CACHE, else the user's cache folder."""
     own = os.environ.get("SFTRUN_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sftrun"

@@ -36,11 +36,11 @@ STAGES = (
     Stage("export", "sftrun.stages.export:export", when=lambda recipe: bool(recipe.exporters), redo_for="exporters"),
     Stage("report", "sftrun.stages.report:report"),
 )
-TRAIN = "sftrun.stages.train:train_in_worker"  # what each rank of a training calls
+TRAIN = "sftrun.stages.train:train_in_worker"  # the function that each rank of a training calls
 
 
 def _silent(event: Event) -> None:
-    """Shows nothing."""
+    """Ignores an event."""
 
 
 def run(
@@ -108,7 +108,7 @@ def _resume(folder: RunDir, loaded: Loaded, watch: Emit, node: Node | None) -> R
 
 
 def _pass_stages(work: StageWork) -> None:
-    """Does every stage that is not done; each sees only what the stages before it wrote."""
+    """Runs every stage that is not done; a stage sees only what earlier stages wrote."""
     for stage in STAGES:
         if stage.when(work.recipe):
             session.run_stage_once(stage, work)
@@ -150,7 +150,7 @@ def new_run(
     again: bool = False,
     stop_when: Callable[[Event], bool] | None = None,
 ) -> Iterator[StageWork]:
-    """A new run directory, locked and begun; what fails meanwhile is given its place in the recipe.
+    """A new run directory, locked and begun; problems meanwhile get their place in the recipe.
 
     With `again`, a folder whose run was killed before it began is taken over.
     """
@@ -158,7 +158,7 @@ def new_run(
         warnings = [*loaded.warnings, *preflight.check_machine(loaded.recipe, kinds)]
         folder = directory.create(Path(loaded.name), Path(out) if out else None, again=again)
         with SIGNALS.handling(), session.locked(folder, STAGES):
-            directory.vacate(folder, again)  # what is there by now, another process may have written meanwhile
+            directory.vacate(folder, again)  # another process may have written into the folder meanwhile
             folder.write_recipe(loaded.recipe)
             folder.write("recipe.yaml", loaded.text)
             folder.write_json(directory.BEGUN, lockfile.facts(loaded.recipe, current(), loaded.overrides))

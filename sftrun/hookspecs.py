@@ -1,4 +1,4 @@
-"""The hooks of a plugin, one per kind of component; each calls `register` once per component, none intercepts."""
+"""The hooks of a plugin, one per kind of component; each calls `register` once per component."""
 
 from collections.abc import Callable
 from typing import Any, Protocol

@@ -1,6 +1,6 @@
-"""The kinds of component: a Protocol each, and the context that its work is given.
+"""The kinds of component: a Protocol for each, and the contexts that their methods get.
 
-A context is the one argument of a method, so that it can grow: a new field of it breaks no plugin. Methods that a
+A context is the only argument of a method, so a new field in it breaks no plugin. Methods that a
 Protocol lists in `OPTIONAL` may be left out; a misspelled one is an error when the component is registered.
 """
 
@@ -73,17 +73,17 @@ class Source(Protocol):
         """Yields the rows of one split, in a fixed order."""
 
     def fingerprint(self) -> str:
-        """Returns a hash that changes when any row does."""
+        """Returns a hash that changes when any row changes."""
 
     def locate(self, origin: str) -> str:
-        """Returns an origin as a place that a person can open."""
+        """Returns a place that a person can open, such as file and line, for an origin."""
 
 
 class Note(Protocol):
     """Writes to the ledger what a transform did to a conversation."""
 
     def __call__(self, origin: str, action: NoteAction, reason: str, detail: str = "", /) -> None:
-        """`reason` groups entries, so use few different ones; `detail` is particular to this row."""
+        """Writes an entry; entries are grouped by `reason`, so use few different ones. `detail` is about this row."""
 
 
 def _no_tokenizer(text: str) -> int:
@@ -91,7 +91,7 @@ def _no_tokenizer(text: str) -> int:
 
 
 class Context(msgspec.Struct, frozen=True):
-    """What a transform works in: the split at hand, the recipe's seed, and access to the other splits.
+    """The context of a transform: its split, the recipe's seed, and access to the other splits.
 
     `conversations(split)` yields the conversations of another split as they reach this transform; `count(text)`
     returns the number of tokens of a text under the recipe's tokenizer.
@@ -108,7 +108,7 @@ class Context(msgspec.Struct, frozen=True):
 class Transform(Protocol):
     """Turns conversations into fewer, more or changed ones.
 
-    Optional: `fingerprint() -> str`, for a transform that reads files of its own: a hash that changes when they do.
+    Optional: `fingerprint() -> str`, for a transform that reads its own files: a hash that changes when they do.
     """
 
     def apply(self, conversations: Iterable[Conversation], context: Context) -> Iterator[Conversation]:
@@ -149,7 +149,7 @@ class Model(Protocol):
     def generate(self, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[list[int]]:
         """Returns one continuation per prompt (lists of token ids), without the stop token.
 
-        Nothing of the model's own generation config has an effect but its stop tokens: greedy means greedy.
+        The model's own generation config has no effect, except for its stop tokens: greedy means greedy.
         """
 
     def loglikelihood(
@@ -165,7 +165,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What a backend trains: the recipe, its run directory with the prepared data, and where to report events."""
+    """The context of a training: the recipe, its run directory with the prepared data, and `emit` for events."""
 
     recipe: "Recipe"
     run: "RunDir"
@@ -179,7 +179,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """Which model a backend loads: the one before or after training."""
+    """The context of loading: `which` is the model before (base) or after training (tuned)."""
 
     recipe: "Recipe"
     run: "RunDir"
@@ -224,7 +224,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """What an evaluator scores: a model, and the held-out prompts of each split that has any."""
+    """The context of an evaluator: a model, and the held-out prompts by split."""
 
     model: Model
     prompts: Mapping[str, Sequence[Prompt]]
@@ -245,7 +245,7 @@ class Evaluator(Protocol):
     def score(self, work: Scoring) -> Scores:
         """Returns metrics, and the samples they were computed from.
 
-        A sample has `origin`, `messages`, `reference` and `answer`, and what else the report should show. For the
+        A sample has `origin`, `messages`, `reference` and `answer`, and anything else for the report. For the
         base and the tuned model, the samples must be of the same prompts in the same order.
         """
 
@@ -288,7 +288,7 @@ class Metric(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Exporting:
-    """What an exporter exports: the run with its tuned model, and where to report events."""
+    """The context of an exporter: the run with its tuned model, and `emit` for events."""
 
     recipe: "Recipe"
     run: "RunDir"
@@ -304,7 +304,7 @@ class Exporter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """What a tracker tracks. `resumed` is True if the run has been started before."""
+    """The context of a tracker. `resumed` is True if the run has been started before."""
 
     recipe: "Recipe"
     run: "RunDir"
@@ -312,19 +312,19 @@ class Tracking:
 
 
 class Tracker(Protocol):
-    """Follows a run in the parent process: it is given every event, typed.
+    """Follows a run in the parent process: it gets every event, typed.
 
-    An exception of a tracker never ends a run: it is shown once, and the tracker is given nothing more.
+    An exception of a tracker never ends a run: it is shown once, and the tracker gets no more events.
     """
 
     def start(self, work: Tracking) -> None:
-        """Called before the first stage."""
+        """Starts tracking; called before the first stage."""
 
     def track(self, event: Event) -> None:
-        """Called with each event, in order."""
+        """Takes one event; called with each event, in order."""
 
     def finish(self, status: Literal["done", "failed", "interrupted"]) -> None:
-        """Called at the end."""
+        """Ends tracking; called at the end."""
 
 
 PROTOCOLS: dict[str, type] = {

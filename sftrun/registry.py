@@ -1,4 +1,4 @@
-"""Finds plugins and their components; a broken plugin is reported where it matters, and affects no other."""
+"""Finds plugins and their components; a broken plugin is reported when it is used, and affects no other plugin."""
 
 import difflib
 import functools
@@ -21,7 +21,7 @@ from sftrun.hookspecs import KINDS, PROJECT
 from sftrun.kinds import OPTIONAL, PROTOCOLS
 from sftrun.options import Use, as_use, expand, parse, schema
 
-ALIKE = 0.7  # a name that is less like another one was not a typo, so the list of names helps more
+ALIKE = 0.7  # similarity from 0 to 1; below it a name is not a typo, and the list of names helps more
 
 
 class Registered(msgspec.Struct, frozen=True):
@@ -68,14 +68,14 @@ class Registry:
             self.load(entry.value, name, version, entry.load)
 
     def load(self, module: str, distribution: str, version: str, importer: Callable[[], Any]) -> None:
-        """Loads one plugin with all of its components, or none of them and the reason."""
+        """Loads one plugin with all its components; if it fails, records it as broken, without any component."""
         try:
             plugin = importer()
-            found = _collect(plugin, Origin(module, distribution, version))
-        except (Exception, SystemExit) as error:  # whatever a plugin raises, the tool goes on
+            components = _collect(plugin, Origin(module, distribution, version))
+        except (Exception, SystemExit) as error:  # whatever a plugin raises, sftrun continues
             self.broken.append(Broken(module, distribution, version, f"{type(error).__name__}: {error}"))
             return
-        for item in found:
+        for item in components:
             self._add(item)
 
     def _add(self, item: Registered) -> None:
@@ -196,12 +196,12 @@ def _register(found: list[Registered], kind: str, plugin: ModuleType, origin: Or
 
 
 def check_class(item: Registered, factory: Callable[..., Any]) -> tuple[str, ...]:
-    """Returns warnings about the methods of a component, as far as its factory, once imported, shows the class.
+    """Returns warnings about the methods of a component, if its imported factory is a class.
 
     Raises ValueError for methods that are missing, removed, or misspelled.
     """
-    made = factory.func if isinstance(factory, functools.partial) else factory
-    return _check_methods(made, item.kind, item.name, item.api) if isinstance(made, type) else ()
+    factory_class = factory.func if isinstance(factory, functools.partial) else factory
+    return _check_methods(factory_class, item.kind, item.name, item.api) if isinstance(factory_class, type) else ()
 
 
 @functools.cache
@@ -232,7 +232,7 @@ def _check_spelling(factory: type, own: str, known: set[str], who: str) -> None:
     close = difflib.get_close_matches(own, spellings, n=1, cutoff=0.8)
     if close and not hasattr(factory, spellings[close[0]]):
         message = f"{who} has '{own}', which nothing calls; did you mean '{spellings[close[0]]}'?"
-        raise ValueError(f"{message} (if the name is your own: begin it with an underscore)")
+        raise ValueError(f"{message} (if it is your own name, begin it with an underscore)")
 
 
 def _resolve(factory: Callable[..., Any] | str) -> Callable[..., Any]:
@@ -250,7 +250,7 @@ def current() -> Registry:
 
 
 def create(kind: str, use: str | Use) -> Any:
-    """Creates a component of this process's registry; for components that use others."""
+    """Creates a component from this process's registry; for components that use other components."""
     return current().create(kind, as_use(use))
 
 

@@ -1,4 +1,4 @@
-"""The nouns that pass between components."""
+"""The data types that pass between components."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from sftrun.data.masks.skeleton import Skeleton
 
 Message = dict[str, Any]
-"""One message in the OpenAI chat shape: `role`, `content`, and what else the template reads.
+"""One message in the OpenAI chat shape: `role`, `content`, and any other key that the template reads.
 
-`train`, true or false, says whether the message is to be trained on; it is for maskers, and no template sees it.
+`train` is true if the message is to be trained on, false if not. Maskers read it; no template sees it.
 """
 
 
@@ -30,10 +30,10 @@ class BadRow(msgspec.Struct, frozen=True):
 
 
 class Conversation(msgspec.Struct, frozen=True):
-    """Messages for a chat template, with what else that template is given.
+    """Messages for a chat template, with its tools and other arguments.
 
     With `plain`, no template is used: the contents of the messages are joined as they are, between the
-    tokenizer's BOS (where it adds one) and its EOS; the text of the last message, and EOS, are generated.
+    tokenizer's BOS (if it adds one) and its EOS; the text of the last message, and EOS, are generated.
     """
 
     messages: list[Message]
@@ -51,9 +51,9 @@ class Span(msgspec.Struct, frozen=True):
 
     `message` is the index of the message it comes from, -1 for the template's own text, whose role is
     `template`. `generated` is true for what the model has to emit at inference: the text of an assistant's
-    answer and, as a span of its own with `end_of_turn` set, the token that ends it. `part` is the field of the
+    answer and, as a separate span with `end_of_turn` set, the token that ends it. `part` is the field of the
     message that the text of a generated span belongs to, with the marks that the template writes around it.
-    `train` is what the message says of itself, None where it says nothing.
+    `train` is the flag `train` of the message, None if it has none.
     """
 
     start: int
@@ -91,7 +91,7 @@ class Rendered:
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """Token ids with, for each, whether it carries loss (1) or not (0)."""
+    """Token ids, and a flag for each: 1 if the token is trained, else 0."""
 
     ids: list[int]
     trained: list[int]
@@ -99,7 +99,7 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """A held-out conversation without its last answer: what the model is asked, and what was expected."""
+    """A held-out conversation without its last answer, which is the reference."""
 
     origin: str
     messages: list[Message]
@@ -108,7 +108,7 @@ class Prompt(msgspec.Struct, frozen=True):
 
 
 class Grade(msgspec.Struct, frozen=True):
-    """What a judge says of one answer: a score from 0 to 1 and the reason for it."""
+    """The grade of one answer: a score from 0 to 1, and the reason for it."""
 
     score: float
     reason: str
@@ -129,9 +129,9 @@ class Measure(msgspec.Struct, frozen=True):
 
 
 class Scores(msgspec.Struct, frozen=True):
-    """What an evaluator found: metrics by name, and the samples they were computed from.
+    """The result of an evaluator: metrics by name, and the samples they were computed from.
 
-    A metric that is a bare number has no direction: the report shows it, and calls it neither better nor worse.
+    A metric that is a bare number has no direction: the report shows it, but does not call it better or worse.
     """
 
     metrics: Mapping[str, float | Measure]
@@ -139,11 +139,11 @@ class Scores(msgspec.Struct, frozen=True):
 
 
 NoteAction = Literal["dropped", "filtered", "changed", "added"]
-"""What a transform did: lost a row, left it out on purpose, changed it, or made one more of it."""
+"""The action of a transform on a row: it dropped, filtered (on purpose) or changed it, or added one from it."""
 
 
 class LossSums(msgspec.Struct, frozen=True):
-    """Sums over trained tokens: their number, their negative log-likelihood (nats), how many were argmax."""
+    """Sums over trained tokens: their number, their negative log-likelihood (nats), and how many were the argmax."""
 
     tokens: int
     loss: float
@@ -151,7 +151,7 @@ class LossSums(msgspec.Struct, frozen=True):
 
 
 class BatchShape(msgspec.Struct, frozen=True):
-    """What one forward pass is given: the lengths of its rows in tokens, and how many of these tokens are trained.
+    """The batch of one forward pass: the lengths of its rows in tokens, and the number of trained tokens.
 
     Packed rows are laid end to end; others are padded to the longest.
     """
@@ -162,10 +162,10 @@ class BatchShape(msgspec.Struct, frozen=True):
 
 
 class Footprint(msgspec.Struct, frozen=True):
-    """What training takes: parameters, and bytes of memory by moment and part (`memory[moment][part]`).
+    """The needs of a training: parameters, and bytes of memory by moment and part (`memory[moment][part]`).
 
-    `device` is `cpu`, whose memory is that of the whole process, or `cuda`. `checkpoint` is its size on disk.
-    `notes` say what a reader has to know of these numbers.
+    `device` is `cuda`, or `cpu`, for which memory is the memory of the whole process. `checkpoint` is the size of a
+    checkpoint on disk. `notes` explain the numbers to the reader.
     """
 
     trained: int
@@ -180,8 +180,8 @@ class Decoding(msgspec.Struct, frozen=True, kw_only=True):
     """How answers are generated: greedily at temperature 0, else sampled from `top_k` tokens or `top_p` of the
     probability.
 
-    `stop` are texts that end an answer, and are not part of it. `batch_size` prompts are answered at a time; it changes
-    no greedy answer but for rounding. `seed` makes sampling repeatable.
+    `stop` are texts that end an answer, and are not part of it. `batch_size` prompts are answered at a time; except for
+    rounding it does not change greedy answers. `seed` makes sampling repeatable.
     """
 
     max_new_tokens: int = 256
@@ -194,8 +194,8 @@ class Decoding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Likelihood(msgspec.Struct, frozen=True):
-    """The log-likelihood of a continuation in nats: the sum, that of each token, and whether greedy decoding gives
-    it.
+    """The log-likelihood of a continuation in nats, as a sum and by token; `greedy` is True if greedy decoding gives
+    the continuation.
     """
 
     sum: float

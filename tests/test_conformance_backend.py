@@ -261,7 +261,7 @@ MODELS = {
     "depend on the order of the prompts": Sorted,
     "has the stop text": Unstopped,
     "log-likelihoods for": Short,
-    "that of its halves": Prefixed,
+    "and of its halves": Prefixed,
     "log-likelihoods depend on the batch size": Batched,
     "of a split that does not exist must be None": Everywhere,
     "but log-likelihoods give": Whole,

@@ -28,7 +28,7 @@ def test_a_number_of_a_library_is_written_as_a_number():
         ({"event": "step", "loss": 1.0}, "missing required field `step`"),
         ({"event": "step", "step": "one"}, "Expected `int`, got `str`"),
         ({"event": "stpe", "step": 1}, "there is no event of this name; did you mean 'step'?"),
-        ({"event": "nothing like it"}, "emit sftrun.events.Custom for one of your own"),
+        ({"event": "nothing like it"}, "emit sftrun.events.Custom for your own events"),
         ({"step": 1}, "it has no key 'event'"),
         ([1], "an event must be a JSON object"),
     ],

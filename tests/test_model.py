@@ -105,5 +105,5 @@ def test_the_log_likelihood_of_a_continuation_is_that_of_its_tokens_alone(model)
 
 
 def test_an_empty_context_predicts_nothing(model):
-    with pytest.raises(sftrun.UserError, match="context of one token at least"):
+    with pytest.raises(sftrun.UserError, match="context of at least one token"):
         model.loglikelihood([([], [1, 2])])

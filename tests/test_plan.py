@@ -225,5 +225,5 @@ def test_an_interrupted_plan_names_no_run_to_resume(write):
     def stop(event):
         raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match="nothing is kept of it but what was prepared"):
+    with pytest.raises(Interrupted, match="nothing is kept except the prepared data"):
         plan(write(ROWS), watch=stop)

@@ -295,7 +295,7 @@ def test_a_name_that_is_nearly_an_optional_one_is_an_error_with_a_suggestion(kin
     assert "thing" not in registry.components[kind]
     assert reason == (
         f"ValueError: the {kind} 'thing' has '{wrong}', which nothing calls; did you mean '{meant}'? "
-        f"(if the name is your own: begin it with an underscore)"
+        f"(if it is your own name, begin it with an underscore)"
     )
 
 

@@ -18,7 +18,7 @@ UNSEEN = (errno.EPIPE, errno.EIO)  # a pipe that nobody reads any more; a termin
 
 @contextlib.contextmanager
 def watcher() -> Iterator[Callable[[Event], None]]:
-    """Something to call with each event, around the run, which goes on where nobody sees it any more."""
+    """The display of a run, as a function of an event; the run continues if its output is closed."""
     shown = Bar() if sys.stderr.isatty() else Lines()
 
     def watch(event: Event) -> None:

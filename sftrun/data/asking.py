@@ -1,4 +1,4 @@
-"""Messages to the token ids that a model is asked with."""
+"""Encodes messages as the prompt of a model."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,7 +17,7 @@ def prompt_encoder(model: ModelOptions) -> Callable[[Sequence[Message]], list[in
     """
     tokenizer = load_tokenizer(model)
     if tokenizer.template.missing:
-        hint = "it was trained on texts, and goes on with those alone"
+        hint = "it was trained on plain texts, and can only continue texts"
         raise UserError(tokenizer.template.missing.message, hint=hint)
     renderer = Renderer(tokenizer.template, eot_token=model.eot_token)
 

@@ -41,7 +41,7 @@ class Samples:
         return (self[row] for row in range(len(self)))
 
     def arrays(self, row: int) -> tuple[Any, Any]:
-        """Returns the ids and the labels of a sample ([tokens], int32): views of the mapped file, not to be changed."""
+        """Returns the ids and the labels of a sample ([tokens], int32): read-only views of the mapped file."""
         batch, at = self._place(row)
         start, end = self.offsets[batch][at:][:2]
         ids, labels = self.columns[batch]

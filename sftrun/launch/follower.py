@@ -41,7 +41,7 @@ def _wait_for_training(run: RunDir, stages: Sequence[str]) -> bool:
     """Waits until node 0 trains, and returns True; returns False if training is already done.
 
     Raises UserError if node 0 fails or ends. An earlier attempt may have left the status "started". Then this node
-    goes on to the rendezvous, and waits for the other nodes there.
+    continues to the rendezvous, and waits for the other nodes there.
     """
     before = _state(run)
     monitor = HeartbeatMonitor(run.path)

@@ -105,7 +105,7 @@ def _read_events(lines: Iterable[str], emit: Emit) -> Failure | None:
 
 
 def read_events(line: str) -> Iterator[events.Event]:
-    """Yields the event of a line that a worker wrote, and what is wrong with it as an event of its own, if anything.
+    """Yields the event of a line that a worker wrote, and a Malformed event if something is wrong with it.
 
     A line that a kill cut short yields nothing.
     """

@@ -40,7 +40,7 @@ def _gpu() -> Machine | None:
 def _first_visible(lines: list[str]) -> str:
     """Returns name and memory of the first GPU in CUDA_VISIBLE_DEVICES, found by number or by the start of its UUID.
 
-    For a part of a GPU (`MIG-…`), which the driver does not list, returns those of the first whole GPU.
+    For a part of a GPU (`MIG-…`), which the driver does not list, returns name and memory of the first whole GPU.
     """
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     gpus = [[part.strip() for part in line.split(",", 2)] for line in lines]

@@ -1,4 +1,4 @@
-"""The typed recipe with every default written out, those of component options included."""
+"""The typed recipe with every default written out, also the defaults of component options."""
 
 from typing import Any
 

@@ -232,7 +232,7 @@ class _Composer:
                 break
             key = self._key(event, depth)
             part = self._part(next(self._events), depth + 1)
-            if part.node.raw == "":  # an empty value has no text: its place is that of the key
+            if part.node.raw == "":  # an empty value has no text: it gets the place of the key
                 part.node = msgspec.structs.replace(part.node, place=self._place(event))
             parts.append(part)
             if key == "<<" and event.implicit[0]:
@@ -243,7 +243,7 @@ class _Composer:
                 )
             elif key is not None:
                 values[key], keys[key] = part.node, self._place(event)
-        for node in merged:  # keys of the mapping itself win, then those of earlier sources
+        for node in merged:  # keys of the mapping itself win, then keys of earlier sources
             values = {**node.value, **values}
             keys = {**node.keys, **keys}
         return _sum(Node(values, self._place(start), self.origin, keys), parts)

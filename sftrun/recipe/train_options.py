@@ -174,7 +174,7 @@ class TrainOptions(Options):
         return self.effective_batch_size or self.micro_batch * self.grad_accum * processes
 
     def steps(self, rows: int, processes: int) -> int:
-        """Returns the optimizer steps of a run: those of all epochs, or max_steps if that is smaller.
+        """Returns the optimizer steps of a run: the steps of every epoch, or max_steps if that is smaller.
 
         With packing, `rows` counts sequences.
         """

@@ -156,7 +156,7 @@ def _typed(document: Document, registry: Registry) -> tuple[Recipe | None, list[
 
 
 def _placed(problem: Problem, document: Document, path: RecipePath) -> Problem:
-    """Returns a problem with the place of its own path, or else of the component that reports it."""
+    """Returns a problem with the place of its own path, or else with the place of the component that reports it."""
     if problem.where is not None:
         return problem
     path = path if problem.path is None else problem.path

@@ -35,7 +35,7 @@ class Metric(msgspec.Struct, frozen=True):
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the tuned model is better, by the direction that the metric has declared."""
+        """The comparison of the tuned with the base model, by the direction that the metric declares."""
         if self.change is None or self.higher_is_better is None:
             return "unknown"
         if not self.change:

@@ -1,4 +1,4 @@
-"""Checks of the components of a recipe before they work: on this machine, and on the prepared data."""
+"""Checks the components of a recipe before they are used: on this machine, and on the prepared data."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from sftrun.registry import current
 from sftrun.runs.directory import RunDir
 
 DATA_KINDS = ("source", "transform", "formatter", "masker")  # the kinds that prepare rows
-PACKAGES = ("jinja2", "numpy", "pyarrow", "tokenizers")  # what preparing needs; components name the rest
+PACKAGES = ("jinja2", "numpy", "pyarrow", "tokenizers")  # packages for preparing; components name the rest
 
 
 def check_machine(recipe: Recipe, kinds: Sequence[str] = KINDS) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""What happens to an event of a run: it is written down, and shown to the display and the trackers."""
+"""Records the events of a run in events.jsonl, and passes them to the display and the trackers."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +12,7 @@ DISPLAY = "display"  # the listener that is no tracker
 
 
 class Recorder:
-    """Writes each event to events.jsonl, then shows it to the display and the trackers.
+    """A function of an event that writes it to events.jsonl, then passes it to the display and the trackers.
 
     A display or a tracker that fails is dropped with a warning, after the others have seen the event. An event that
     cannot be read is counted, and shown once. `stop_when` may end the run after an event, as a signal would.
@@ -21,7 +21,7 @@ class Recorder:
     def __init__(self, run: RunDir, watch: Emit, stop_when: Callable[[Event], bool] | None = None) -> None:
         self.run, self.stop_when = run, stop_when
         self.listeners: dict[str, Emit] = {DISPLAY: watch}
-        self.secrets: dict[str, str] = {}  # texts that no warning may hold, and what stands in their place
+        self.secrets: dict[str, str] = {}  # texts that no warning may contain: their replacements
         self.malformed: Counter[str] = Counter()
         self.stage = ""
 
@@ -38,10 +38,10 @@ class Recorder:
             raise Interrupted
 
     def warn_of(self, what: str, error: BaseException) -> None:
-        """Records a warning of what has failed, without secrets."""
+        """Records a warning about a failure, without secrets."""
         message = f"{what}: {type(error).__name__}: {error}"
-        for secret, shown in self.secrets.items():
-            message = message.replace(secret, shown)
+        for secret, replacement in self.secrets.items():
+            message = message.replace(secret, replacement)
         self(Warned(message=message))
 
     def _count(self, bad: Malformed | None) -> None:
@@ -70,6 +70,6 @@ class Recorder:
                 failed[name] = error
         for name in failed:
             self.listeners.pop(name, None)
-        # each warning is an event too: it follows this one for all that are left
+        # each warning is an event too; the remaining listeners get it after this one
         for name, reason in failed.items():
             self.warn_of(f"the {name} failed and gets no more events", reason)

@@ -30,7 +30,7 @@ TrackedStatus = Literal["done", "failed", "interrupted"]
 
 @contextlib.contextmanager
 def locked(run: RunDir, stages: Sequence[Stage]) -> Iterator[None]:
-    """Locks the run directory; a signal or a full disk ends with the command that resumes the run."""
+    """A lock on the run directory; after a signal or on a full disk, the error has the command that resumes the run."""
     try:
         with run.locked():
             yield
@@ -44,7 +44,7 @@ def locked(run: RunDir, stages: Sequence[Stage]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def with_places(document: Document) -> Iterator[None]:
-    """Gives problems that name a recipe key the place of that key in the recipe's files."""
+    """A context in which problems of a recipe key get the place of the key in the recipe's files."""
     try:
         yield
     except UserError as error:
@@ -66,7 +66,7 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
     try:
         yield folder
     except KeyboardInterrupt as error:
-        raise Interrupted("nothing is kept of it but what was prepared") from error
+        raise Interrupted("nothing is kept except the prepared data") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -77,7 +77,7 @@ def trackers(recipe: Recipe, recorder: Recorder, resumed: bool) -> Iterator[None
     started: dict[str, Tracker] = {}
     status: TrackedStatus = "failed"
     try:
-        for name, tracker in _started(recipe, recorder, resumed):
+        for name, tracker in _start_trackers(recipe, recorder, resumed):
             started[name] = tracker
         recorder.listeners |= {name: tracker.track for name, tracker in started.items()}
         yield
@@ -96,8 +96,8 @@ def trackers(recipe: Recipe, recorder: Recorder, resumed: bool) -> Iterator[None
                     recorder.warn_of(f"the {name} failed at the end", error)
 
 
-def _started(recipe: Recipe, recorder: Recorder, resumed: bool) -> Iterator[tuple[str, Tracker]]:
-    """Yields the trackers that start, by the name that warnings give them."""
+def _start_trackers(recipe: Recipe, recorder: Recorder, resumed: bool) -> Iterator[tuple[str, Tracker]]:
+    """Yields the trackers that start, each with its name in warnings."""
     counts: Counter[str] = Counter()
     for use in recipe.trackers:
         counts[use.use] += 1
@@ -113,7 +113,7 @@ def _started(recipe: Recipe, recorder: Recorder, resumed: bool) -> Iterator[tupl
 
 
 def run_stage(stage: Stage, work: StageWork) -> None:
-    """Does the work of one stage, with a record of how it went."""
+    """Runs one stage, and records its start, its end or its failure."""
     run, emit, name = work.run, work.emit, stage.name
     emit(StageChanged(stage=name, status="started"))
     run.stage(name, "started")
@@ -131,7 +131,7 @@ def run_stage(stage: Stage, work: StageWork) -> None:
 
 
 def run_stage_once(stage: Stage, work: StageWork) -> None:
-    """Does the work of a stage that is not done yet."""
+    """Runs a stage if it is not done yet."""
     if not work.run.done(stage.name):
         run_stage(stage, work)
         return
@@ -145,9 +145,9 @@ def run_stage_once(stage: Stage, work: StageWork) -> None:
 
 
 def record_failure(stage: Stage, work: StageWork, error: BaseException) -> None:
-    """Notes that a stage was interrupted or failed, and why."""
+    """Records that a stage was interrupted or failed, with the reason."""
     interrupted = isinstance(error, KeyboardInterrupt)
-    with contextlib.suppress(OSError):  # a full disk takes no record of it either, and the error matters more
+    with contextlib.suppress(OSError):  # a full disk cannot take a record either; the error matters more
         work.run.stage(
             stage.name, "interrupted" if interrupted else "failed", reason=str(error) or type(error).__name__
         )

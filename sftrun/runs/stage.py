@@ -1,4 +1,4 @@
-"""A stage of a run, and what its function is given."""
+"""A stage of a run, and the context of its function."""
 
 import importlib
 from collections.abc import Callable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageWork:
-    """What the function of a stage is given: the run directory, its recorder of events, and this node."""
+    """The context of a stage: the run directory, its recorder of events, and this node."""
 
     run: RunDir
     emit: Recorder
@@ -35,8 +35,8 @@ def _always(recipe: Recipe) -> bool:
 class Stage:
     """One entry of the flow: `target` (`"package.module:function"`) is called with a `StageWork`.
 
-    `when` tells if a recipe has the stage. `after` is called each time the run passes the stage, also if it was done
-    before. `redo_for` is the recipe key whose change makes a resumed run do the stage again.
+    `when` returns True if a recipe has the stage. `after` is called each time the run passes the stage, even if it is
+    already done. `redo_for` is the recipe key whose change makes a resumed run do the stage again.
     """
 
     name: str

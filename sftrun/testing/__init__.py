@@ -1,4 +1,4 @@
-"""The conformance kit: checks a component against what its kind promises, for the tests of a plugin.
+"""The conformance kit: checks that a component keeps the promises of its kind, for the tests of a plugin.
 
     from sftrun import testing
 

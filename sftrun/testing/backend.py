@@ -32,7 +32,7 @@ LEARN: dict[str, Any] = {
     "train.save_strategy": "steps",
     "train.save_steps": 4,
 }
-# Each step is of all rows, so its loss does not depend on their order; the step of SGD is the gradient.
+# Each step has all rows, so its loss does not depend on their order; a step of SGD is proportional to the gradient.
 STEPS: dict[str, Any] = {
     "train.max_steps": 3,
     "train.optimizer": "sgd",
@@ -46,9 +46,9 @@ SPLIT_STEPS = {
     "train.batch_size=3 and grad_accum=3": {"train.batch_size": 3, "train.grad_accum": 3},
 }
 STOP = 5  # the step after which a run is stopped, between two checkpoints
-ROUNDING = 1e-4  # relative, of a loss: sums in another order
-STORED = 1e-3  # relative, of a loss: other kernels, and weights in few bits
-ON_GPU = 1e-3  # relative, of a loss: kernels that do not repeat themselves exactly
+ROUNDING = 1e-4  # relative error of a loss; sums in another order
+STORED = 1e-3  # relative error of a loss; other kernels, and quantised weights
+ON_GPU = 1e-3  # relative error of a loss; kernels that are not deterministic
 
 
 def check_backend(backend: Backend, overrides: Sequence[str] = ()) -> None:
@@ -184,10 +184,10 @@ def _saved_step(run: RunDir) -> int:
 
 
 def _check_first_loss(bench: Bench, whole: Attempt) -> None:
-    """Raises AssertionError unless the first loss is that of the trained tokens under the base model."""
+    """Raises AssertionError unless the first loss is the loss of the trained tokens under the base model."""
     tokens, likelihood = trained_likelihood(bench.load(whole.run, "base"), whole.run, "train")
     first, expected = next(iter(whole.losses().values())), -likelihood / tokens
-    message = f"the loss of the first step is {first:.6f}, but that of its trained tokens is {expected:.6f}"
+    message = f"the loss of the first step is {first:.6f}, but the loss of its trained tokens is {expected:.6f}"
     assert math.isclose(first, expected, rel_tol=STORED), message
 
 
@@ -224,10 +224,10 @@ def _check_same_steps(bench: Bench, whole: Attempt, settings: Mapping[str, Any],
 def _check_losses(
     losses: Mapping[int, float], expected: Mapping[int, float], message: str, tolerance: float = 0.0
 ) -> None:
-    shown = f"{message}: {_shown(losses)} instead of {_shown(expected)}"
-    assert losses.keys() == expected.keys(), shown
+    difference = f"{message}: {_format_losses(losses)} instead of {_format_losses(expected)}"
+    assert losses.keys() == expected.keys(), difference
     for step, loss in losses.items():
-        _check_same(loss, expected[step], shown, tolerance)
+        _check_same(loss, expected[step], difference, tolerance)
 
 
 def _check_same(one: float, other: float, message: str, tolerance: float = 0.0) -> None:
@@ -236,5 +236,5 @@ def _check_same(one: float, other: float, message: str, tolerance: float = 0.0) 
     assert math.isclose(one, other, rel_tol=close), f"{message} ({one} and {other})"
 
 
-def _shown(losses: Mapping[int, float]) -> str:
+def _format_losses(losses: Mapping[int, float]) -> str:
     return ", ".join(f"step {step}: {loss:.6f}" for step, loss in losses.items()) or "no losses"

@@ -18,12 +18,12 @@ from sftrun.registry import current
 from sftrun.runs.directory import RunDir
 from sftrun.testing.examples import check_event
 
-SPLITS = {"train": range(8), "val": range(8, 12)}  # rows that count to these numbers: of many lengths
+SPLITS = {"train": range(8), "val": range(8, 12)}  # numbers to count to, so that rows have different lengths
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One training: its run, and the events of it."""
+    """One training: its run, and its events."""
 
     run: RunDir
     events: list[Event]

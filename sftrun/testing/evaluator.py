@@ -18,14 +18,14 @@ def check_evaluator(evaluator: kinds.Evaluator) -> None:
     The samples of two models must be of the same prompts in the same order. An evaluator may ask the model for answers,
     log-likelihoods and losses; without prompts it raises UserError, if anything.
     """
-    scores = _scored(evaluator, "The Danube.", "tuned")
+    scores = _score(evaluator, "The Danube.", "tuned")
     _check_scores(scores)
-    assert _scored(evaluator, "The Danube.", "tuned") == scores, "the scores are not the same a second time"
-    other = _scored(evaluator, "", "base")
+    assert _score(evaluator, "The Danube.", "tuned") == scores, "the scores are not the same a second time"
+    other = _score(evaluator, "", "base")
     _check_scores(other)
     assert other.metrics.keys() == scores.metrics.keys(), "the names of the metrics depend on the model"
     for name, measure in scores.metrics.items():
-        same = _declared(measure) == _declared(other.metrics[name])
+        same = _direction(measure) == _direction(other.metrics[name])
         assert same, f"the direction or the range of {name} depends on the model"
     same = [each["origin"] for each in other.samples] == [each["origin"] for each in scores.samples]
     assert same, "the samples of two models must be of the same prompts, in the same order"
@@ -37,12 +37,12 @@ def check_evaluator(evaluator: kinds.Evaluator) -> None:
         raise AssertionError(f"without prompts: must be a UserError, not {type(error).__name__}: {error}") from error
 
 
-def _scored(evaluator: kinds.Evaluator, answer: str, which: Literal["base", "tuned"]) -> Scores:
+def _score(evaluator: kinds.Evaluator, answer: str, which: Literal["base", "tuned"]) -> Scores:
     prompts = {split: examples.prompts(split) for split in ("val", "test")}
     return evaluator.score(examples.scoring(examples.Parrot(answer), prompts, which))
 
 
-def _declared(measure: float | Measure) -> Any:
+def _direction(measure: float | Measure) -> Any:
     assert isinstance(measure, Measure)
     return measure.higher_is_better, measure.range, measure.per_row
 

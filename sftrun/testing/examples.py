@@ -47,12 +47,12 @@ def talks() -> list[Conversation]:
 
 def flagged() -> list[Conversation]:
     """Returns conversations with flags: the first answer is to be trained, the others are not."""
-    found = []
+    examples = []
     for talk in talks():
         answers = [index for index, message in enumerate(talk.messages) if message["role"] == "assistant"]
         messages = [{**message, "train": [index] == answers[:1]} for index, message in enumerate(talk.messages)]
-        found.append(Conversation(messages, f"{talk.origin}, flagged"))
-    return found
+        examples.append(Conversation(messages, f"{talk.origin}, flagged"))
+    return examples
 
 
 def _message(turn: str) -> types.Message:
@@ -88,13 +88,13 @@ def rendered(talk: Conversation) -> Rendered:
 
 def prompts(split: str) -> list[Prompt]:
     """Returns the conversations that end with an answer, as held-out prompts."""
-    found = []
+    examples = []
     for talk in talks():
         before, last = talk.messages[:-1], talk.messages[-1]
         if last["role"] == "assistant":
             ids = _tokenizer().encode([_renderer().render_prompt(before)])[0].ids
-            found.append(Prompt(f"{split}: {talk.origin}", before, ids, last["content"]))
-    return found
+            examples.append(Prompt(f"{split}: {talk.origin}", before, ids, last["content"]))
+    return examples
 
 
 def scoring(

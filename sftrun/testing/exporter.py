@@ -25,27 +25,27 @@ def check_exporter(exporter: kinds.Exporter, run: RunDir) -> None:
     """
     with tempfile.TemporaryDirectory() as folder:
         copy = RunDir(Path(shutil.copytree(run.path, Path(folder) / "run")))
-        here = Path(folder) / "here"
-        here.mkdir()
-        with working_folder(here):
+        current = Path(folder) / "current"
+        current.mkdir()
+        with working_folder(current):
             shutil.rmtree(copy.export, ignore_errors=True)
             before = _outside(copy)
             _check_full_disk(exporter, copy)
-            facts = _exported(exporter, copy)
+            facts = _export(exporter, copy)
             _check_facts(facts, copy)
             changed = sorted(dict(before.items() ^ _outside(copy).items()))
             assert not changed, f"the exporter changed {', '.join(changed)} of the run; write below work.run.export"
             first = contents(copy.export)
-            again = _exported(exporter, copy)
+            again = _export(exporter, copy)
             assert again == facts, f"the facts are not the same a second time: {facts}, then {again}"
             differing = sorted(dict(first.items() ^ contents(copy.export).items()))
             assert not differing, f"not the same files a second time: {', '.join(differing)}"
             _check_without_model(exporter, copy)
-        left = sorted(contents(here))
+        left = sorted(contents(current))
         assert not left, f"the exporter wrote {', '.join(left)} into the current folder; write below work.run.export"
 
 
-def _exported(exporter: kinds.Exporter, run: RunDir) -> dict[str, Any]:
+def _export(exporter: kinds.Exporter, run: RunDir) -> dict[str, Any]:
     return exporter.export(kinds.Exporting(recipe=run.recipe(), run=run, emit=check_event))
 
 
@@ -73,7 +73,7 @@ def _check_full_disk(exporter: kinds.Exporter, run: RunDir) -> None:
     """Raises AssertionError if an export on a full disk leaves anything, if it fails at all."""
     try:
         with full_disk():
-            _exported(exporter, run)
+            _export(exporter, run)
     except AssertionError:
         raise
     except Exception:
@@ -85,7 +85,7 @@ def _check_without_model(exporter: kinds.Exporter, run: RunDir) -> None:
     before = contents(run.export)
     shutil.rmtree(run.model)
     try:
-        _exported(exporter, run)
+        _export(exporter, run)
     except UserError:
         _check_nothing_left(run, before, "a run without a model")
         return

@@ -36,7 +36,7 @@ def _check_flags(masker: kinds.Masker, origin: str, spans: Sequence[types.Span],
     assert all(isinstance(flag, bool) for flag in chosen), f"{origin}: flags must be bools: {list(chosen)}"
     assert list(masker.choose(list(spans))) == list(chosen), f"{origin}: not the same a second time"
     moved = [msgspec.structs.replace(span, start=3 * span.start, end=3 * span.end + 1) for span in spans]
-    why = "choose() depends on positions; conversations of one shape are asked about once"
+    why = "choose() depends on positions; it is called once for conversations of one shape"
     assert list(masker.choose(moved)) == list(chosen), f"{origin}: {why}"
 
 
@@ -45,9 +45,9 @@ def _check_stretches(masker: kinds.Masker, text: str) -> None:
     narrow = getattr(masker, "narrow", None)
     if narrow is None:
         return
-    found = [(start, end) for start, end in narrow(text)]
-    edges = [edge for stretch in found for edge in stretch]
+    stretches = [(start, end) for start, end in narrow(text)]
+    edges = [edge for stretch in stretches for edge in stretch]
     fits = edges == sorted(edges) and all(0 <= edge <= len(text) for edge in edges)
-    what = f"narrow({text[:20]!r}) gives {found[:5]}"
+    what = f"narrow({text[:20]!r}) gives {stretches[:5]}"
     assert fits, f"{what}; stretches must be in order, inside the text and apart from one another"
-    assert [*map(tuple, narrow(text))] == found, f"{what}, and others a second time"
+    assert [*map(tuple, narrow(text))] == stretches, f"{what}, and others a second time"

@@ -8,8 +8,8 @@ from sftrun import kinds
 from sftrun.testing import examples
 from sftrun.types import Prompt
 
-CLOSE = 1e-9  # of sums in another order
-REFERENCES = (  # of four words at least: metrics that count sequences of words are at their best end too
+CLOSE = 1e-9  # absolute error; sums in another order
+REFERENCES = (  # at least four words each, so that metrics on sequences of words reach their best value too
     "The Danube flows through ten countries to the Black Sea.",
     "Turn the red wheel until the small lamp is green.",
     "It takes seven degrees below zero to freeze the brine.",
@@ -37,7 +37,7 @@ def check_metric(metric: kinds.Metric) -> None:
     answers = [*examples.ODD_ANSWERS, *REFERENCES]
     references = [REFERENCES[row % len(REFERENCES)] for row in range(len(answers))]
     _check_order(metric, answers, references)
-    _value(metric, REFERENCES, examples.ODD_ANSWERS[: len(REFERENCES)])  # odd references are met too
+    _value(metric, REFERENCES, examples.ODD_ANSWERS[: len(REFERENCES)])  # odd references must not fail either
     for answer in examples.ODD_ANSWERS:
         _value(metric, [answer], [REFERENCES[0]])
 
@@ -62,10 +62,10 @@ def _range(metric: Any) -> tuple[float | None, float | None]:
 
 def _check_order(metric: kinds.Metric, answers: Sequence[str], references: Sequence[str]) -> None:
     forwards, backwards = (
-        _measured(metric, answers, references),
-        _measured(metric, answers[::-1], references[::-1]),
+        _measure(metric, answers, references),
+        _measure(metric, answers[::-1], references[::-1]),
     )
-    again = _measured(metric, answers, references)
+    again = _measure(metric, answers, references)
     assert again == forwards, "the values are not the same a second time"
     same = all(math.isclose(*pair, abs_tol=CLOSE) for pair in zip(forwards, backwards[::-1], strict=True))
     assert same, "the values depend on the order of the rows"
@@ -73,26 +73,26 @@ def _check_order(metric: kinds.Metric, answers: Sequence[str], references: Seque
 
 def _value(metric: kinds.Metric, answers: Sequence[str], references: Sequence[str]) -> float:
     """Returns the value of a metric as an evaluator computes it: the mean over rows, or the corpus value."""
-    values = _measured(metric, answers, references)
+    values = _measure(metric, answers, references)
     return sum(values) / len(values)
 
 
-def _measured(metric: kinds.Metric, answers: Sequence[str], references: Sequence[str]) -> list[float]:
+def _measure(metric: kinds.Metric, answers: Sequence[str], references: Sequence[str]) -> list[float]:
     """Returns the values by row, or the one value of the corpus, checked."""
     prompts = [
         Prompt(f"test.jsonl:{number}", [{"role": "user", "content": "?"}], [1], reference)
         for number, reference in enumerate(references, 1)
     ]
     try:
-        made = metric.measure(kinds.Measuring(answers=answers, references=references, prompts=prompts))
+        result = metric.measure(kinds.Measuring(answers=answers, references=references, prompts=prompts))
     except Exception as error:
-        shown = [answer[:20] for answer in answers]
-        raise AssertionError(f"measure() failed for the answers {shown}: {type(error).__name__}: {error}") from error
+        starts = [answer[:20] for answer in answers]
+        raise AssertionError(f"measure() failed for the answers {starts}: {type(error).__name__}: {error}") from error
     per_row = getattr(metric, "per_row", True)
     if per_row:
-        one_each = isinstance(made, Sequence) and len(made) == len(answers)
-        assert one_each, f"measure() must return {len(answers)} values, one per answer (per_row), not {made!r}"
-    values: list[Any] = list(made) if per_row and isinstance(made, Sequence) else [made]
+        one_each = isinstance(result, Sequence) and len(result) == len(answers)
+        assert one_each, f"measure() must return {len(answers)} values, one per answer (per_row), not {result!r}"
+    values: list[Any] = list(result) if per_row and isinstance(result, Sequence) else [result]
     for value in values:
         number = isinstance(value, float | int)
         assert number, f"measure() must return {'numbers' if per_row else 'one number'}, not {value!r}"

@@ -7,7 +7,7 @@ from sftrun import kinds
 from sftrun.runs.directory import RunDir
 from sftrun.types import Decoding, Likelihood, LossSums
 
-CLOSE = 1e-3  # relative: sums in other batches, and kernels of few bits
+CLOSE = 1e-3  # relative and absolute error; other batches, and kernels of low precision
 TEXT = "Count to 3: 0 1 2 3"
 QUESTIONS = ("Count to 3!", "Count to 7, and be quick about it!", "Hi!")
 
@@ -15,7 +15,7 @@ QUESTIONS = ("Count to 3!", "Count to 7, and be quick about it!", "Hi!")
 def check_model(model: kinds.Model, run: RunDir) -> None:
     """Raises AssertionError unless a model encodes, generates, and has consistent log-likelihoods and losses.
 
-    The losses of the validation split must be those of its trained tokens, as log-likelihoods give them.
+    The losses of the validation split must equal the log-likelihoods of its trained tokens.
     """
     ids = model.encode(TEXT)
     assert model.decode(ids) == TEXT, f"decode(encode({TEXT!r})) is {model.decode(ids)!r}"
@@ -49,17 +49,17 @@ def _check_likelihoods(model: kinds.Model, context: list[int], ids: list[int]) -
     half = len(ids) // 2
     first, second = ids[:half], ids[half:]
     pairs: list[Any] = [(context, ids), (context, first), ([*context, *first], second)]
-    found = model.loglikelihood(pairs)
-    assert len(found) == len(pairs), f"loglikelihood() gives {len(found)} results for {len(pairs)} pairs"
-    for (_, wanted), each in zip(pairs, found, strict=True):
+    results = model.loglikelihood(pairs)
+    assert len(results) == len(pairs), f"loglikelihood() gives {len(results)} results for {len(pairs)} pairs"
+    for (_, wanted), each in zip(pairs, results, strict=True):
         assert isinstance(each, Likelihood), f"loglikelihood() must give Likelihoods, not {type(each).__name__}"
         assert len(each.tokens) == len(wanted), f"{len(each.tokens)} log-likelihoods for {len(wanted)} tokens"
         assert _close(sum(each.tokens), each.sum), f"a log-likelihood is {each.sum}, its tokens {each.tokens}"
         assert max(each.tokens) <= CLOSE, f"a log-likelihood is above 0: {max(each.tokens)}"
-    parts = found[1].sum + found[2].sum
-    assert _close(found[0].sum, parts), f"the log-likelihood of a text is {found[0].sum}, that of its halves {parts}"
+    parts = results[1].sum + results[2].sum
+    assert _close(results[0].sum, parts), f"the log-likelihood of a text is {results[0].sum}, and of its halves {parts}"
     one_by_one = model.loglikelihood(pairs, batch_size=1)
-    same = all(_close(each.sum, other.sum) for each, other in zip(found, one_by_one, strict=True))
+    same = all(_close(each.sum, other.sum) for each, other in zip(results, one_by_one, strict=True))
     assert same, "log-likelihoods depend on the batch size"
 
 

@@ -24,12 +24,12 @@ def check_plugin(module: ModuleType) -> None:
     """
     name = module.__name__
     try:
-        found = registry._collect(module, Origin(name, "the distribution under test", "0"))
+        components = registry._collect(module, Origin(name, "the distribution under test", "0"))
     except Exception as error:
         raise AssertionError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
     heavy = _heavy_imports(name)
     assert not heavy, f"importing {name} imports {', '.join(heavy)}; import such modules inside what uses them"
-    for item in found:
+    for item in components:
         _check_component(item)
 
 
@@ -41,7 +41,7 @@ def _check_component(item: Registered) -> None:
     factory = registry._resolve(item.factory)
     assert callable(factory), f"{who}: its factory cannot be called"
     try:
-        for text in registry.check_class(item, factory):  # of a factory given as text, only now
+        for text in registry.check_class(item, factory):  # a factory given as text is imported only now
             warnings.warn(f"{who} {text}", DeprecationWarning, stacklevel=3)
     except ValueError as error:
         raise AssertionError(f"{who}: {error}") from error
@@ -50,7 +50,7 @@ def _check_component(item: Registered) -> None:
 
 
 def _heavy_imports(name: str) -> list[str]:
-    # in a process of its own: this one has imported much already
+    # in a new process: this one has already imported much
     code = f"import importlib, sys; importlib.import_module({name!r}); print(*sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)

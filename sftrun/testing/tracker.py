@@ -33,19 +33,20 @@ def check_tracker(tracker: kinds.Tracker) -> None:
     complete = [_example(each, optional=True) for each in EVENTS.values()]
     orders = {"done": events, "failed": events[::-1], "interrupted": [*complete, *events]}
     with tempfile.TemporaryDirectory() as folder:
-        run, here = _begun(Path(folder) / "run"), Path(folder) / "here"
-        here.mkdir()
+        run = _begin_run(Path(folder) / "run")
+        current = Path(folder) / "current"
+        current.mkdir()
         before = contents(run.path)
-        with working_folder(here):
+        with working_folder(current):
             for status in STATUSES:
                 for resumed in (False, True):
                     _follow(copy.deepcopy(tracker), run, resumed, orders[status], status)
             with _no_error("finish() without start()"):
                 copy.deepcopy(tracker).finish("failed")
-        now = contents(run.path)
-        changed = sorted(name for name, digest in before.items() if now.get(name) != digest)
+        after = contents(run.path)
+        changed = sorted(name for name, digest in before.items() if after.get(name) != digest)
         assert not changed, f"the tracker changed {', '.join(changed)} of the run"
-        left = sorted(contents(here))
+        left = sorted(contents(current))
         assert not left, f"the tracker wrote {', '.join(left)} into the current folder; write below work.run.path"
 
 
@@ -68,7 +69,7 @@ def _no_error(what: str) -> Iterator[None]:
         raise AssertionError(f"{what} must not fail: {type(error).__name__}: {error}") from error
 
 
-def _begun(folder: Path) -> RunDir:
+def _begin_run(folder: Path) -> RunDir:
     """Returns a run directory with the files of a run that has begun."""
     run = RunDir(folder)
     run.write("resolved.yaml", f"model: {{name: {tiny.NAME}}}\n")
@@ -86,7 +87,7 @@ def _example(event: type[Event], optional: bool = False) -> Event:
 
 
 def _value(kind: Any) -> Any:
-    """Returns a value of a type that fields of events have."""
+    """Returns an example of a value of an event field's type."""
     origin, inside = get_origin(kind), get_args(kind)
     if origin is Literal:
         return inside[0]

@@ -18,23 +18,23 @@ Note = tuple[str, str, str, str]
 def check_transform(transform: kinds.Transform, conversations: Sequence[Conversation] = ()) -> None:
     """Raises AssertionError unless a transform repeats itself, changes nothing in place, and notes what it did.
 
-    Give conversations that the transform acts on; those of `talks` are tried in any case.
+    Give conversations that the transform acts on; the conversations of `talks` are always tried too.
     """
-    given = _distinct([*examples.talks(), *conversations])
-    kept = copy.deepcopy(given)
-    made, notes = _applied(transform, given)
-    assert given == kept, "conversations were changed in place; make new ones (msgspec.structs.replace)"
-    assert _applied(transform, given) == (made, notes), "not the same a second time: state must not outlive apply()"
-    origins = {talk.origin for talk in given}
+    talks = _distinct([*examples.talks(), *conversations])
+    before = copy.deepcopy(talks)
+    made, notes = _apply(transform, talks)
+    assert talks == before, "conversations were changed in place; make new ones (msgspec.structs.replace)"
+    assert _apply(transform, talks) == (made, notes), "not the same a second time: state must not outlive apply()"
+    origins = {talk.origin for talk in talks}
     for talk in made:
         assert isinstance(talk, Conversation), f"apply() must yield Conversations, not {type(talk).__name__}"
-        assert talk.origin in origins, f"the origin {talk.origin!r} is that of no conversation given"
+        assert talk.origin in origins, f"the origin {talk.origin!r} belongs to none of the conversations"
     for origin, action, reason, detail in notes:
-        assert origin in origins, f"the note on {origin!r} is about no conversation given"
+        assert origin in origins, f"the note on {origin!r} is about none of the conversations"
         assert action in ACTIONS, f"{origin}: the action is {action!r}; there are {', '.join(ACTIONS)}"
         assert is_text(reason), f"{origin}: the note has no reason"
         assert isinstance(detail, str), f"{origin}: the detail of a note must be a text, not {detail!r}"
-    for talk in given:
+    for talk in talks:
         _check_noted(talk, made, {action for origin, action, *_ in notes if origin == talk.origin})
 
 
@@ -44,7 +44,7 @@ def _distinct(conversations: Sequence[Conversation]) -> list[Conversation]:
     return [msgspec.structs.replace(talk, origin=f"talks.jsonl:{number}") for number, talk in numbered]
 
 
-def _applied(transform: kinds.Transform, given: Sequence[Conversation]) -> tuple[list[Conversation], list[Note]]:
+def _apply(transform: kinds.Transform, given: Sequence[Conversation]) -> tuple[list[Conversation], list[Note]]:
     notes: list[Note] = []
 
     def note(origin: str, action: types.NoteAction, reason: str, detail: str = "", /) -> None:
@@ -55,12 +55,12 @@ def _applied(transform: kinds.Transform, given: Sequence[Conversation]) -> tuple
 
 
 def _check_noted(talk: Conversation, made: Sequence[Conversation], noted: set[str]) -> None:
-    """Raises AssertionError unless the notes on a conversation say what became of it.
+    """Raises AssertionError unless the notes on a conversation match its result.
 
     A conversation that comes out unchanged is not noted, even if others were made of it.
     """
     results = [each for each in made if each.origin == talk.origin]
-    said = " and ".join(sorted(noted)) or "nothing"
+    actions = " and ".join(sorted(noted)) or "nothing"
     done = noted - {"added"}
     if talk in results:
         was, fits = "kept as it is", not done
@@ -68,5 +68,5 @@ def _check_noted(talk: Conversation, made: Sequence[Conversation], noted: set[st
         was, fits = "changed", done == {"changed"}
     else:
         was, fits = "dropped", done in ({"dropped"}, {"filtered"})
-    assert fits, f"{talk.origin} ({talk.messages}) was {was}, but noted is: {said}"
-    assert len(results) > 1 or "added" not in noted, f"{talk.origin}: nothing was added to it, but noted is: {said}"
+    assert fits, f"{talk.origin} ({talk.messages}) was {was}, but noted is: {actions}"
+    assert len(results) > 1 or "added" not in noted, f"{talk.origin}: nothing was added to it, but noted is: {actions}"

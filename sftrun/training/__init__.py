@@ -9,8 +9,8 @@ For plugins:
 - `settings`: a recipe as settings of transformers' trainer. `compute`: device and number format.
 - `rows`, `batches`: prepared samples as a dataset, and as batches. `tokenizer`: transformers' tokenizer of a recipe.
 - `trainer.RunTrainer`: events, token counts and validation loss for transformers' or trl's trainer.
-- `keeper.Keeper`, `checkpoints`: whole checkpoints, resuming, early stopping, SIGTERM.
-- `saved`: the folder `model/`, written whole or not at all. `base_model`: the base, and that an adapter fits it.
+- `keeper.Keeper`, `checkpoints`: complete checkpoints, resuming, early stopping, SIGTERM.
+- `saved`: the folder `model/`, written atomically. `base_model`: the base, and that an adapter fits it.
 - `model`: `load_base`, `load_tuned`, `merge_adapter`, and comparing two models.
 - `loaded.LoadedModel`: a transformers model as evaluators use it.
 

@@ -149,7 +149,7 @@ def describe_latest(folder: Path) -> str:
 
 
 def _clean(folder: Path, steps: set[int]) -> None:
-    """Removes all checkpoints but those of these steps; training writes the others again."""
+    """Removes every checkpoint except the ones of these steps; training writes the others again."""
     shutil.rmtree(folder / SAVING, ignore_errors=True)
     for each in folder.glob("checkpoint-*"):
         if each.name not in {f"checkpoint-{step}" for step in steps}:

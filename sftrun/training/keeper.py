@@ -1,4 +1,4 @@
-"""When a checkpoint is written, which one is kept, and when training stops before its last step."""
+"""Decides when a checkpoint is written, which checkpoints stay, and when training stops early."""
 
 import contextlib
 import signal
@@ -13,12 +13,13 @@ import sftrun
 from sftrun import events
 from sftrun.training import base_model, checkpoints, ranks, weights
 
-COUNTED = ("tokens", "trained", "seen", "seen_trained", "_total_train_tokens")  # of the trainer, from its start
-EXACT = 1e-9  # of an epoch: what a sum of steps may be short of a whole one
+# counters of the trainer, from the start of the run
+COUNTED = ("tokens", "trained", "seen", "seen_trained", "_total_train_tokens")
+EXACT = 1e-9  # epochs; the rounding error of a sum of steps
 
 
 class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
-    """Goes on from the last whole checkpoint of a run, and leaves new ones.
+    """A trainer callback that resumes from the last complete checkpoint of a run, and writes new ones.
 
     A checkpoint at the end of an epoch is written after that epoch's evaluation, so that no evaluation is lost
     between two attempts.
@@ -30,7 +31,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         self.folder, self.emit = run.checkpoints, emit
         self.limit, self.saves = options.save_total_limit, options.save_strategy != "no"
         self.stopping, self.keep_best = options.early_stopping, options.keeps_best
-        self.start = self._found()
+        self.start = self._find_start()
         if ranks.is_first():
             base_model.pin_base(recipe, run, resuming=self.start is not None)
         begun = (
@@ -45,24 +46,24 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         self.worse = 0  # evaluations since then
         self.trainer: Any = None
 
-    def _found(self) -> checkpoints.Checkpoint | None:
-        """The checkpoint to go on from: the first process reads and cleans, and all take what it has found."""
+    def _find_start(self) -> checkpoints.Checkpoint | None:
+        """Returns the checkpoint to resume from; rank 0 finds it, removes broken ones, and broadcasts its step."""
         step = None
         if ranks.is_first():
-            found = checkpoints.latest_intact(self.folder, self.emit)
-            step = found.step if found else None
+            latest = checkpoints.latest_intact(self.folder, self.emit)
+            step = latest.step if latest else None
         step = ranks.broadcast(step)
         if step is not None:
             checkpoints.wait_for_files(self.folder / f"checkpoint-{step}", [checkpoints.MARKER])
         return next((each for each in checkpoints.complete_checkpoints(self.folder) if each.step == step), None)
 
     def train(self, trainer: Any, save: Callable[[], None] = lambda: None) -> None:
-        """Trains from where the last attempt was whole to the end, then saves the model that is kept, in the trainer.
+        """Trains from the last complete checkpoint to the end, then calls `save` with the chosen weights loaded.
 
-        SIGTERM asks for a checkpoint at the end of the step, and Interrupted is raised then. After the last step it
-        ends nothing until the model is saved: there may be no checkpoint to make it of again.
+        On SIGTERM it writes a checkpoint at the end of the step and raises Interrupted. After the last step, SIGTERM
+        has no effect until the model is saved: there may be no checkpoint to make the model from again.
         """
-        with self._listening():
+        with self._sigterm_handler():
             self._train(trainer)
             save()
 
@@ -72,11 +73,11 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             self.emit(events.Resumed(step=self._step(), **self._tokens()))
         if start and start.finished:
             trainer._load_from_checkpoint(str(start.folder))
-            self._take(start.progress)
+            self._restore_progress(start.progress)
         else:
             trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
         if self.keep_best and self.lowest is not None:
-            self._choose(self.lowest)
+            self._load_best(self.lowest)
 
     def _step(self) -> int:
         return self.start.step if self.start else 0
@@ -85,31 +86,34 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         progress = self.start.progress if self.start else {}
         return {"tokens": progress.get("tokens", 0), "trained_tokens": progress.get("trained", 0)}
 
-    def _kept(self, lowest: tuple[int, float]) -> tuple[int, float] | None:
-        """The best evaluation whose checkpoint is there; another one, with a warning, where someone has spoilt it."""
-        found: tuple[int, float] | None = lowest
+    def _best_intact(self, lowest: tuple[int, float]) -> tuple[int, float] | None:
+        """Returns the best evaluation with an intact checkpoint; warns if it is not the one with the lowest loss."""
+        intact: tuple[int, float] | None = lowest
         if self.keep_best and ranks.is_first():
-            there = checkpoints.best(self.folder)
-            while there and there.broken_file():
-                checkpoints.remove(there.folder)
-                there = checkpoints.best(self.folder)
-            found = (there.step, there.loss) if there and there.loss is not None else None
-            if found != lowest:
-                message = f"checkpoint-{lowest[0]}, with the lowest validation loss so far, is no longer whole"
+            best = checkpoints.best(self.folder)
+            while best and best.broken_file():
+                checkpoints.remove(best.folder)
+                best = checkpoints.best(self.folder)
+            intact = (best.step, best.loss) if best and best.loss is not None else None
+            if intact != lowest:
+                message = f"checkpoint-{lowest[0]}, with the lowest validation loss so far, is no longer complete"
                 instead = (
-                    f"checkpoint-{found[0]} is the best one left" if found else "the next evaluation takes its place"
+                    f"checkpoint-{intact[0]} is the best one left" if intact else "the next evaluation takes its place"
                 )
                 self.emit(sftrun.events.Warned(message=f"{message}; {instead}"))
-        return tuple(found) if (found := ranks.broadcast(found)) else None
+        intact = ranks.broadcast(intact)
+        return tuple(intact) if intact else None
 
-    def _choose(self, lowest: tuple[int, float]) -> None:
-        """Puts the weights of the best checkpoint into the model."""
+    def _load_best(self, lowest: tuple[int, float]) -> None:
+        """Loads the weights of the best checkpoint into the model."""
         step, loss = lowest
         self.trainer._load_from_checkpoint(str(self.folder / f"checkpoint-{step}"))
         self.emit(events.Best(step=step, loss=loss))
 
     @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
+    def _sigterm_handler(self) -> Iterator[None]:
+        """A handler that turns SIGTERM into a request for a checkpoint."""
+
         def note(_number: int, _frame: object) -> None:
             self.asked = True
 
@@ -124,10 +128,10 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         if ranks.world_size() > 1:
             self.emit(events.Launched(**ranks.launch_facts(self.recipe)))
         if self.start:
-            self._take(self.start.progress)
+            self._restore_progress(self.start.progress)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        # accelerate does not reach the order of rows in an epoch that goes on in several processes
+        # with several processes accelerate does not set the epoch of the sampler when an epoch is resumed
         self.trainer.order.set_epoch(int(state.epoch + EXACT))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
@@ -142,7 +146,9 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         self.postponed = False
 
     def evaluated(self, loss: float, control: Any) -> None:
-        """Notes a validation loss: the lowest one is saved if it is to be kept; too many others end the training."""
+        """Records a validation loss: asks for a checkpoint if it is the lowest, and stops training after `patience`
+        evaluations without a lower one.
+        """
         step, before = self.trainer.state.global_step, self.lowest
         self.evaluated_at = (step, loss)
         least = self.stopping.threshold if self.stopping else 0.0
@@ -157,12 +163,12 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             self.emit(events.StoppedEarly(step=step, loss=loss, best_step=best_step, best_loss=best_loss))
 
     def save(self, write: Callable[[], None]) -> None:
-        """Writes a whole checkpoint of the trainer; raises Interrupted where a signal has asked for it."""
+        """Writes a complete checkpoint of the trainer; raises Interrupted if a signal has asked for it."""
         step = self.trainer.state.global_step
         if step != self.saved:
             parts = weights.local_parts(self.trainer.model)
             if ranks.any_rank(not all(bool(part.isfinite().all()) for part in parts)):
-                raise self.diverged("there are weights that are not finite")  # no checkpoint to go on from
+                raise self.diverged("there are weights that are not finite")  # nothing could resume from them
             with checkpoints.disk_errors(f"the checkpoint of step {step}", self.folder):
                 self._write(write, f"checkpoint-{step}")
             self.saved = step
@@ -171,7 +177,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             raise sftrun.errors.Interrupted
 
     def _write(self, write: Callable[[], None], name: str) -> None:
-        """All processes write into one folder, which the first of them makes, and seals when all have."""
+        """Writes a checkpoint from every rank into one folder; rank 0 creates it, and seals it at the end."""
         self.making = self.folder / checkpoints.SAVING
         try:
             if ranks.is_first():
@@ -189,19 +195,19 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             self.making = None
 
     def diverged(self, what: str) -> sftrun.UserError:
-        """The error for a training that has left the numbers."""
+        """Returns the error for a loss or weights that are not finite."""
         message = f"{what} at step {self.trainer.state.global_step}; {checkpoints.describe_latest(self.folder)}"
         hint = "lower train.learning_rate, raise train.warmup, or use precision bf16 or fp32"
         return sftrun.UserError(message, hint=hint)
 
-    def _seal(self, made: Path, progress: dict[str, Any]) -> None:
+    def _seal(self, folder: Path, progress: dict[str, Any]) -> None:
         step = self.trainer.state.global_step
         loss = self.evaluated_at[1] if self.evaluated_at and self.evaluated_at[0] == step else None
         finished = self.trainer.control.should_training_stop
-        checkpoints.seal(made, step=step, loss=loss, finished=finished, progress=progress)
+        checkpoints.seal(folder, step=step, loss=loss, finished=finished, progress=progress)
 
     def _progress(self) -> dict[str, Any]:
-        """What the next attempt needs and the trainer does not save: counters, and the losses not yet logged."""
+        """Returns counters and losses not yet logged, which the next attempt needs and the trainer does not save."""
         trainer = self.trainer
         trainer.count()
         logged = {"losses": ranks.all_gather(trainer._tr_loss.item()), "step": trainer._globalstep_last_logged}
@@ -209,15 +215,15 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         metrics = dict(getattr(trainer, "_metrics", {}).get("train", {}))
         return {**counts, "logged": logged, "metrics": metrics, "lowest": self.lowest, "worse": self.worse}
 
-    def _take(self, progress: dict[str, Any]) -> None:
+    def _restore_progress(self, progress: dict[str, Any]) -> None:
         for name in COUNTED:
             setattr(self.trainer, name, progress[name])
-        self.lowest = self._kept(tuple(progress["lowest"])) if progress["lowest"] else None
+        self.lowest = self._best_intact(tuple(progress["lowest"])) if progress["lowest"] else None
         self.worse = progress["worse"]
         if hasattr(self.trainer, "_metrics"):
             self.trainer._metrics["train"] = defaultdict(list, progress["metrics"])
-        if hasattr(self.trainer, "_tr_loss"):  # not where training had ended
+        if hasattr(self.trainer, "_tr_loss"):  # missing if training had already ended
             losses = progress["logged"]["losses"]
-            same = len(losses) == ranks.world_size()  # else only their mean is the same
+            same = len(losses) == ranks.world_size()  # with another world size only the mean is the same
             self.trainer._tr_loss += losses[ranks.rank()] if same else sum(losses) / len(losses)
             self.trainer._globalstep_last_logged = progress["logged"]["step"]

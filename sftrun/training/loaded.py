@@ -1,4 +1,4 @@
-"""A loaded model as evaluators see it: it generates, and sums its losses."""
+"""A loaded model as evaluators use it: it generates, and computes log-likelihoods and losses."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,12 +14,13 @@ from sftrun.training import saved
 from sftrun.training.batches import pad
 
 Score = Callable[[Any, dict[str, torch.Tensor]], tuple[float, int]]
-"""From a model and a batch (`input_ids`, `attention_mask`, `labels`: [rows, tokens], padded on the right) to the sum of
-the negative log-likelihoods of its labels, and how many of them were argmax. `t - 1` has the logits of token `t`."""
+"""A function of a model and a batch (`input_ids`, `attention_mask`, `labels`: [rows, tokens], padded on the right). It
+returns the summed negative log-likelihood of the labels, and the number of labels that are the argmax. The logits at
+position `t - 1` predict token `t`."""
 
 
 class LoadedModel:
-    """A transformers model of a run, and how it scores a batch."""
+    """A transformers model of a run, with the function that scores a batch."""
 
     def __init__(self, model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, score: Score) -> None:
         self.model, self.recipe, self.run, self.score = model.eval(), recipe, run, score
@@ -28,12 +29,12 @@ class LoadedModel:
         self.stop = saved.stop_ids(run, model)
         pad = self.tokenizer.id_of("pad_token")
         self.pad = pad if pad is not None else (self.stop[0] if self.stop else 0)
-        # transformers fills what a call leaves open from this: a repetition penalty, say, would change greedy answers
+        # transformers takes missing settings from here; a repetition penalty, for example, would change greedy answers
         model.generation_config = transformers.GenerationConfig(eos_token_id=self.stop or None, pad_token_id=self.pad)
 
     @functools.cached_property
     def encode_prompt(self) -> Callable[[Sequence[sftrun.Message]], list[int]]:
-        """Encodes messages and the generation prompt."""
+        """The function from messages to ids, with the generation prompt at the end."""
         return sftrun.data.prompt_encoder(self.recipe.model)
 
     def encode(self, source: str | Sequence[sftrun.Message]) -> list[int]:
@@ -50,8 +51,8 @@ class LoadedModel:
         with torch.random.fork_rng(_gpus(self.model)):
             torch.manual_seed(decoding.seed)
             for batch in in_batches(by_length, decoding.batch_size):
-                made = self._generate([prompts[index] for index in batch], decoding)
-                for index, answer in zip(batch, made, strict=True):
+                continuations = self._generate([prompts[index] for index in batch], decoding)
+                for index, answer in zip(batch, continuations, strict=True):
                     answers[index] = answer
         return answers
 
@@ -60,20 +61,20 @@ class LoadedModel:
         width = max(len(prompt) for prompt in prompts)
         ids = torch.tensor([[self.pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        where = self.model.device
-        made = self.model.generate(
-            input_ids=ids.to(where),
-            attention_mask=mask.to(where),
+        device = self.model.device
+        generated = self.model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
             generation_config=self._settings(decoding),
             stopping_criteria=[StopTexts(decoding.stop, self.decode, width)] if decoding.stop else None,
             use_cache=True,
         )
-        return [self._until_stop(row, decoding.stop) for row in made[:, width:].tolist()]
+        return [self._until_stop(row, decoding.stop) for row in generated[:, width:].tolist()]
 
     def _settings(self, decoding: sftrun.types.Decoding) -> Any:
         sampled: dict[str, Any] = {"do_sample": False}
         if decoding.temperature > 0:
-            # 0 and 1 switch transformers' own defaults (50 tokens) off
+            # 0 and 1 switch off transformers' own defaults (the top 50 tokens)
             top = {"top_k": decoding.top_k or 0, "top_p": decoding.top_p or 1.0}
             sampled = {"do_sample": True, "temperature": decoding.temperature, **top}
         return transformers.GenerationConfig(
@@ -90,24 +91,25 @@ class LoadedModel:
     def loglikelihood(
         self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int = 16
     ) -> list[sftrun.types.Likelihood]:
-        """Raises UserError for an empty context: nothing would predict the first token."""
+        """Returns log-likelihoods; raises UserError for an empty context, which predicts no first token."""
         if any(not context for context, _ in pairs):
-            raise sftrun.UserError("a log-likelihood needs a context of one token at least")
+            raise sftrun.UserError("a log-likelihood needs a context of at least one token")
         by_length = sorted(range(len(pairs)), key=lambda index: -len(pairs[index][0]) - len(pairs[index][1]))
-        found: dict[int, sftrun.types.Likelihood] = {}
+        by_index: dict[int, sftrun.types.Likelihood] = {}
         for batch in in_batches(by_length, batch_size):
             rows = [[*pairs[index][0], *pairs[index][1]] for index in batch]
             logits = self._logits(rows)
             for row, index in enumerate(batch):
                 start, stop = len(pairs[index][0]) - 1, len(rows[row]) - 1
-                found[index] = _likelihood(logits[row, start:stop], pairs[index][1])
-        return [found[index] for index in range(len(pairs))]
+                by_index[index] = _likelihood(logits[row, start:stop], pairs[index][1])
+        return [by_index[index] for index in range(len(pairs))]
 
     def _logits(self, rows: list[list[int]]) -> torch.Tensor:
-        """Logits ([rows, longest, vocabulary]) of rows that are padded on the right."""
-        width, where = max(map(len, rows)), self.model.device
-        ids = torch.tensor([row + [self.pad] * (width - len(row)) for row in rows], device=where)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=where)
+        """Returns the logits ([rows, longest, vocabulary]) of rows, padded on the right."""
+        width = max(map(len, rows))
+        device = self.model.device
+        ids = torch.tensor([row + [self.pad] * (width - len(row)) for row in rows], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
         logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         return logits
 
@@ -121,7 +123,7 @@ class LoadedModel:
 
 
 class StopTexts(transformers.StoppingCriteria):  # type: ignore[misc]
-    """Ends a row of a batch ([rows, tokens]) when its answer, from token `start` on, has one of these texts."""
+    """A stopping criterion: a row ([tokens]) ends when its answer, from token `start`, contains one of the texts."""
 
     def __init__(self, texts: Sequence[str], decode: Callable[[Sequence[int]], str], start: int) -> None:
         self.texts, self.decode, self.start = texts, decode, start
@@ -133,7 +135,7 @@ class StopTexts(transformers.StoppingCriteria):  # type: ignore[misc]
 
 
 def _likelihood(logits: torch.Tensor, wanted: Sequence[int]) -> sftrun.types.Likelihood:
-    """The log-likelihood of tokens, given the logits ([tokens, vocabulary]) that predict them."""
+    """Returns the log-likelihood of tokens from the logits ([tokens, vocabulary]) that predict them."""
     ids = torch.tensor(list(wanted), dtype=torch.long, device=logits.device)
     each = logits.float().log_softmax(-1).gather(1, ids[:, None])[:, 0]
     return sftrun.types.Likelihood(float(each.sum()), each.tolist(), bool((logits.argmax(-1) == ids).all()))
@@ -145,7 +147,7 @@ def _gpus(model: Any) -> list[Any]:
 
 @torch.inference_mode()
 def loss_sums(model: Any, rows: Iterable[tuple[Any, Any]], batch_size: int, score: Score) -> sftrun.types.LossSums:
-    """Returns sums over all trained tokens of rows (ids and labels, [tokens]); how they are batched does not matter."""
+    """Returns sums over the trained tokens of rows (ids and labels, [tokens]), whatever the batches."""
     tokens, loss, correct = 0, 0.0, 0
     for batch in in_batches(rows, batch_size):
         width = max(len(ids) for ids, _ in batch)
@@ -154,15 +156,15 @@ def loss_sums(model: Any, rows: Iterable[tuple[Any, Any]], batch_size: int, scor
             "attention_mask": [pad(np.ones(len(ids), np.int64), width, 0) for ids, _ in batch],
             "labels": [pad(labels, width, sftrun.data.IGNORED) for _, labels in batch],
         }
-        given = {name: torch.from_numpy(np.stack(each)).long() for name, each in columns.items()}
-        sums = score(model, {name: each.to(model.device) for name, each in given.items()})
-        tokens += int((given["labels"][:, 1:] != sftrun.data.IGNORED).sum())
+        tensors = {name: torch.from_numpy(np.stack(each)).long() for name, each in columns.items()}
+        sums = score(model, {name: each.to(model.device) for name, each in tensors.items()})
+        tokens += int((tensors["labels"][:, 1:] != sftrun.data.IGNORED).sum())
         loss, correct = loss + sums[0], correct + sums[1]
     return sftrun.types.LossSums(tokens, loss, correct)
 
 
 def in_batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` items, the last one perhaps shorter."""
+    """Yields lists of `size` items; the last one may be shorter."""
     batch: list[Any] = []
     for item in items:
         batch.append(item)

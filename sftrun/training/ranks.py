@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import sftrun
 
-TIMEOUT = timedelta(hours=2)  # of a collective; another rank may be writing a large checkpoint
+TIMEOUT = timedelta(hours=2)  # for a collective; another rank may be writing a large checkpoint
 CPU = torch.device("cpu")
 
 

@@ -1,4 +1,4 @@
-"""Prepared samples as torch datasets, and the packs of a packed split."""
+"""Prepared samples, and packs of them, as torch datasets."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import sftrun.data
 
 
 def rows_of(recipe: sftrun.Recipe, run: sftrun.RunDir) -> "Rows | PackedRows":
-    """Returns what a recipe trains on: the samples of the training split, or packs of them."""
+    """Returns the rows that a recipe trains on: samples of the training split, or packs of them."""
     file = run.prepared / "train.arrow"
     return Rows(file) if recipe.packing.strategy == "none" else PackedRows(file, run.prepared / "train.packs.arrow")
 
@@ -24,14 +24,14 @@ def validation_rows(run: sftrun.RunDir) -> "Rows | None":
 
 
 def one_row(rows: "Rows | None") -> datasets.Dataset | None:
-    """Returns the first sample in the form that trl inspects when a trainer is made."""
+    """Returns the first sample as the dataset that trl inspects when a trainer is created."""
     if rows is None:
         return None
     return datasets.Dataset.from_list([{name: values.tolist() for name, values in rows[0].items()}])
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Any]]):
-    """The samples of a split: `input_ids` and `labels` ([tokens], int64), and the `lengths` of all of them."""
+    """The samples of a split: `input_ids` and `labels` ([tokens], int64), and the length of every row in `lengths`."""
 
     def __init__(self, file: Path) -> None:
         self.samples = sftrun.data.Samples(file)
@@ -49,7 +49,7 @@ class Rows(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class PackedRows(torch.utils.data.Dataset[dict[str, Any]]):
-    """The packs of a split: the samples of each end to end, and their lengths (`seq_lengths`)."""
+    """The packs of a split; a pack has its samples end to end, and their lengths in `seq_lengths`."""
 
     def __init__(self, file: Path, packs: Path) -> None:
         self.files = (file, packs)

@@ -1,4 +1,4 @@
-"""The folder `model/` that training leaves: weights or adapter, tokenizer and template, whole or not at all."""
+"""The folder `model/` that training leaves: weights or adapter, tokenizer and template, written atomically."""
 
 import json
 from collections.abc import Callable
@@ -17,10 +17,10 @@ def save(
     run: sftrun.RunDir,
     quantisation: dict[str, Any] | None = None,
 ) -> None:
-    """Fills `model/` with what `write` writes into a folder, and what belongs to it.
+    """Writes `model/` atomically: the weights by `write`, the tokenizer, and for an adapter the facts of its base.
 
-    `quantisation` says how the base of an adapter was held, in the words of the backend bnb's options, so that the
-    exporter merged finds it again. Raises UserError where the disk is full.
+    `quantisation` has the base's quantisation as options of the backend bnb; the exporter merged reads it. Raises
+    UserError if the disk is full.
     """
     model.generation_config.eos_token_id = stop_ids(run, model) or None
     with checkpoints.disk_errors("the model", run.checkpoints), sftrun.files.atomic_folder(run.model) as making:
@@ -32,25 +32,25 @@ def save(
 
 
 def has_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, and not a whole model."""
+    """Returns True if a folder holds an adapter, not a whole model."""
     return (folder / "adapter_config.json").is_file()
 
 
 def check(run: sftrun.RunDir) -> None:
-    """Raises UserError where a run has no trained model."""
+    """Raises UserError if a run has no trained model."""
     if not run.model.is_dir():
         raise sftrun.UserError(f"{run.path} has no trained model", hint="run its recipe first")
 
 
 def stop_ids(run: sftrun.RunDir, model: Any) -> list[int]:
-    """Ids that end an answer: the template's end-of-turn, and what the model itself ends on."""
+    """Returns the ids of the stop tokens: the template's end-of-turn tokens and the model's own EOS tokens."""
     own = model.generation_config.eos_token_id
-    found = {own} if isinstance(own, int) else set(own or ())
+    ids_of_model = {own} if isinstance(own, int) else set(own or ())
     ends = run.read_json("prepared/proof.json").get("end_of_turn", {})
-    return sorted(found | {ids[0] for ids in ends.values() if len(ids) == 1})
+    return sorted(ids_of_model | {ids[0] for ids in ends.values() if len(ids) == 1})
 
 
 def count(model: Any) -> dict[str, int]:
-    """Parameters of a model, all and those that are trained, however they are shared among processes."""
+    """Returns the number of trained parameters and of all parameters, also if ranks share the model."""
     sizes = [(getattr(weight, "ds_numel", weight.numel()), weight.requires_grad) for weight in model.parameters()]
     return {"trained": sum(size for size, trained in sizes if trained), "all": sum(size for size, _ in sizes)}

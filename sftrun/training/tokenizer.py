@@ -9,7 +9,7 @@ import sftrun.data
 
 
 def load_transformers_tokenizer(recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.kinds.Emit) -> Any:
-    """Loads the tokenizer; warns if its ids of a prepared row differ from those of tokenizer.json."""
+    """Loads the tokenizer; warns if its ids of a prepared row differ from the ids by tokenizer.json."""
     tokens = transformers.AutoTokenizer.from_pretrained(sftrun.data.load_tokenizer(recipe.model).folder)
     examples = run.read_json("prepared/proof.json")["splits"]["train"]["examples"]
     for example, sample in zip(examples, sftrun.data.Samples(run.prepared / "train.arrow"), strict=False):

@@ -1,4 +1,4 @@
-"""Trains with trl's SFTTrainer on prepared samples, whose ids and labels it must not touch."""
+"""Trains with trl's SFTTrainer on prepared samples; their ids and labels reach the model unchanged."""
 
 import functools
 from typing import Any
@@ -23,10 +23,10 @@ datasets.disable_progress_bars()
 
 
 def train(work: sftrun.kinds.Training, quantisation: dict[str, Any] | None = None) -> None:
-    """Trains, on from the last whole checkpoint if there is one, and leaves `model/`.
+    """Trains, from the last complete checkpoint if there is one, and writes `model/`.
 
-    `quantisation` says how the frozen base of an adapter is held.
-    Raises UserError for a loss that is not finite, and Interrupted where a signal has asked for a checkpoint.
+    `quantisation` has the options for quantising the frozen base of an adapter. Raises UserError for a loss that is not
+    finite, and Interrupted if a signal has asked for a checkpoint.
     """
     recipe, run, emit = work.recipe, work.run, work.emit
     switches.check_switches(recipe)
@@ -36,10 +36,10 @@ def train(work: sftrun.kinds.Training, quantisation: dict[str, Any] | None = Non
     transformers.set_seed(recipe.seed)
     strategy = apply.resolve_strategy(recipe)
     apply.check_resume(strategy, keeper.start)
-    # a model that is to be shared may not fit where its parts do
-    where = torch.device("cpu") if strategy and not quantisation else None
+    # on the CPU: a GPU that has room for a shard may have none for the whole model
+    device = torch.device("cpu") if strategy and not quantisation else None
     empty = not loads_weights(strategy, recipe, quantisation)
-    model = load.load_base(recipe, quantisation, where, empty)
+    model = load.load_base(recipe, quantisation, device, empty)
     used = switches.apply_switches(model, recipe, emit)
     packed = isinstance(rows, PackedRows)
     if packed and not strategy:
@@ -78,16 +78,16 @@ def _save(
 
 
 def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig:
-    """Every setting of the trainer that a recipe decides, none left to its defaults."""
+    """Returns the settings of the trainer; every setting that a recipe decides is explicit."""
     t = recipe.train
     return SFTConfig(
         **settings.trainer_settings(recipe, run, rows),
         activation_offloading=t.activation_offload,
-        # a batch goes to the GPU while that still works on the one before
+        # copy a batch to the GPU while it still computes the previous one
         accelerator_config={"non_blocking": torch.cuda.is_available()},
-        tf32=t.tf32 or None,  # off as torch has it: set to off, parts of torch can no longer ask for it
+        tf32=t.tf32 or None,  # None keeps torch's default; False would also stop parts of torch from enabling it
         deepspeed=apply.deepspeed_config(recipe, compute.precision(recipe)),
-        # for experts that no token has chosen; and gradients are added in the same order after a resume
+        # needed for experts that no token chose; also keeps the order of gradient sums after a resume
         ddp_find_unused_parameters=True,
-        average_tokens_across_devices=True,  # else a step would depend on which process has which rows
+        average_tokens_across_devices=True,  # else a step would depend on the split of rows among ranks
     )

@@ -1,4 +1,4 @@
-"""What transformers' trainer, or trl's, does otherwise for a run."""
+"""Changes to transformers' or trl's trainer for a run: events, token counts, order of rows, validation loss."""
 
 import math
 import time
@@ -17,11 +17,11 @@ from sftrun.training.tokenizer import load_transformers_tokenizer, pad_id
 
 
 class RunTrainer:
-    """For a trainer to inherit from, before trl's: `class Trainer(RunTrainer, SFTTrainer)`.
+    """A mixin that comes before trl's trainer: `class Trainer(RunTrainer, SFTTrainer)`.
 
-    It reports events, counts tokens, takes rows in an order that the seed and the epoch alone decide, computes the
-    validation loss over tokens and not over batches, and saves through its keeper, which starts it too. `rows` are what
-    it trains on; of what trl's trainer takes, `model` and `args` are left to give.
+    It reports events and counts tokens. The seed and the epoch alone decide the order of rows, and the validation loss
+    is a mean over tokens, not over batches. Its keeper starts it and saves its checkpoints. It trains on `rows`, and
+    passes `settings` (`model` and `args` among them) to trl's trainer.
     """
 
     args: Any
@@ -47,32 +47,35 @@ class RunTrainer:
         )
         self.keeper, self.emit, self.score = keeper, keeper.emit, score
         self.validation: Any = validation
-        # trl looks at a row of a dataset of its own kind, and trains on these
+        # trl inspected one row of a datasets.Dataset; it trains on these
         self.rows, self.train_dataset = rows, batches.EvenDataset(rows, self.args.train_batch_size, ranks.world_size())
-        self.tokens = self.trained = self.seen = self.seen_trained = 0  # of all processes, when last counted
-        self.uncounted: list[Any] = []  # tokens of this process since then, and those of them that are trained
+        self.tokens = self.trained = self.seen = self.seen_trained = 0  # over all ranks, when last counted
+        self.uncounted: list[Any] = []  # pairs of tokens and trained tokens on this rank since then
         self.since = time.monotonic()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        self.order = self._ordered()
+        self.order = self._make_sampler()
         return self.order
 
-    def _ordered(self) -> batches.ShuffledSampler:
-        """Batches of similar lengths, if wanted; what one optimizer step sees does not depend on how it is split."""
+    def _make_sampler(self) -> batches.ShuffledSampler:
+        """Returns the order of rows, grouped by length if the recipe asks for it.
+
+        The rows of an optimizer step do not depend on its split into micro-batches.
+        """
         if not self.keeper.recipe.train.group_by_length or isinstance(self.rows, PackedRows):
             return batches.ShuffledSampler(len(self.rows), self.args.seed, len(self.train_dataset))
         step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return batches.LengthGroupedSampler(self.rows.lengths, step, self.args.seed, len(self.train_dataset))
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        given = inputs.get("attention_mask")  # packed rows have neither mask nor padding
+        given = inputs.get("attention_mask")  # None for packed rows, which have no padding
         tokens = inputs["input_ids"].numel() if given is None else given.sum()
-        trained = (inputs["labels"][:, 1:] != batches.IGNORED).sum()  # nothing predicts the first
-        self.uncounted.append((tokens * (trained > 0), trained))  # nothing is trained in rows that fill up a step
+        trained = (inputs["labels"][:, 1:] != batches.IGNORED).sum()  # nothing predicts the first token
+        self.uncounted.append((tokens * (trained > 0), trained))  # rows that only fill up a step have no trained tokens
         return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def count(self) -> None:
-        """Adds up the tokens of all processes; not at every step, for a GPU would have to end its work first."""
+        """Adds up the tokens of every rank; not at every step, because a GPU would have to finish its work first."""
         own = [sum(int(each[index]) for each in self.uncounted) for index in (0, 1)]
         tokens, trained = ranks.all_reduce_sum(own)
         self.tokens, self.trained = self.tokens + int(tokens), self.trained + int(trained)
@@ -109,7 +112,7 @@ class RunTrainer:
         started = time.monotonic()
         self.emit(events.Validating(step=self.state.global_step))
         self.model.eval()
-        tokens, loss, correct = self._evaluated()
+        tokens, loss, correct = self._sum_losses()
         self.model.train()
         metrics = {"eval_loss": loss / tokens, "eval_token_accuracy": correct / tokens}
         self.log(metrics)
@@ -119,10 +122,11 @@ class RunTrainer:
         self.since += time.monotonic() - started  # tokens/s is of training alone
         return metrics
 
-    def _evaluated(self) -> list[float]:
-        """Tokens, loss and argmaxes of all processes, each of which takes its share of the batches.
+    def _sum_losses(self) -> list[float]:
+        """Returns the sums of tokens, loss and argmaxes over every rank; each rank computes its share of the batches.
 
-        All of them compute as many, as a model that is sharded needs them all for each; what one has not, it repeats.
+        Every rank computes the same number of batches, because a sharded model needs every rank for each forward pass:
+        a rank with one batch less repeats the first one.
         """
         size, parts = self.args.per_device_eval_batch_size, ranks.world_size()
         starts = list(range(0, len(self.validation), size))
@@ -146,4 +150,4 @@ class RunTrainer:
         return str(self.keeper.making or self.args.output_dir)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The run directory has a card of its own."""
+        """Writes nothing: the run directory has its own card."""

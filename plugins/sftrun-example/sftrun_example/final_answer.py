@@ -24,7 +24,7 @@ def register_maskers(register: sftrun.Register) -> None:
 
 
 class FinalAnswer:
-    """The loss is kept on the last answers, end-of-turn tokens included; answers at the start can be left out."""
+    """Trains the last answers, with their end-of-turn tokens; answers at the start can be left out."""
 
     def __init__(self, options: FinalAnswerOptions) -> None:
         self.answers = options.answers

@@ -20,7 +20,7 @@ class KeywordOptions(sftrun.Options):
         tuple[Keyword, ...], sftrun.Meta(description="Words or phrases that each cost the penalty.")
     ] = ()
     penalty: Annotated[
-        float, sftrun.Meta(gt=0, le=1, description="What each forbidden keyword takes off the score.")
+        float, sftrun.Meta(gt=0, le=1, description="Amount that each forbidden keyword takes off the score.")
     ] = 0.5
 
 

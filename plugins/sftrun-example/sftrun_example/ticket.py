@@ -21,7 +21,7 @@ class TicketOptions(sftrun.Options):
     ] = True
     after_answer: Annotated[
         Literal["refuse", "leave_out"],
-        sftrun.Meta(description="What the customer wrote after the last answer: refuse the ticket, or leave it out."),
+        sftrun.Meta(description="Words of the customer after the last answer: refuse the ticket, or leave them out."),
     ] = "refuse"
 
 
@@ -38,7 +38,7 @@ class Ticket:
 
     def format(self, row: sftrun.Row) -> sftrun.Conversation:
         opening = f"{_text(row.data, 'subject')}\n\n{_text(row.data, 'body')}"
-        turns = _joined([("user", opening), *_replies(row.data)])
+        turns = _join([("user", opening), *_replies(row.data)])
         if not any(message["role"] == "assistant" for message in turns):
             raise sftrun.RowError("no agent has replied; there is no answer to train on")
         if turns[-1]["role"] == "user":
@@ -67,7 +67,7 @@ def _replies(ticket: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield ROLES[by], _text(reply, "text", f"replies[{index}].")
 
 
-def _joined(turns: list[tuple[str, str]]) -> list[sftrun.Message]:
+def _join(turns: list[tuple[str, str]]) -> list[sftrun.Message]:
     # many chat templates refuse two turns of one role in a row
     return [
         {"role": role, "content": "\n\n".join(text for _, text in group)}

@@ -1,4 +1,4 @@
-"""The masker `final-answer`, its masks shown as text."""
+"""Tests of the masker `final-answer`, with masks as text."""
 
 import pytest
 from sftrun_example.final_answer import FinalAnswer, FinalAnswerOptions
@@ -7,7 +7,7 @@ from sftrun import Conversation, testing
 
 
 def trained(turns, **options):
-    """The trained stretches of a talk with `turns` answers: a0, a1, …"""
+    """Returns the trained stretches of a talk with `turns` answers: a0, a1, …"""
     messages = [
         {"role": role, "content": f"{role[0]}{turn}"} for turn in range(turns) for role in ("user", "assistant")
     ]
@@ -38,7 +38,7 @@ def test_more_answers_are_counted_from_the_end():
     assert trained(2, answers=5) == ["a0", "a1"]
 
 
-def test_answers_at_the_start_are_left_out_even_where_there_is_no_other():
+def test_answers_at_the_start_are_left_out_even_if_there_is_no_other():
     assert trained(3, answers=9, skip_turns=1) == ["a1", "a2"]
     assert trained(3, answers=1, skip_turns=2) == ["a2"]
     assert trained(2, answers=1, skip_turns=2) == []

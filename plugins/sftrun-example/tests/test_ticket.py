@@ -19,8 +19,8 @@ TICKET = {
 THANKED = {**TICKET, "replies": [*TICKET["replies"], {"by": "customer", "text": "Thanks!"}]}
 
 
-def told(ticket, **options):
-    """The conversation that is made of a ticket, one line a message."""
+def render(ticket, **options):
+    """Returns the conversation of a ticket, one line per message."""
     talk = Ticket(TicketOptions(**options)).format(Row(ticket, "tickets.jsonl:1"))
     return [f"{message['role']}: {message['content']}" for message in talk.messages]
 
@@ -31,7 +31,7 @@ def test_it_keeps_what_a_formatter_promises():
 
 
 def test_a_ticket_is_a_conversation():
-    assert told(TICKET) == [
+    assert render(TICKET) == [
         "system: You answer support tickets.\nProduct: radio",
         "user: No sound\n\nMy radio is silent.",
         "assistant: Is it plugged in?",
@@ -41,16 +41,16 @@ def test_a_ticket_is_a_conversation():
 
 
 def test_the_system_prompt_is_as_the_options_say():
-    assert told(TICKET, product_in_system=False)[0] == "system: You answer support tickets."
-    assert told(TICKET, system=None)[0] == "system: Product: radio"
-    assert told(TICKET, system=None, product_in_system=False)[0].startswith("user: ")
-    assert told({**TICKET, "product": None})[0] == "system: You answer support tickets."
+    assert render(TICKET, product_in_system=False)[0] == "system: You answer support tickets."
+    assert render(TICKET, system=None)[0] == "system: Product: radio"
+    assert render(TICKET, system=None, product_in_system=False)[0].startswith("user: ")
+    assert render({**TICKET, "product": None})[0] == "system: You answer support tickets."
 
 
 def test_words_after_the_last_answer_are_refused_or_left_out():
     with pytest.raises(RowError, match="ends with the customer's words; after_answer: leave_out drops them"):
-        told(THANKED)
-    assert told(THANKED, after_answer="leave_out") == told(TICKET)
+        render(THANKED)
+    assert render(THANKED, after_answer="leave_out") == render(TICKET)
 
 
 @pytest.mark.parametrize(
@@ -66,4 +66,4 @@ def test_words_after_the_last_answer_are_refused_or_left_out():
 )
 def test_a_ticket_that_does_not_fit_is_refused_with_the_reason(change, reason):
     with pytest.raises(RowError, match=reason):
-        told({**TICKET, **change})
+        render({**TICKET, **change})

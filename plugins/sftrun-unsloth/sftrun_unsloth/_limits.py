@@ -92,7 +92,7 @@ def missing_unsloth(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     absent = [name for name in wanted if find_spec(name) is None]
     if absent:
         message = f"the backend unsloth needs {', '.join(absent)}: not installed"
-        hint = "in an environment of its own: pip install 'sftrun-unsloth[unsloth]'; its README has the details"
+        hint = "in its own environment: pip install 'sftrun-unsloth[unsloth]'; its README has the details"
         yield sftrun.Problem(message, path=("backend",), hint=hint)
 
 

@@ -90,12 +90,12 @@ def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
         return load(str(run.model), recipe)
     base_model.check_adapter_base(recipe, run)
     with tempfile.TemporaryDirectory() as folder:
-        here = shutil.copytree(run.model, Path(folder) / "adapter")
-        config = json.loads((here / "adapter_config.json").read_text("utf-8"))
+        copy = shutil.copytree(run.model, Path(folder) / "adapter")
+        config = json.loads((copy / "adapter_config.json").read_text("utf-8"))
         # unsloth loads the base named in this file, which may have moved
         config |= {"base_model_name_or_path": base_model.location(recipe)}
-        (here / "adapter_config.json").write_text(json.dumps(config), "utf-8")
-        return load(str(here), recipe)
+        (copy / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+        return load(str(copy), recipe)
 
 
 def loaded(work: sftrun.kinds.Loading) -> LoadedModel:
@@ -115,5 +115,5 @@ def scored(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, to
     """Returns logits ([trained tokens, vocabulary]) and ids of the trained tokens; `t - 1` has the logits of `t`."""
     wanted = batch["labels"][:, 1:]
     trained = wanted != sftrun.data.IGNORED
-    made = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    return made.logits[:, :-1][trained].float(), wanted[trained]
+    outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    return outputs.logits[:, :-1][trained].float(), wanted[trained]

@@ -21,7 +21,7 @@ datasets.disable_progress_bars()
 
 
 def train(work: sftrun.kinds.Training) -> None:
-    """Trains, from the last whole checkpoint if there is one, and leaves `model/`.
+    """Trains, from the last complete checkpoint if there is one, and writes `model/`.
 
     Raises UserError for a loss that is not finite, or not the loss of the prepared labels, and Interrupted if a signal
     has asked for a checkpoint.
@@ -76,14 +76,14 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
     Raises UserError if unsloth has replaced one; on a CPU it does so silently.
     """
     precision = compute.precision(recipe)
-    made = SFTConfig(**settings.trainer_settings(recipe, run, rows), padding_free=False)
-    if (made.bf16, made.fp16) != (precision == "bf16", precision == "fp16"):
+    config = SFTConfig(**settings.trainer_settings(recipe, run, rows), padding_free=False)
+    if (config.bf16, config.fp16) != (precision == "bf16", precision == "fp16"):
         message = f"unsloth does not train in {precision} on this machine: it would silently use another precision"
         raise sftrun.UserError(sftrun.Problem(message, path=("train", "precision"), hint="use fp32"))
-    if getattr(made.optim, "value", made.optim) != settings.optimizer(recipe):
+    if getattr(config.optim, "value", config.optim) != settings.optimizer(recipe):
         message = f"unsloth would silently use another optimizer than {recipe.train.optimizer}"
         raise sftrun.UserError(sftrun.Problem(message, path=("train", "optimizer"), hint="use adamw"))
-    return made
+    return config
 
 
 def _versions() -> dict[str, str]:

@@ -39,14 +39,14 @@ class Trainer(RunTrainer, SFTTrainer):  # type: ignore[misc]
             expected = float(torch.nn.functional.cross_entropy(picked, wanted))
         with torch.enable_grad():
             count = torch.tensor(wanted.numel(), device=wanted.device)
-            found = float(self.compute_loss(model, dict(inputs), num_items_in_batch=count).detach())
+            loss = float(self.compute_loss(model, dict(inputs), num_items_in_batch=count).detach())
         model.train(was)
         bound = CLOSE[torch.bfloat16 if self.args.bf16 or self.args.fp16 else torch.float32]
-        if not math.isclose(found, expected, rel_tol=bound, abs_tol=bound) and math.isfinite(expected):
+        if not math.isclose(loss, expected, rel_tol=bound, abs_tol=bound) and math.isfinite(expected):
             raise sftrun.UserError(
-                f"unsloth's loss of the first batch is {found:.6f}, but the loss of its trained tokens is "
+                f"unsloth's loss of the first batch is {loss:.6f}, but the loss of its trained tokens is "
                 f"{expected:.6f}: unsloth would not train on this mask",
                 hint="use the backend hf for this model",
             )
-        data = {"loss": found, "expected": expected, "tokens": int(count)}
+        data = {"loss": loss, "expected": expected, "tokens": int(count)}
         self.emit(sftrun.events.Custom(name="proved", data=data))

@@ -15,7 +15,9 @@ class MergedOptions(sftrun.Options):
 
     max_difference: Annotated[
         float,
-        sftrun.Meta(gt=0, description="Largest difference of a log-probability, merged against adapter; more fails."),
+        sftrun.Meta(
+            gt=0, description="Largest allowed difference of a log-probability between merged model and adapter."
+        ),
     ] = 0.1
 
 
@@ -25,7 +27,7 @@ def register_exporters(register: sftrun.Register) -> None:
 
 
 class UnslothMerged:
-    """The adapter merged into 16-bit weights by unsloth, outputs compared with those before the merge."""
+    """The adapter merged into 16-bit weights by unsloth, and compared with the adapter."""
 
     def __init__(self, options: MergedOptions) -> None:
         self.max_difference = options.max_difference

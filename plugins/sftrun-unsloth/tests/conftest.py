@@ -87,7 +87,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def problems(recipe: Path) -> Callable[..., list[str]]:
-    """What `sftrun validate` says of the recipe with some settings replaced."""
+    """A function that returns the problems which `sftrun validate` finds in the recipe with changed settings."""
     import sftrun
 
     return lambda *settings: [f"{found.severity}: {found.message}" for found in sftrun.validate(recipe, settings)]

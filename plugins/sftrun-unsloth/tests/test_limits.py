@@ -1,4 +1,4 @@
-"""What the backend refuses, and what it falls back to: said without importing unsloth, which need not be there."""
+"""Tests of refusals and fallbacks of the backend, which need no import of unsloth."""
 
 import importlib.util
 import json
@@ -41,7 +41,7 @@ def test_validating_imports_neither_unsloth_nor_torch(recipe):
 def test_without_unsloth_it_says_how_to_install_it(recipe):
     (said,) = Unsloth(UnslothOptions()).check_machine(sftrun.load(recipe))
     assert said.message == "the backend unsloth needs unsloth, unsloth_zoo: not installed"
-    assert "in an environment of its own" in said.hint
+    assert "in its own environment" in said.hint
 
 
 def test_packed_rows_are_refused(problems):
@@ -154,7 +154,7 @@ def test_the_best_checkpoint_needs_validation_rows(recipe, tmp_path):
 
 @pytest.fixture
 def stranger(tmp_path):
-    """A model of an architecture that nobody knows."""
+    """A model of an unknown architecture."""
     from sftrun import tiny
 
     for name in tiny.TOKENIZER_FILES:

@@ -1,4 +1,4 @@
-"""A run of unsloth that is stopped at any moment goes on to the very same weights, byte for byte."""
+"""A run of unsloth that is stopped at any moment resumes to identical weights, byte for byte."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def said(process):
 
 
 def wait_for(run, kind, step, process):
-    """Returns at the moment when the event of this step, or of a later one, is there."""
+    """Returns at the moment when the event of this step, or of a later one, is written."""
     while process.poll() is None:
         file = run.path / "events.jsonl"
         lines = file.read_text().split("\n")[:-1] if file.is_file() else []

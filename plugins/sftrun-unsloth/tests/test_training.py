@@ -1,4 +1,4 @@
-"""The backend and the exporter on unsloth itself: on its CPU backend here, and on a GPU where there is one."""
+"""The backend and the exporter on unsloth itself: on its CPU backend, and on a GPU if there is one."""
 
 import json
 import math

@@ -2,5 +2,5 @@
 
 import logging
 
-# peft imports bitsandbytes, which then tells everyone of a faster kernel that could be installed
+# peft imports bitsandbytes, which then logs that a faster kernel could be installed
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

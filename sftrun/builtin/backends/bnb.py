@@ -1,4 +1,4 @@
-"""Backend `bnb`: the backend hf, with the frozen base of an adapter in 4 or 8 bits by bitsandbytes."""
+"""Backend `bnb`: like the backend hf, with the frozen base of an adapter in 4 or 8 bits (bitsandbytes)."""
 
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
@@ -12,27 +12,30 @@ PATH = ("backend", "with")
 
 
 class BnbOptions(sftrun.Options):
-    """How the weights of the base are held. `bits: 8` has none of the other options."""
+    """Quantisation of the base. `bits: 8` has none of the other options."""
 
     bits: Annotated[
         Literal[4, 8] | None,
-        sftrun.Meta(description="Bits of a weight; null for 4 in tuning.mode qlora, 8 in tuning.mode lora."),
+        sftrun.Meta(description="Bits per weight; null for 4 in tuning.mode qlora, 8 in tuning.mode lora."),
     ] = None
     type: Annotated[
         Literal["nf4", "fp4"],
-        sftrun.Meta(description="The 16 values of 4 bits: nf4 has them where weights are most, fp4 as floats have."),
+        sftrun.Meta(
+            description="Format of 4-bit weights: nf4 for weights with a normal distribution, fp4 for 4-bit floats."
+        ),
     ] = "nf4"
     double_quant: Annotated[
-        bool, sftrun.Meta(description="Quantise the scales of 4-bit weights too: 0.4 bits a weight less.")
+        bool, sftrun.Meta(description="Quantise the scales of 4-bit weights too; saves 0.4 bits per weight.")
     ] = True
     compute_dtype: Annotated[
         Literal["auto", "bf16", "fp16", "fp32"],
-        sftrun.Meta(description="What 4-bit weights become for a multiplication; auto for train.precision."),
+        sftrun.Meta(description="Number format that 4-bit weights are multiplied in; auto is train.precision."),
     ] = "auto"
     storage_dtype: Annotated[
         Literal["uint8", "bf16", "fp16", "fp32"],
         sftrun.Meta(
-            description="What 4-bit weights lie in memory as; to shard them, FSDP needs that of other weights."
+            description="Number format that 4-bit weights are stored in; FSDP can only shard them in the format of the "
+            "other weights."
         ),
     ] = "uint8"
 
@@ -43,7 +46,7 @@ def register_backends(register: sftrun.Register) -> None:
 
 
 class Bnb:
-    """QLoRA, and LoRA on an 8-bit base: all that the backend hf does, with a base that bitsandbytes holds."""
+    """QLoRA, and LoRA on an 8-bit base, quantised by bitsandbytes; otherwise like the backend hf."""
 
     distributed = True
     honours = limits.TRAINER_KEYS | limits.MODEL_KEYS
@@ -52,10 +55,10 @@ class Bnb:
         self.options = options
 
     def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-        yield from hf.problems(recipe)
+        yield from hf.check_trainer_recipe(recipe)
         yield from strategies.check_quantised(recipe, self.bits(recipe), self.options.storage_dtype)
-        yield from self._mode(recipe)
-        yield from self._without_effect(recipe)
+        yield from self._check_mode(recipe)
+        yield from self._check_unused_options(recipe)
         if recipe.tuning.lora.init in ("pissa", "olora"):
             message = f"init {recipe.tuning.lora.init} changes the weights of the base, which the backend bnb rounds"
             hint = "use loftq, which starts from what rounding has lost, or the backend hf"
@@ -64,7 +67,7 @@ class Bnb:
             message = "init loftq is for a base in 4 bits of type nf4"
             yield sftrun.Problem(message, path=("tuning", "lora", "init"))
 
-    def _mode(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def _check_mode(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         if recipe.tuning.mode == "full":
             message = "the backend bnb holds the base in few bits, so its weights cannot be trained in full"
             hint = "use tuning.mode qlora, or the backend hf, which has the 8-bit optimizers too"
@@ -73,7 +76,7 @@ class Bnb:
             message = "LoRA on a base in 4 bits is tuning.mode qlora"
             yield sftrun.Problem(message, path=("tuning", "mode"), hint="write mode: qlora, or bits: 8")
 
-    def _without_effect(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    def _check_unused_options(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         if self.bits(recipe) == 4:
             return
         usual = BnbOptions()
@@ -86,10 +89,10 @@ class Bnb:
         yield from sftrun.missing_packages(*limits.MODULES, extra="train", path=("backend",), why="the backend bnb")
         yield from sftrun.missing_packages("bitsandbytes", extra="bnb", path=("backend",), why="the backend bnb")
         if recipe.tuning.lora.dora and self.bits(recipe) == 8 and not sftrun.gpu_count():
-            # peft 0.21 moves the weights to the CPU once more to measure them, and bitsandbytes then has no scales
+            # peft 0.21 moves the weights to the CPU again for their norms, and bitsandbytes then has no scales
             message = "dora on a base in 8 bits needs a GPU, and there is none"
             yield sftrun.Problem(message, path=("tuning", "lora", "dora"), hint="use tuning.mode qlora: 4 bits")
-        yield from hf.kernels(recipe)
+        yield from hf.missing_kernels(recipe)
         yield from strategies.missing_packages(recipe)
 
     def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterable[sftrun.Problem]:
@@ -111,11 +114,11 @@ class Bnb:
         return estimate.estimate(work.recipe, work.training, work.evaluation, self.quantisation(work.recipe))
 
     def bits(self, recipe: sftrun.Recipe) -> int:
-        """Bits of a weight of the base."""
+        """Returns the bits per weight of the base."""
         return self.options.bits or (4 if recipe.tuning.mode == "qlora" else 8)
 
     def quantisation(self, recipe: sftrun.Recipe) -> dict[str, Any]:
-        """How the base is held, as `model/base.json` keeps it."""
+        """Returns the quantisation of the base, as `model/base.json` records it."""
         if self.bits(recipe) == 8:
             return {"bits": 8}
         names = ("type", "double_quant", "compute_dtype", "storage_dtype")

@@ -22,7 +22,7 @@ class Hf:
     honours = limits.TRAINER_KEYS | limits.MODEL_KEYS
 
     def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-        yield from problems(recipe)
+        yield from check_trainer_recipe(recipe)
         if recipe.tuning.mode == "qlora":
             message = "tuning.mode qlora needs a base in 4 bits, and the backend hf keeps it as it is"
             yield sftrun.Problem(message, path=("tuning", "mode"), hint="write backend: bnb, or use tuning.mode lora")
@@ -38,7 +38,7 @@ class Hf:
             yield from sftrun.missing_packages(
                 "bitsandbytes", extra="bnb", path=("train", "optimizer"), why=f"optimizer {name}"
             )
-        yield from kernels(recipe)
+        yield from missing_kernels(recipe)
         yield from strategies.missing_packages(recipe)
 
     def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterable[sftrun.Problem]:
@@ -60,16 +60,16 @@ class Hf:
         return estimate.estimate(work.recipe, work.training, work.evaluation)
 
 
-def problems(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-    """What no backend on transformers' trainer and peft can do."""
+def check_trainer_recipe(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    """Yields problems of a recipe for any backend on transformers' trainer and peft."""
     yield from limits.check_recipe(recipe)
     yield from strategies.check_recipe(recipe)
     if recipe.tuning.mode != "full":
-        yield from _adapter(recipe)
+        yield from _check_adapter(recipe)
 
 
-def kernels(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-    """Packages of kernels that a recipe names and that are not installed."""
+def missing_kernels(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+    """Yields a problem for each package of kernels that a recipe needs and that is not installed."""
     train = recipe.train
     wanted = {"cross_entropy": KERNELS.get(train.cross_entropy), "attention": KERNELS.get(train.attention)}
     for key, module in wanted.items():
@@ -79,7 +79,7 @@ def kernels(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
             yield sftrun.Problem(message, path=("train", key), hint=f"pip install {package}, on a machine with a GPU")
 
 
-def _adapter(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
+def _check_adapter(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     lora, path = recipe.tuning.lora, ("tuning", "lora")
     modules = lora.target_modules
     if isinstance(modules, list) and ("lm_head" in modules or not modules):

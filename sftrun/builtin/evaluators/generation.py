@@ -8,7 +8,7 @@ from sftrun.builtin.evaluators import _answers
 
 
 class GenerationOptions(_answers.AnswerOptions):
-    """Which prompts are answered, and how answers are scored."""
+    """The prompts to answer, and the metrics of the answers."""
 
     metrics: Annotated[
         tuple[str | sftrun.Use, ...],
@@ -23,7 +23,7 @@ def register_evaluators(register: sftrun.Register) -> None:
 
 
 class Generation:
-    """Metrics of greedy answers to held-out prompts: exact match, token F1, BLEU, ROUGE, or those of plugins."""
+    """Metrics of greedy answers to held-out prompts: exact match, token F1, BLEU, ROUGE, or metrics of plugins."""
 
     def __init__(self, options: GenerationOptions) -> None:
         self.options = options
@@ -35,38 +35,38 @@ class Generation:
                 yield from metric.check_machine(recipe)
 
     def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[sftrun.Problem]:
-        return _answers.unanswerable(self.options, run)
+        return _answers.check_prompts(self.options, run)
 
     def score(self, work: sftrun.kinds.Scoring) -> sftrun.Scores:
         asked = _answers.pick(self.options, work.prompts)
         answers = _answers.answer(self.options, work.model, asked)
         references = [prompt.reference for prompt in asked]
         measuring = sftrun.kinds.Measuring(answers=answers, references=references, prompts=asked)
-        found = {name: _measured(metric, measuring) for name, metric in self.metrics.items()}
+        results = {name: _measure(metric, measuring) for name, metric in self.metrics.items()}
         exact = sftrun.create("metric", "exact_match").measure(measuring)
-        rows = {"exact_match": exact, **{name: values for name, (_, values) in found.items() if values is not None}}
+        rows = {"exact_match": exact, **{name: values for name, (_, values) in results.items() if values is not None}}
         samples = [
             _answers.sample(prompt, text, **{name: values[row] for name, values in rows.items()})
             for row, (prompt, text) in enumerate(zip(asked, answers, strict=True))
         ]
-        return sftrun.Scores({name: measure for name, (measure, _) in found.items()}, samples)
+        return sftrun.Scores({name: measure for name, (measure, _) in results.items()}, samples)
 
 
 def _name(use: str | sftrun.Use) -> str:
     return use if isinstance(use, str) else use.use
 
 
-def _measured(
+def _measure(
     metric: sftrun.kinds.Metric, work: sftrun.kinds.Measuring
 ) -> tuple[sftrun.Measure, Sequence[float] | None]:
-    """The value of a metric, with its direction; and its values by row, if it has any."""
+    """Returns the value of a metric with its direction, and its values by row if it has any."""
     per_row = getattr(metric, "per_row", True)
-    made = metric.measure(work)
-    values = list(made) if isinstance(made, Sequence) else None
+    result = metric.measure(work)
+    values = list(result) if isinstance(result, Sequence) else None
     if per_row != (values is not None) or (values is not None and len(values) != len(work.answers)):
         wanted = f"{len(work.answers)} values, one per answer" if per_row else "one number"
         raise sftrun.UserError(f"the metric {type(metric).__name__} must return {wanted} (per_row = {per_row})")
-    value = sum(values) / len(values) if values is not None else float(cast("float", made))
+    value = sum(values) / len(values) if values is not None else float(cast("float", result))
     measure = sftrun.Measure(
         value,
         higher_is_better=getattr(metric, "higher_is_better", True),

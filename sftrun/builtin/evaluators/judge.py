@@ -8,9 +8,11 @@ from sftrun.builtin.evaluators import _answers
 
 
 class JudgeOptions(_answers.AnswerOptions):
-    """Which prompts are answered, and who grades the answers."""
+    """The prompts to answer, and the judge of the answers."""
 
-    judge: Annotated[str | sftrun.Use, sftrun.component("judge"), sftrun.Meta(description="Who grades.")] = "reference"
+    judge: Annotated[
+        str | sftrun.Use, sftrun.component("judge"), sftrun.Meta(description="The judge that grades the answers.")
+    ] = "reference"
 
 
 @sftrun.hookimpl
@@ -19,7 +21,7 @@ def register_evaluators(register: sftrun.Register) -> None:
 
 
 class JudgeEvaluator:
-    """The mean grade that a judge gives to answers to held-out prompts, from 0 to 1."""
+    """Mean grade of answers to held-out prompts by a judge, from 0 to 1."""
 
     def __init__(self, options: JudgeOptions) -> None:
         self.options = options
@@ -30,7 +32,7 @@ class JudgeEvaluator:
         return check(recipe) if check else ()
 
     def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[sftrun.Problem]:
-        return _answers.unanswerable(self.options, run)
+        return _answers.check_prompts(self.options, run)
 
     def score(self, work: sftrun.kinds.Scoring) -> sftrun.Scores:
         asked = _answers.pick(self.options, work.prompts)

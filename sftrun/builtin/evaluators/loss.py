@@ -7,11 +7,11 @@ import sftrun
 
 
 class LossOptions(sftrun.Options):
-    """Which splits are scored."""
+    """The splits to score."""
 
     splits: Annotated[
         tuple[Literal["train", "val", "test"], ...],
-        sftrun.Meta(min_length=1, description="Splits to score; one that the data has not is left out."),
+        sftrun.Meta(min_length=1, description="Splits to score; a split that the data do not have is left out."),
     ] = ("val", "test")
 
 

@@ -7,13 +7,13 @@ import sftrun
 
 
 class MergedOptions(sftrun.Options):
-    """How close merged and unmerged must be."""
+    """The largest difference that the merge may make."""
 
     max_difference: Annotated[
         Annotated[float, sftrun.Meta(gt=0)] | None,
         sftrun.Meta(
-            description="Largest difference of a log-probability, merged against adapter; more fails. null for what "
-            "rounding can do: 0.001 in fp32, 0.5 in 16 bits."
+            description="Largest allowed difference of a log-probability between merged model and adapter; a larger "
+            "one is an error. null allows for rounding: 0.001 in fp32, 0.5 in 16 bits."
         ),
     ] = None
 
@@ -24,7 +24,7 @@ def register_exporters(register: sftrun.Register) -> None:
 
 
 class Merged:
-    """The adapter merged into the weights it was trained on (dequantised from 4 or 8 bits), outputs compared."""
+    """The adapter merged into its base (dequantised from 4 or 8 bits), and compared with the adapter."""
 
     def __init__(self, options: MergedOptions) -> None:
         self.max_difference = options.max_difference

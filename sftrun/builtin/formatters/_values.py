@@ -1,4 +1,4 @@
-"""Values: describes them in error messages, and checks those of tools and tool calls."""
+"""Values: describes them in error messages, and checks values of tools and tool calls."""
 
 import json
 import math

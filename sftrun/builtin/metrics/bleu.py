@@ -11,7 +11,7 @@ def register_metrics(register: sftrun.Register) -> None:
 
 
 class Bleu:
-    """Corpus BLEU of sacrebleu, from 0 to 1."""
+    """Corpus BLEU by sacrebleu, from 0 to 1."""
 
     per_row = False
 

@@ -1,4 +1,4 @@
-"""Metric `exact_match`: the answer is the reference."""
+"""Metric `exact_match`: the share of answers that equal their reference."""
 
 import sftrun
 
@@ -9,7 +9,7 @@ def register_metrics(register: sftrun.Register) -> None:
 
 
 class ExactMatch:
-    """The share of answers that are the reference, but for white space at both ends."""
+    """Share of answers that equal their reference, ignoring white space at both ends."""
 
     def measure(self, work: sftrun.kinds.Measuring) -> list[float]:
         pairs = zip(work.answers, work.references, strict=True)

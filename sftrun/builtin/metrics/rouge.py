@@ -8,7 +8,11 @@ from typing import Any
 
 import sftrun
 
-NAMES = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}  # here, and in the package rouge-score
+NAMES = {
+    "rouge_1": "rouge1",
+    "rouge_2": "rouge2",
+    "rouge_l": "rougeL",
+}  # name of the metric: name in the package rouge-score
 
 
 @sftrun.hookimpl

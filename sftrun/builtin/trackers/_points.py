@@ -1,4 +1,4 @@
-"""What trackers share: the names of the points, the final scores, and the memory of what was sent before."""
+"""Code that trackers share: names of points, final scores, and a record of the points already sent."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ TAGS = {  # fields of a step, as transformers' trainer names them
     "tokens_per_s": "train/tokens_per_s",
     "trained_tokens_per_s": "train/trained_tokens_per_s",
 }
-OFF = {  # each library reads its own variable, some of them only when they are imported
+OFF = {  # each library reads its own variable; some read it only on import
     "DO_NOT_TRACK": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -29,7 +29,7 @@ MEMORY = "trackers.json"
 
 
 def switch_telemetry_off() -> None:
-    """Keeps the libraries from reporting on themselves, unless the environment says otherwise."""
+    """Switches off the telemetry of the libraries, unless the environment sets these variables."""
     for name, value in OFF.items():
         os.environ.setdefault(name, value)
 
@@ -37,13 +37,13 @@ def switch_telemetry_off() -> None:
 def values(event: sftrun.events.Event) -> dict[str, float]:
     """Returns the points of an event by tag; none if the event is neither a step nor a validation loss."""
     if isinstance(event, sftrun.events.Step):
-        found = {tag: getattr(event, field) for field, tag in TAGS.items()}
-        return {tag: value for tag, value in found.items() if value is not None}
+        points = {tag: getattr(event, field) for field, tag in TAGS.items()}
+        return {tag: value for tag, value in points.items() if value is not None}
     return {"eval/loss": event.loss} if isinstance(event, sftrun.events.Eval) else {}
 
 
 def run_name(run: sftrun.RunDir) -> str:
-    """Returns the name of the run directory; `<recipe>-latest` leads to it, and is not its name."""
+    """Returns the name of the run directory itself, not of the link `<recipe>-latest`."""
     return run.path.resolve().name
 
 
@@ -56,27 +56,27 @@ def config(recipe: sftrun.Recipe) -> dict[str, Any]:
 
 def scores(run: sftrun.RunDir) -> dict[str, float]:
     """Returns the final scores of both models by tag; none if the run is not evaluated."""
-    found = run.read_json("eval/scores.json") if run.done("evaluate") else {}
+    by_model = run.read_json("eval/scores.json") if run.done("evaluate") else {}
     return {
         f"scores/{which}/{evaluator}/{metric}": value
         for which in ("base", "tuned")
-        for evaluator, metrics in found.get(which, {}).items()
+        for evaluator, metrics in by_model.get(which, {}).items()
         for metric, value in metrics.items()
         if isinstance(value, int | float)
     }
 
 
 class Sent:
-    """The last step that a tracker has, of steps and of validation losses: each is shown once.
+    """The last training step and the last validation step that a tracker has sent, so that each point is sent once.
 
-    A resumed run does steps again, with the same losses; libraries append, and cannot take a point back.
+    A resumed run repeats steps with the same losses, and the libraries cannot remove a point.
     """
 
     def __init__(self) -> None:
         self.last: dict[type, int] = {}
 
     def add(self, event: sftrun.events.Event) -> bool:
-        """Notes an event with points; returns False if its step was sent before."""
+        """Records an event with points; returns False if its step was sent before."""
         if not isinstance(event, sftrun.events.Step | sftrun.events.Eval):
             return False
         if event.step <= self.last.get(type(event), -1):
@@ -91,24 +91,25 @@ class Sent:
 
 
 def past(run: sftrun.RunDir) -> Iterator[tuple[sftrun.events.Event, float]]:
-    """Yields the steps and validation losses of a run so far, and how many seconds before the last of them each was."""
-    found = [
+    """Yields the steps and validation losses of a run so far, each with its seconds before the last one."""
+    events = [
         (sftrun.events.decode(data)[0], data["time"]) for data in run.events() if data["event"] in ("step", "eval")
     ]
-    yield from ((event, found[-1][1] - time) for event, time in found)
+    yield from ((event, events[-1][1] - time) for event, time in events)
 
 
 class Memory:
-    """What a tracker remembers of a run between two attempts, by where the points go to."""
+    """Facts that a tracker keeps between two attempts of a run, by destination (`goal`) of the points."""
 
     def __init__(self, run: sftrun.RunDir, goal: str) -> None:
         self.run, self.goal = run, goal
 
     def sends_late(self, seconds: float) -> float:
-        """Returns how many seconds of points a library may have lost in an attempt that was killed; 0 after others."""
+        """Returns `seconds`, the points that a library may have lost, if the last attempt was killed; else 0."""
         return 0.0 if self.recall().get("finished") else seconds
 
     def recall(self) -> dict[str, Any]:
+        """Returns the facts of earlier attempts."""
         return dict(self.run.read_json(MEMORY).get(self.goal, {}))
 
     def add(self, **facts: Any) -> None:
@@ -116,9 +117,9 @@ class Memory:
         self.run.merge_json(MEMORY, {self.goal: {**self.recall(), **facts}})
 
     def new_scores(self) -> dict[str, float]:
-        """Returns the final scores, if they are not those of the last call in any attempt."""
-        found = scores(self.run)
-        if found == self.recall().get("scores", {}):
+        """Returns the final scores if they differ from the scores of the last call, in any attempt; else none."""
+        latest = scores(self.run)
+        if latest == self.recall().get("scores", {}):
             return {}
-        self.add(scores=found)
-        return found
+        self.add(scores=latest)
+        return latest

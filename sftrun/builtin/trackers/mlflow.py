@@ -13,13 +13,16 @@ import sftrun
 from sftrun.builtin.trackers import _points
 
 STATUSES = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
-LONGEST = 6000  # characters of a param: the least that stores of MLflow take
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "15", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}  # seconds; a run waits
+LONGEST = 6000  # characters of a param; the lowest limit among MLflow's stores
+PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+}  # seconds, and tries: a run waits meanwhile
 SERVERS = ("http://", "https://", "databricks")
 
 
 class MlflowOptions(sftrun.Options):
-    """Where the run goes, and under which name."""
+    """The destination of the run, and its name."""
 
     tracking_uri: Annotated[
         sftrun.PathText | None,
@@ -28,7 +31,9 @@ class MlflowOptions(sftrun.Options):
             "MLFLOW_TRACKING_URI, else `mlflow.db` in the working directory. A password may only be `${env:NAME}`."
         ),
     ] = None
-    experiment: Annotated[str, sftrun.Meta(description="Experiment of the run; made if there is none.")] = "sftrun"
+    experiment: Annotated[str, sftrun.Meta(description="Experiment of the run; created if it does not exist.")] = (
+        "sftrun"
+    )
     name: Annotated[str | None, sftrun.Meta(description="Name of the run; null is the name of the run directory.")] = (
         None
     )
@@ -50,7 +55,7 @@ class Mlflow:
     def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         for use in recipe.trackers:
             address = str(use.with_.get("tracking_uri") or "") if use.use == "mlflow" else ""
-            # without a path in the recipe: the message would show the line with the password
+            # no recipe path: the message would show the line with the password
             if "://" in address and "${env:" not in (urlsplit(address).password or "${env:"):
                 message = "tracking_uri of the tracker mlflow has a password, which may not be written down"
                 yield sftrun.Problem(message, hint="write ${env:NAME} in its place, and set the variable NAME")
@@ -65,12 +70,12 @@ class Mlflow:
             os.environ.setdefault(name, value)
         import mlflow
 
-        for name in ("mlflow", "alembic"):  # each table of a new database is a line
+        for name in ("mlflow", "alembic"):  # they log a line for each table of a new database
             logging.getLogger(name).setLevel(logging.WARNING)
         uri = self._uri()
         self.client: Any = mlflow.MlflowClient(uri)
         self.memory = _points.Memory(work.run, f"mlflow {self.options.experiment}")
-        self.id: str = self._reopened() or self._new(_points.run_name(work.run))
+        self.id: str = self._reopen() or self._create_run(_points.run_name(work.run))
         self._log_recipe(_points.config(work.recipe))
         for event, _ in _points.past(work.run):
             self.track(event)
@@ -88,16 +93,16 @@ class Mlflow:
         given = self.options.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or None
         return f"sqlite:///{given}" if given and os.path.isabs(given) else given
 
-    def _new(self, name: str) -> str:
-        found = self.client.get_experiment_by_name(self.options.experiment)
-        experiment = found.experiment_id if found else self.client.create_experiment(self.options.experiment)
-        made = self.client.create_run(experiment, run_name=self.options.name or name, tags=self.options.tags)
-        identity: str = made.info.run_id
+    def _create_run(self, name: str) -> str:
+        existing = self.client.get_experiment_by_name(self.options.experiment)
+        experiment = existing.experiment_id if existing else self.client.create_experiment(self.options.experiment)
+        created = self.client.create_run(experiment, run_name=self.options.name or name, tags=self.options.tags)
+        identity: str = created.info.run_id
         self.memory.add(id=identity, scores={})
         return identity
 
-    def _reopened(self) -> str | None:
-        """Returns the id of the run of an earlier attempt, if the server still has it, and notes the steps it has."""
+    def _reopen(self) -> str | None:
+        """Returns the id of an earlier attempt's run if the server still has it, and records the steps already sent."""
         from mlflow.exceptions import MlflowException
 
         identity: str | None = self.memory.recall().get("id")
@@ -124,11 +129,11 @@ class Mlflow:
             self.client.log_batch(self.id, metrics=metrics)
 
     def _log_recipe(self, config: dict[str, Any]) -> None:
-        """Logs the recipe as params; what is another value since an earlier attempt, which no param can be, as tags."""
+        """Logs the recipe as params; a param cannot change, so values changed since an earlier attempt become tags."""
         from mlflow.entities import Param, RunTag
 
         before = self.client.get_run(self.id).data.params
-        now = {_allowed(key): text[:LONGEST] for key, text in _flat(config, "")}
+        now = {_allowed(key): text[:LONGEST] for key, text in _flatten(config, "")}
         params = [Param(key, text) for key, text in now.items() if key not in before]
         tags = [RunTag(f"changed.{key}", text) for key, text in now.items() if before.get(key, text) != text]
         if params or tags:
@@ -136,15 +141,15 @@ class Mlflow:
 
 
 def _allowed(name: str) -> str:
-    """Returns a name with characters that MLflow takes: the second `generation` is `generation#2` in a run."""
+    """Returns a name with `_` for characters that MLflow refuses, such as `#` in `generation#2`."""
     return re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII)
 
 
-def _flat(data: Any, prefix: str) -> Iterator[tuple[str, str]]:
+def _flatten(data: Any, prefix: str) -> Iterator[tuple[str, str]]:
     """Yields dotted keys and their values as text."""
     for key, value in data.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             yield f"{prefix}{key}", text

@@ -21,7 +21,7 @@ class TensorBoard:
         return sftrun.missing_packages("tensorboard", extra="train", path=("trackers",), why="the tracker tensorboard")
 
     def start(self, work: sftrun.kinds.Tracking) -> None:
-        # the package tensorboard alone: the parent process never imports torch
+        # not torch's writer: the parent process never imports torch
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         work.run.tensorboard.mkdir(exist_ok=True)
@@ -41,12 +41,12 @@ class TensorBoard:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        found = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self.writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=found)))
+        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self.writer.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=points)))
         self.writer.flush()
 
     def _hide_after(self, step: int) -> None:
-        """Hides the points of steps that are done again."""
+        """Hides the points of steps that will be repeated."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         start = SessionLog(status=SessionLog.SessionStatus.START)

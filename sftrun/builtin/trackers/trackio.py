@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import sftrun
 from sftrun.builtin.trackers import _points
 
-LATE = 1.0  # seconds until points are in the database, and some more
+LATE = 1.0  # seconds until points are in the database, with a margin
 
 
 class TrackioOptions(sftrun.Options):
-    """Where the run goes, and under which name."""
+    """The destination of the run, and its name."""
 
     project: Annotated[str, sftrun.Meta(description="Project of the run.")] = "sftrun"
     name: Annotated[str | None, sftrun.Meta(description="Name of the run; null is the name of the run directory.")] = (
@@ -23,11 +23,11 @@ class TrackioOptions(sftrun.Options):
     space: Annotated[
         str | None,
         sftrun.Meta(
-            description="Hugging Face Space that gets the run, `user/name`; made if there is none. null keeps it in "
-            "Trackio's database on this machine, in TRACKIO_DIR."
+            description="Hugging Face Space that gets the run, `user/name`; created if missing. null keeps it "
+            "in Trackio's database on this machine, in TRACKIO_DIR."
         ),
     ] = None
-    private: Annotated[bool, sftrun.Meta(description="If the Space is made, only its owner can see it.")] = True
+    private: Annotated[bool, sftrun.Meta(description="If the Space is created, only its owner can see it.")] = True
 
 
 @sftrun.hookimpl
@@ -51,7 +51,7 @@ class Trackio:
         self.memory = _points.Memory(work.run, f"trackio {options.space or ''}/{options.project}")
         known, late = self.memory.recall().get("name"), self.memory.sends_late(LATE)
         name = known or options.name or _points.run_name(work.run)
-        # a context of its own: Trackio ends the run that is open in the caller's
+        # its own context: Trackio would end the run that is open in the caller's context
         self.run: Any = contextvars.Context().run(self._open, name, "allow" if known else "never", work.recipe)
         self.memory.add(name=name, finished=False)
         for event, age in _points.past(work.run):
@@ -85,8 +85,8 @@ class Trackio:
 
         levels = {"done": AlertLevel.INFO, "failed": AlertLevel.ERROR, "interrupted": AlertLevel.WARN}
         with _on_stderr():
-            if found := self.memory.new_scores():
-                self.run.log(found, step=self.sent.step)
+            if scores := self.memory.new_scores():
+                self.run.log(scores, step=self.sent.step)
             self.run.alert(title=f"run {status}", level=levels[status])  # a run of Trackio has no status
             self.run.finish()
         self.memory.add(finished=True)
@@ -94,6 +94,6 @@ class Trackio:
 
 @contextlib.contextmanager
 def _on_stderr() -> Iterator[None]:
-    """Sends what the library prints to stderr: stdout is for results alone."""
+    """A redirection of the library's output to stderr: stdout is for results only."""
     with contextlib.redirect_stdout(sys.stderr):
         yield

@@ -12,13 +12,13 @@ from sftrun.builtin.trackers import _points
 
 STEP = "train/global_step"  # the x axis of every curve, as transformers' trainer names it
 EXIT_CODES = {"done": 0, "failed": 1, "interrupted": 130}
-PATIENCE = 300  # seconds for the upload at the end; what is not sent by then stays on disk, for `wandb sync`
-LATE = 15.0  # seconds between two writes of its process: what it loses when all is killed
+PATIENCE = 300  # seconds for the upload at the end; the rest stays on disk, for `wandb sync`
+LATE = 15.0  # seconds between two writes of its process; points of this time are lost in a kill
 KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 
 
 class WandbOptions(sftrun.Options):
-    """Where the run goes, and under which name."""
+    """The destination of the run, and its name."""
 
     project: Annotated[str, sftrun.Meta(description="Project of the run.")] = "sftrun"
     entity: Annotated[
@@ -76,7 +76,7 @@ class Wandb:
             resume="allow",
             dir=str(work.run.path),
             settings=wandb.Settings(
-                reinit="create_new",  # a run of the program that called sftrun goes on
+                reinit="create_new",  # does not end a run of the program that called sftrun
                 console="off",  # the display of sftrun owns the terminal
                 disable_code=True,
                 disable_git=True,  # a remote's address may hold a password; lock.json has the commit
@@ -118,7 +118,7 @@ def _has_key() -> bool:
 
 
 def _setting(name: str) -> str | None:
-    """Returns a setting out of W&B's own files, that of this folder first."""
+    """Returns a setting from W&B's own files; the file of the current folder has priority."""
     folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
     parser = configparser.ConfigParser(interpolation=None)
     try:

@@ -38,7 +38,7 @@ def estimate(
     The forward and the backward pass of one micro-batch run on fake tensors, with the attention, the head, the
     adapter, the checkpointing and the autocast of the backend; the activations are the largest number of bytes alive
     at once. Loading takes no more: weights are read through memory-mapped files. If processes share the model, the
-    memory is that of one process.
+    memory is for one process.
     """
     libraries = floor.library_bytes(sftrun.data.load_tokenizer(recipe.model).folder)
     device = compute.device().type

@@ -32,8 +32,8 @@ class Unit(msgspec.Struct, frozen=True):
 class ModelSize(msgspec.Struct, frozen=True):
     """The sizes of a model in a process that does not share it.
 
-    `weights` are bytes of all weights, `replicated` those of buffers and quantisation scales, which every process
-    holds, `states` those of the optimizer. `parameters` and `trained` count weights; `item` is the bytes of a number in
+    `weights` are bytes of all weights, `replicated` bytes of buffers and quantisation scales (every process holds
+    them), `states` bytes of the optimizer. `parameters` and `trained` count weights; `item` is the bytes of a number in
     the precision of the computation. `block` is the largest transformer block, `rest` everything outside the blocks.
     """
 

@@ -20,7 +20,7 @@ def weight_bytes(model: Any, quantisation: dict[str, Any] | None) -> int:
 
 
 def quantised(model: Any, quantisation: dict[str, Any] | None) -> list[torch.Tensor]:
-    """Returns the weights that are quantised: those of frozen linear layers, without the head."""
+    """Returns the quantised weights: weights of frozen linear layers, without the head."""
     if quantisation is None:
         return []
     head = model.get_output_embeddings()

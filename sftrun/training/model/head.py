@@ -97,7 +97,7 @@ def _forward_scored(inner: Any, original: Any, summed_loss: Any, scored: Any, ca
 def loss_in_parts(rows: torch.Tensor, tokens: torch.Tensor, tail: Tail, logits: torch.Tensor) -> torch.Tensor:
     """Returns the summed loss; the gradient of each part is computed in the forward pass.
 
-    `logits` are those of no position: their graph leads to the head's weights.
+    `logits` are empty (no position): their graph leads to the head's weights.
     """
     weights = [] if tail is _identity else trained_leaves(logits)
     size = positions_per_part(logits.shape[-1])

@@ -35,7 +35,7 @@ def empty_model(location: str, revision: str, dtype: torch.dtype) -> Any:
 
 
 def broadcast_dtypes(model: Any) -> None:
-    """Sets the dtypes of the weights and the values of the buffers to those of rank 0.
+    """Sets the dtypes of the weights and the values of the buffers as on rank 0.
 
     Raises RuntimeError if rank 0 has another model.
     """

@@ -1,11 +1,11 @@
-"""Makes the small set of support tickets beside it.
+"""Writes the small set of support tickets next to this file.
 
     python make.py            # write train.jsonl, val.jsonl, test.jsonl
-    python make.py --check    # fail when the files here are not what would be written
+    python make.py --check    # fail if the files differ from what this script writes
 
-A ticket is a customer, a product and a problem; what helps depends on the problem. A combination of the three is
-used once, so what is held out is new combinations. Every twentieth ticket is still open: all that it has is the
-canned first reply.
+A ticket is a customer, a product and a problem; the advice depends on the problem. Each combination of the three
+occurs once, so held-out tickets are new combinations. Every twentieth ticket is still open and has only the canned
+first reply.
 """
 
 import json
@@ -34,7 +34,7 @@ NUDGES = ("Any news?", "It is quite new.", "I need it by Friday.")
 
 
 def ticket(number: int, name: str, thing: str, problem: str, draw: random.Random) -> dict[str, object]:
-    """One ticket; what it says beside its facts is drawn."""
+    """Returns one ticket; `draw` chooses the words around its facts."""
     replies = [{"by": "agent", "text": FIRST.format(name=name)}]
     if number % 20:
         replies.append({"by": "customer", "text": draw.choice(NUDGES)})
@@ -46,17 +46,17 @@ def ticket(number: int, name: str, thing: str, problem: str, draw: random.Random
 
 
 def files() -> dict[str, str]:
-    """What each file holds."""
+    """Returns the text of each file by name."""
     draw = random.Random(SEED)
     facts = list(product(NAMES, PRODUCTS, HELP))
     draw.shuffle(facts)
     tickets = [ticket(number, *each, draw) for number, each in enumerate(facts, 1)]
-    made = {}
+    texts = {}
     for split, size in SIZES.items():
         lines = [json.dumps(each) for each in tickets[:size]]
-        made[f"{split}.jsonl"] = "\n".join(lines) + "\n"
+        texts[f"{split}.jsonl"] = "\n".join(lines) + "\n"
         del tickets[:size]
-    return made
+    return texts
 
 
 def main() -> None:
