@@ -325,6 +325,8 @@ def test_an_adapter_resumes_only_on_the_base_that_it_began_with(folder):
 
 
 def test_other_samples_than_before_are_refused(folder, killed):
+    from sftrun.runs.recorder import Recorder
+    from sftrun.runs.stage import StageWork
     from sftrun.stages.train import train
 
     file = killed.prepared / "val.arrow"
@@ -333,7 +335,7 @@ def test_other_samples_than_before_are_refused(folder, killed):
     file.write_bytes(kept[:-1] + b"x")
     try:
         with pytest.raises(UserError, match=r"val\.arrow in .* is not what the run has trained on so far"):
-            train(StageWork(killed.recipe(), killed, print))
+            train(StageWork(killed, Recorder(killed, print)))
     finally:
         file.write_bytes(kept)
 
