@@ -104,7 +104,7 @@ def flops(folder: Path, name: str) -> dict[str, float]:
     from sftrun.training.rows import Rows
 
     rows = Rows(folder / "prepared-run" / "prepared" / "train.arrow")
-    trained = sum(int((rows.read(row)[1][1:] != -100).sum()) for row in range(len(rows)))
+    trained = sum(int((rows.samples.arrays(row)[1][1:] != -100).sum()) for row in range(len(rows)))
     tokens, shape, lora = int(rows.lengths.sum()), config(folder), CASES[name]["mode"] == "lora"
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(shape)

@@ -89,7 +89,7 @@ def test_an_error_of_the_user_causes_no_restart(run):
     with pytest.raises(UserError, match="too hot"):
         run_in_worker("workers:fails_once", described(run, "user_error"), seen.append, Ranks(processes=2, restarts=3))
     assert {event["name"] for event in seen} <= {"began"}  # which the first one may not have come to say
-    assert not any(event["attempt"] for event in seen)
+    assert not any(event.data["attempt"] for event in seen)
 
 
 def test_a_signal_stops_every_rank(run):
@@ -241,7 +241,13 @@ def test_a_backend_without_support_for_ranks_is_refused(write, sftrun):
     from sftrun.registry import Registered, current
 
     class Lonely:
-        pass
+        honours = frozenset()
+
+        def train(self, work):
+            """It is not come to."""
+
+        def load(self, work):
+            """It is not come to."""
 
     item = Registered("backend", "lonely", Lonely, None, "", __name__, "tests", "0")
     current().components["backend"]["lonely"] = item

@@ -239,7 +239,7 @@ def test_two_nodes_train_as_two_processes_do(folder, reference, port):
     ended = [said(process) for process in (first, second)]
     assert [code for code, _ in ended] == [0, 0], ended
     assert "2 processes on 2 nodes, ddp over gloo" in ended[0][1]
-    assert ended[1][1] == "node 1 of 2 waits for node 0 to prepare\nnode 1 of 2 trains\n"
+    assert ended[1][1] == "node 1 of 2 waits for node 0 to prepare the data\nnode 1 of 2 trains\n"
     run = RunDir(folder / "nodes")
     assert weights(run) == weights(reference)
     assert run.facts("train")["launch"] == {"processes": 1, "nodes": 2, "strategy": "ddp"}
@@ -301,7 +301,7 @@ def test_a_node_ends_if_node_0_is_killed_before_the_rendezvous(folder, port):
 def test_a_node_ends_if_node_0_cannot_prepare(folder, port):
     meet = ["--out", "bad", "--nodes", "2", "--rendezvous", f"localhost:{port}", *flags(["expect_mask=abc"])]
     second = command(folder, "recipe.yaml", *meet, "--node-rank", "1")
-    assert second.stderr.readline() == "node 1 of 2 waits for node 0 to prepare\n"
+    assert second.stderr.readline() == "node 1 of 2 waits for node 0 to prepare the data\n"
     assert said(command(folder, "recipe.yaml", *meet, "--node-rank", "0"))[0] == 1
     code, error = said(second)
     assert code == 1

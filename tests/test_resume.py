@@ -62,15 +62,21 @@ def folder(tmp_path_factory):
 
 def attempt(run, die=lambda event: False):
     """Trains in this process, until the end or until an event for which `die` is true."""
+    from sftrun.runs import session
+    from sftrun.runs.recorder import Recorder
     from sftrun.stages.train import train_in_worker
 
+    recorder = Recorder(run, lambda event: None)
+
     def emit(event):
-        run.event(event)
+        recorder(event)
         if die(event):
             raise Killed
 
+    begun = any(event["event"] == "step" for event in run.events())
     try:
-        train_in_worker(run.recipe(), run, emit)
+        with session.trackers(run.recipe(), recorder, resumed=begun):
+            train_in_worker(run.recipe(), run, emit)
     except Killed:
         return False
     return True

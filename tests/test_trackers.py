@@ -222,9 +222,11 @@ def test_without_trackers_nothing_is_written(run):
 
 def test_a_rehearsal_sends_nothing_to_a_tracker(tmp_path):
     asked = recipe("tensorboard", {"use": "wandb", "with": {"mode": "online"}})
-    (local,) = [each for each in rehearse._sets(asked, tmp_path, "sftrun/tiny") if each.startswith("trackers=")]
+    (local,) = [
+        each for each in rehearse._shrink_recipe(asked, tmp_path, "sftrun/tiny") if each.startswith("trackers=")
+    ]
     assert json.loads(local.removeprefix("trackers=")) == [{"use": "tensorboard", "with": {}}]
-    assert "trackers: nothing is sent to wandb" in rehearse._left_out(asked, Counter())
+    assert "trackers: nothing is sent to wandb" in rehearse._list_left_out(asked, Counter())
 
 
 # The libraries themselves, without a network
