@@ -9,13 +9,13 @@ __version__ = "0.1.0"
 
 from typing import TYPE_CHECKING, Any
 
-from sftrun import errors, events, files, kinds, types  # noqa: F401  (public modules)
 from sftrun.errors import Problem, RowError, UserError, missing_packages
 from sftrun.hookspecs import Register, hookimpl
 from sftrun.options import Meta, NameOrPath, Options, PathText, SecretText, Use, component
 from sftrun.types import BadRow, Conversation, Grade, Measure, Message, Prompt, Row, Scores, Span
 
 if TYPE_CHECKING:
+    from sftrun import events, files, kinds  # noqa: F401  (public modules)
     from sftrun.flow import evaluate, prepare, resume, run
     from sftrun.launch.topology import gpu_count
     from sftrun.recipe.model import Recipe
@@ -43,14 +43,17 @@ _LATE = {
     "run": "sftrun.flow",
     "validate": "sftrun.recipe.validate",
 }
+_LATE_MODULES = {"events", "files", "kinds"}
 
 
 def __getattr__(name: str) -> Any:
-    """Loads what needs the recipe engine on first use, so that a plugin's `import sftrun` stays instant."""
-    if name not in _LATE:
-        raise AttributeError(f"module 'sftrun' has no attribute '{name}'")
+    """Loads on first use what takes time, so that a plugin's `import sftrun` and `sftrun --help` stay instant."""
     import importlib
 
+    if name in _LATE_MODULES:
+        return importlib.import_module(f"sftrun.{name}")
+    if name not in _LATE:
+        raise AttributeError(f"module 'sftrun' has no attribute '{name}'")
     return getattr(importlib.import_module(_LATE[name]), name)
 
 

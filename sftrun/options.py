@@ -152,9 +152,14 @@ def leaves(options: Options) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+@functools.cache
+def _usual_leaves(options: type[Options]) -> dict[str, Any]:
+    return dict(leaves(options()))
+
+
 def changed_leaves(options: Options) -> Iterator[tuple[str, Any]]:
     """Yields the dotted keys whose values are not the defaults, and these values."""
-    usual = dict(leaves(type(options)()))
+    usual = _usual_leaves(type(options))
     yield from ((key, value) for key, value in leaves(options) if value != usual[key])
 
 

@@ -3,7 +3,6 @@
 import difflib
 import functools
 import importlib
-import pkgutil
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -61,6 +60,7 @@ class Registry:
         self.components: dict[str, dict[str, Registered]] = {kind: {} for kind in KINDS}
         self.broken: list[Broken] = []
         self.clashes: dict[tuple[str, str], Problem] = {}
+        self._hooks = hook_manager()
         for module in _builtin_modules():
             self.load(module, "sftrun", sftrun.__version__, functools.partial(importlib.import_module, module))
         for entry in sorted(metadata.entry_points(group=PROJECT), key=lambda entry: (entry.name, entry.value)):
@@ -71,7 +71,7 @@ class Registry:
         """Loads one plugin with all its components; if it fails, records it as broken, without any component."""
         try:
             plugin = importer()
-            components = _collect(plugin, Origin(module, distribution, version))
+            components = collect(self._hooks, plugin, Origin(module, distribution, version))
         except (Exception, SystemExit) as error:  # whatever a plugin raises, sftrun continues
             self.broken.append(Broken(module, distribution, version, f"{type(error).__name__}: {error}"))
             return
@@ -136,8 +136,8 @@ class Registry:
 
 
 def _builtin_modules() -> list[str]:
-    walk = pkgutil.walk_packages([str(Path(__file__).with_name("builtin"))], "sftrun.builtin.")
-    return sorted(found.name for found in walk if not found.ispkg and not found.name.rsplit(".", 1)[1].startswith("_"))
+    files = Path(__file__).with_name("builtin").glob("*/[!_]*.py")
+    return sorted(f"sftrun.builtin.{file.parent.name}.{file.stem}" for file in files)
 
 
 class Origin(NamedTuple):
@@ -148,19 +148,27 @@ class Origin(NamedTuple):
     version: str
 
 
-def _collect(plugin: ModuleType, origin: Origin) -> list[Registered]:
+def hook_manager() -> pluggy.PluginManager:
+    """Returns a manager that knows the hooks of sftrun, for `collect`."""
+    hooks = pluggy.PluginManager(PROJECT)
+    hooks.add_hookspecs(hookspecs)
+    return hooks
+
+
+def collect(hooks: pluggy.PluginManager, plugin: ModuleType, origin: Origin) -> list[Registered]:
     """Returns the components that one plugin registers; raises if any of them is wrong."""
-    module = origin.module
     api = _check_version(plugin, origin)
-    manager = pluggy.PluginManager(PROJECT)  # one a plugin: nothing that it does reaches another
-    manager.add_hookspecs(hookspecs)
-    manager.register(plugin, module)
-    manager.check_pending()  # a misspelled hook name is an error, not a silent no-op
     found: list[Registered] = []
-    for kind in KINDS:
-        getattr(manager.hook, f"register_{kind}s")(register=_register(found, kind, plugin, origin, api))
+    try:
+        hooks.register(plugin, origin.module)
+        hooks.check_pending()  # a misspelled hook name is an error, not a silent no-op
+        for kind in KINDS:
+            getattr(hooks.hook, f"register_{kind}s")(register=_register(found, kind, plugin, origin, api))
+    finally:
+        if hooks.is_registered(plugin):
+            hooks.unregister(plugin)  # only one at a time: nothing that it does reaches another
     if not found:
-        raise ValueError(f"{module} registers nothing; it needs a function marked @sftrun.hookimpl")
+        raise ValueError(f"{origin.module} registers nothing; it needs a function marked @sftrun.hookimpl")
     return found
 
 

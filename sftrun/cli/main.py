@@ -3,7 +3,6 @@
 import codecs
 import gc
 import importlib
-import json
 import os
 import sys
 import traceback
@@ -102,6 +101,8 @@ def main(args: Sequence[str] | None = None) -> None:
 def _escape(error: UnicodeError) -> tuple[str, int]:
     """Writes characters that a stream cannot encode as JSON escapes, so that JSON on it stays valid."""
     assert isinstance(error, UnicodeEncodeError)
+    import json
+
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 

@@ -24,7 +24,7 @@ def check_plugin(module: ModuleType) -> None:
     """
     name = module.__name__
     try:
-        components = registry._collect(module, Origin(name, "the distribution under test", "0"))
+        components = registry.collect(registry.hook_manager(), module, Origin(name, "the distribution under test", "0"))
     except Exception as error:
         raise AssertionError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
     heavy = _heavy_imports(name)

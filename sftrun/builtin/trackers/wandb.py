@@ -1,6 +1,5 @@
 """Tracker `wandb`: a run of Weights & Biases, online or in files of the run directory."""
 
-import configparser
 import os
 import uuid
 from collections.abc import Iterator
@@ -119,6 +118,8 @@ def _has_key() -> bool:
 
 def _setting(name: str) -> str | None:
     """Returns a setting from W&B's own files; the file of the current folder has priority."""
+    import configparser
+
     folder = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
     parser = configparser.ConfigParser(interpolation=None)
     try:

@@ -14,8 +14,8 @@ NOT_TEXT = {"role", "name", "id", "tool_call_id", "type"}  # keys of a message w
 # Scripts without spaces count each character as a word. Punctuation is ignored; other signs are words, so that
 # `2+2` differs from `2-2`.
 UNSPACED_SCRIPTS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-LETTER = re.compile(rf"[^\W{UNSPACED_SCRIPTS}]")
-WORD = re.compile(rf"[{UNSPACED_SCRIPTS}]|[^\W{UNSPACED_SCRIPTS}]+|[^\w\s.,;:!?'\"’‘“”„«»…。、，！？]")
+LETTER = rf"[^\W{UNSPACED_SCRIPTS}]"
+WORD = rf"[{UNSPACED_SCRIPTS}]|[^\W{UNSPACED_SCRIPTS}]+|[^\w\s.,;:!?'\"’‘“”„«»…。、，！？]"
 
 
 def get_texts(message: sftrun.Message) -> list[str]:
@@ -115,7 +115,7 @@ def find_strings(value: Any) -> Iterator[str]:
 
 def split_words(text: str) -> list[str]:
     """Splits a text into words for comparison: case, width and punctuation do not count."""
-    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return re.findall(WORD, unicodedata.normalize("NFKC", text).casefold())
 
 
 def is_text_only(message: sftrun.Message) -> bool:

@@ -100,7 +100,7 @@ def _paraphrase(text: str, paraphrases: dict[str, list[str]], draw: random.Rando
 
 def _match_phrase(phrase: str) -> str:
     """Returns a pattern for a phrase that is not part of a longer word."""
-    before, after = (r"\b" if _texts.LETTER.match(sign) else "" for sign in (phrase[0], phrase[-1]))
+    before, after = (r"\b" if re.match(_texts.LETTER, sign) else "" for sign in (phrase[0], phrase[-1]))
     return f"{before}{re.escape(phrase)}{after}"
 
 
