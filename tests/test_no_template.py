@@ -27,7 +27,7 @@ def test_texts_are_trained_and_no_template_is_saved_with_the_model(recipe, sftru
     assert not (tmp_path / "run/model/chat_template.jinja").exists()
     said = sftrun("chat", tmp_path / "run")
     assert said.code == 1
-    assert "has no chat template to render messages with; it was trained on texts" in said.err
+    assert "has no chat template to render messages with; it was trained on plain texts" in said.err
 
 
 @pytest.mark.parametrize("command", ["prepare", "inspect", "run"])
