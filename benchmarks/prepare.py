@@ -142,10 +142,10 @@ def _join(rows: list[dict[str, object]], turns: int) -> list[dict[str, object]]:
 
 def _texts(folder: Path) -> list[str]:
     from sftrun.data.pipeline import Pipeline
-    from sftrun.recipe.validate import read
+    from sftrun.recipe.validate import load
     from sftrun.registry import current
 
-    pipeline = Pipeline(read(folder / "recipe.yaml").recipe, current())
+    pipeline = Pipeline(load(folder / "recipe.yaml"), current())
     return [rendered.text for batch in pipeline.make_batches("train") for _, rendered in batch.pairs]
 
 

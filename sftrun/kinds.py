@@ -5,7 +5,6 @@ Protocol lists in `OPTIONAL` may be left out; a misspelled one is an error when 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
@@ -163,8 +162,7 @@ class Model(Protocol):
         """Returns the sums over the trained tokens of a prepared split; None if there is no such split."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(msgspec.Struct, frozen=True, kw_only=True):
     """The context of a training: the recipe, its run directory with the prepared data, and `emit` for events."""
 
     recipe: "Recipe"
@@ -177,8 +175,7 @@ class Training:
         return self.recipe.seed
 
 
-@dataclass(frozen=True, kw_only=True)
-class Loading:
+class Loading(msgspec.Struct, frozen=True, kw_only=True):
     """The context of loading: `which` is the model before (base) or after training (tuned)."""
 
     recipe: "Recipe"
@@ -186,8 +183,7 @@ class Loading:
     which: Literal["base", "tuned"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimating:
+class Estimating(msgspec.Struct, frozen=True, kw_only=True):
     """A recipe, and the largest batches that it makes of its rows; `evaluation` is None if it evaluates nothing."""
 
     recipe: "Recipe"
@@ -222,8 +218,7 @@ class Backend(Protocol):
         """Returns the model before or after training."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scoring:
+class Scoring(msgspec.Struct, frozen=True, kw_only=True):
     """The context of an evaluator: a model, and the held-out prompts by split."""
 
     model: Model
@@ -250,8 +245,7 @@ class Evaluator(Protocol):
         """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Grading:
+class Grading(msgspec.Struct, frozen=True, kw_only=True):
     """One answer to grade, with its prompt."""
 
     prompt: Prompt
@@ -266,8 +260,7 @@ class Judge(Protocol):
         """Returns the grade of an answer."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measuring:
+class Measuring(msgspec.Struct, frozen=True, kw_only=True):
     """Answers to compare with their references, one each per prompt."""
 
     answers: Sequence[str]
@@ -286,8 +279,7 @@ class Metric(Protocol):
         """Returns one value per answer if `per_row`, else one for the whole corpus."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exporting:
+class Exporting(msgspec.Struct, frozen=True, kw_only=True):
     """The context of an exporter: the run with its tuned model, and `emit` for events."""
 
     recipe: "Recipe"
@@ -302,8 +294,7 @@ class Exporter(Protocol):
         """Writes below `work.run.export`, and returns facts for the report (`path` among them)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tracking:
+class Tracking(msgspec.Struct, frozen=True, kw_only=True):
     """The context of a tracker. `resumed` is True if the run has been started before."""
 
     recipe: "Recipe"

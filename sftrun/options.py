@@ -146,26 +146,28 @@ def leaves(options: Options) -> Iterator[tuple[str, Any]]:
     """Yields the dotted keys of an options object and those nested in it, and their values."""
     for name in options.__struct_fields__:
         value = getattr(options, name)
-        if isinstance(value, Options) and _default(type(options), name) is not None:
+        if isinstance(value, Options) and _defaults(type(options))[name] is not None:
             yield from ((f"{name}.{key}", inner) for key, inner in leaves(value))
         else:
             yield name, value
 
 
 @functools.cache
-def _usual_leaves(options: type[Options]) -> dict[str, Any]:
+def usual_leaves(options: type[Options]) -> dict[str, Any]:
+    """Returns the dotted keys of options, and their defaults."""
     return dict(leaves(options()))
 
 
 def changed_leaves(options: Options) -> Iterator[tuple[str, Any]]:
     """Yields the dotted keys whose values are not the defaults, and these values."""
-    usual = _usual_leaves(type(options))
+    usual = usual_leaves(type(options))
     yield from ((key, value) for key, value in leaves(options) if value != usual[key])
 
 
-def _default(options: type[Options], name: str) -> Any:
-    field = next(each for each in msgspec.structs.fields(options) if each.name == name)
-    return field.default if field.default is not msgspec.NODEFAULT else field.default_factory
+@functools.cache
+def _defaults(options: type[Options]) -> dict[str, Any]:
+    fields = msgspec.structs.fields(options)
+    return {each.name: each.default_factory if each.default is msgspec.NODEFAULT else each.default for each in fields}
 
 
 def written(options: Options) -> dict[str, Any]:

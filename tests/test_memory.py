@@ -31,10 +31,11 @@ TRAIN = {
 FRAIL = '''
 """Backend `frail`: the built-in one, but from some step on, more rows than a limit take too much memory."""
 
-import dataclasses
 import os
 import signal
 from typing import Annotated, Literal
+
+import msgspec
 
 import sftrun
 
@@ -94,7 +95,7 @@ class Frail(Mute):
             if validates or (stepped and train.micro_batch > self.options.rows):
                 self.fail()
 
-        self.inner.train(dataclasses.replace(work, emit=watch))
+        self.inner.train(msgspec.structs.replace(work, emit=watch))
 
     def fail(self):
         if self.options.how == "killed":

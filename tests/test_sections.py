@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sftrun import tiny
-from sftrun.data.tokens.sections import Sections
+from sftrun.data.tokens.sections import Sections, _find_disjoint
 from sftrun.data.tokens.tokenizer import Tokenizer
 from sftrun.recipe.model import ModelOptions
 
@@ -142,7 +142,7 @@ def test_a_system_prompt_is_encoded_once(folder, monkeypatch):
     read = spied(monkeypatch, encoder)
     texts = [chatml(f"Name river {number}", "The Danube.") for number in range(20)]
     assert in_sections(encoder, texts) == whole(encoder, texts)
-    assert sum("helpful" in text for text in read) == 1
+    assert sum("helpful" in text for text in read) == 2  # once, and in the row that is compared
 
 
 def test_a_row_that_holds_every_added_token_is_encoded_as_it_is(folder, monkeypatch):
@@ -163,3 +163,17 @@ def test_nothing_is_replaced_where_an_added_token_looks_at_the_character_before_
     encoder = reader("bytes", "single words", folder)
     texts = [f"STOP\nuser, pleaseSTOPVltava {number}<|im_end|>" for number in range(20)]
     assert in_sections(encoder, texts) == whole(encoder, texts)
+
+
+def test_a_wrong_row_in_the_sample_makes_the_batch_be_encoded_whole(folder, monkeypatch):
+    encoder = reader("bytes", "usual", folder)
+    sections = Sections(encoder)
+    texts = [chatml(f"Name river {number}", "The Danube.") for number in range(20)]
+    monkeypatch.setattr(sections, "_encode_run", lambda run: np.array([1], dtype=np.int32))
+    ids, starts = sections.tokenize(texts)
+    assert [ids[start:end].tolist() for start, end in zip(starts, starts[1:], strict=False)] == whole(encoder, texts)
+
+
+def test_a_thousand_added_tokens_take_no_time_to_compare():
+    texts = [f"<|token_{number}|>" for number in range(1000)] + ["<|a|>", "<|a|>b", "aa"]
+    assert _find_disjoint(texts) == {f"<|token_{number}|>" for number in range(1000)}

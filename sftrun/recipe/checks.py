@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from sftrun.errors import Problem, UserError
-from sftrun.options import ENV, Use, changed_leaves, leaves
+from sftrun.options import ENV, Options, Use, changed_leaves, usual_leaves
 from sftrun.recipe.document import Document
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.train_options import TrainOptions
@@ -146,7 +146,8 @@ def of_backend(recipe: Recipe, registry: Registry) -> Iterator[Problem]:
 def _not_honoured(recipe: Recipe, backend: Any) -> Iterator[Problem]:
     """Yields the keys that a recipe sets, and its backend does not act on."""
     name, honours = recipe.backend.use, frozenset(getattr(backend, "honours", ()))
-    known = {f"{part}.{key}" for part in BACKEND_PARTS for key, _ in leaves(getattr(recipe, part))}
+    options: dict[str, type[Options]] = {part: type(getattr(recipe, part)) for part in BACKEND_PARTS}
+    known = {f"{part}.{key}" for part, kind in options.items() for key in usual_leaves(kind)}
     for key in sorted(honours - known):
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"it may name keys of {', '.join(BACKEND_PARTS)}"

@@ -17,7 +17,7 @@ MAX_NODES = 50_000  # values, with aliases expanded: a few lines of aliases can 
 MAX_INTEGER = 2**63
 
 LINE_BREAK = re.compile(r"\r\n|\n|\r")
-UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 
 # The core schema of YAML 1.2: `no` and `on` are text, `2e-4` is a number.
 NULL = re.compile(r"|~|null|Null|NULL")

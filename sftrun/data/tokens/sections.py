@@ -18,6 +18,7 @@ import numpy as np
 from sftrun.data.tokens.tokenizer import Tokenizer
 
 SAMPLED_ROWS = 8  # rows of a batch that are searched for sections that occur twice
+VERIFIED = 64  # one text in so many is encoded whole, and compared
 MAX_RUNS = 4  # runs replaced in a batch; each costs a search in every row
 
 
@@ -43,11 +44,21 @@ class Sections:
             marked = [text.replace(run, mark) for text in marked]
             before, left = left, sum(map(len, marked))
             replacements.append(Replacement(mark, run, (before - left) // (len(run) - len(mark))))
+        if not replacements:
+            return self._encode(texts)
         ids, starts = self._encode(marked)
         found = [np.flatnonzero(ids == self.tokenizer.engine.token_to_id(each.mark)) for each in replacements]
         if any(len(places) != each.times for places, each in zip(found, replacements, strict=True)):
             return self._encode(texts)  # other text has the same id as the mark, as with an unknown token
-        return _expand(ids, starts, found, [self._encode_run(each.run) for each in replacements])
+        full = _expand(ids, starts, found, [self._encode_run(each.run) for each in replacements])
+        return full if self._verify(texts, *full) else self._encode(texts)
+
+    def _verify(self, texts: Sequence[str], ids: Any, starts: Any) -> bool:
+        """Returns True if a sample of the texts has the same ids when each is encoded whole."""
+        sample = range(0, len(texts), VERIFIED)
+        whole, _ = self._encode([texts[row] for row in sample])
+        joined = [ids[starts[row] : starts[row + 1]] for row in sample]
+        return bool(np.array_equal(whole, np.concatenate(joined)))
 
     def _encode(self, texts: Sequence[str]) -> tuple[Any, Any]:
         lists = [encoding.ids for encoding in self.tokenizer.encode_ids(texts)]
@@ -92,7 +103,8 @@ class Sections:
             return []  # such tokens depend on the character before them
         plain = [t.content for t in tokens if t.special and not (t.normalized or t.lstrip or t.rstrip)]
         texts = [token.content for token in tokens]
-        return [text for text in plain if not any(_overlaps(text, other) for other in texts)]
+        disjoint = _find_disjoint(texts)
+        return [text for text in plain if text in disjoint]
 
 
 def _join_sections(parts: Sequence[str], seen: Counter[str]) -> Iterator[str]:
@@ -107,15 +119,17 @@ def _join_sections(parts: Sequence[str], seen: Counter[str]) -> Iterator[str]:
             start = None
 
 
-def _overlaps(one: str, other: str) -> bool:
-    """Returns True if one text can occur in the other, or if an end of one is a beginning of the other."""
-    if one == other:
-        return any(one[:size] == one[-size:] for size in range(1, len(one)))
-    if one in other or other in one:
-        return True
-    return any(
-        one[:size] == other[-size:] or other[:size] == one[-size:] for size in range(1, min(len(one), len(other)))
-    )
+def _find_disjoint(texts: Sequence[str]) -> set[str]:
+    """Returns the texts that share no characters with another occurrence, of themselves or of another text."""
+    starts = {text[:size] for text in texts for size in range(1, len(text))}
+    ends = {text[-size:] for text in texts for size in range(1, len(text))}
+    every = "\0".join(texts)
+    inner = [text for text in texts if every.count(text) > 1]
+    outer = {text for text in texts for part in inner if part in text}  # with the inner ones themselves
+    overlapping = {
+        text for text in texts if any(text[:size] in ends or text[-size:] in starts for size in range(1, len(text)))
+    }
+    return {*texts} - outer - overlapping
 
 
 def _expand(ids: Any, starts: Any, found: Sequence[Any], runs: Sequence[Any]) -> tuple[Any, Any]:
