@@ -1,6 +1,7 @@
 """Sections that stand alike in many rows are encoded once, and the ids are those of each row encoded whole."""
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ def test_a_wrong_row_in_the_sample_makes_the_batch_be_encoded_whole(folder, monk
     texts = [chatml(f"Name river {number}", "The Danube.") for number in range(20)]
     monkeypatch.setattr(sections, "_encode_run", lambda run: np.array([1], dtype=np.int32))
     ids, starts = sections.tokenize(texts)
-    assert [ids[start:end].tolist() for start, end in zip(starts, starts[1:], strict=False)] == whole(encoder, texts)
+    assert [ids[start:end].tolist() for start, end in pairwise(starts)] == whole(encoder, texts)
 
 
 def test_a_thousand_added_tokens_take_no_time_to_compare():
