@@ -115,6 +115,7 @@ class Proof:
             "template": self.tokenizer.template.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
             "crosscheck": self.pipeline.crosscheck.to_json(),
+            "borders": self.pipeline.borders.to_json(),
             "end_of_turn": {end: self.tokenizer.encode([end])[0].ids for end in sorted(self.ends)},
             "splits": {split: _split_facts(tally) for split, tally in self.splits.items()},
         }

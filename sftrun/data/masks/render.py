@@ -41,12 +41,21 @@ class Renderer:
     """A renderer of conversations with one template.
 
     `eot_token` closes the last turn if the template does not, and ends plain text in place of the tokenizer's
-    `eos_token`. With `adds_bos`, `bos_token` begins plain text.
+    `eos_token`. With `adds_bos`, `bos_token` begins plain text. With `space_to_answer`, the spaces at the end of a
+    plain prompt belong to its answer; a template does so itself (see `template.move_space`).
     """
 
-    def __init__(self, template: Template, *, eot_token: str | None = None, adds_bos: bool = False) -> None:
+    def __init__(
+        self,
+        template: Template,
+        *,
+        eot_token: str | None = None,
+        adds_bos: bool = False,
+        space_to_answer: bool = False,
+    ) -> None:
         self.template = template
         self.eot_token = eot_token
+        self._space_to_answer = space_to_answer
         self._conventions = conventions.learn_conventions(template)
         template.wraps_text = self._conventions.only_lists
         self._bos = template.variables.get("bos_token", "") if adds_bos else ""
@@ -65,7 +74,7 @@ class Renderer:
         if _has_flags(conversation.messages):
             return self._add_flags(self.render(remove_flags(conversation)), conversation.messages)
         if conversation.plain:
-            return plain_text.render_plain(conversation, self._bos, self._eos)
+            return plain_text.render_plain(conversation, self._bos, self._eos, self._space_to_answer)
         text = self._render_directly(conversation)
         key, texts = split_shape(conversation.messages)
         if self._steering and any(map(self._steering.search, texts)):
@@ -91,7 +100,8 @@ class Renderer:
         """Renders messages with the generation prompt, as the model gets them; joins the contents of plain text."""
         messages = [_remove_flag(message) for message in messages]
         if plain:
-            return self._bos + "".join(plain_text.get_contents(messages))
+            text = self._bos + "".join(plain_text.get_contents(messages))
+            return plain_text.move_space(text, "")[0] if self._space_to_answer else text
         return self.template.render(messages, tools=tools, add_generation_prompt=True, **(kwargs or {}))
 
     def check_template(self) -> list[Problem]:
