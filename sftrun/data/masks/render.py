@@ -164,7 +164,7 @@ class Renderer:
         return made
 
     def _make_survey(self, conversation: Conversation, stand_ins: StandIns) -> Survey:
-        return Survey(self.template, stand_ins, conversation.tools, conversation.template_kwargs)
+        return Survey(self.template, stand_ins, conversation.tools, conversation.template_kwargs, shortens=True)
 
     def _make_skeleton(self, conversation: Conversation, stand_ins: StandIns) -> Skeleton | None:
         """Makes the skeleton of a render with stand-ins; None if the template refuses them."""
@@ -183,7 +183,13 @@ class Renderer:
     def _find_regions(self, survey: Survey) -> list[Region]:
         if self._conventions.refusal:
             raise RowError(self._conventions.refusal)
-        found = find_regions(survey, self._conventions.endings)
+        try:
+            found = find_regions(survey, self._conventions.endings)
+        except RowError:
+            if not survey.shortens:
+                raise
+            survey.forget_shortened()
+            found = find_regions(survey, self._conventions.endings)
         if self._conventions.endings or not self.eot_token:
             hint = "" if self._conventions.endings else "; set model.eot_token"
             for region in found:
