@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from sftrun.data.masks.refusal import TOOL
 from sftrun.data.masks.regions import find_regions
 from sftrun.data.masks.stand_ins import cut_whole, make_stand_ins
 from sftrun.data.masks.survey import Survey
@@ -13,6 +14,8 @@ from sftrun.errors import Problem, RowError
 from sftrun.types import Message
 
 _TOKEN = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|[^\s<>\[\]]+")
+Tools = list[dict[str, Any]] | None
+
 _TEXTS = ("question", "answer", "next question", "next answer")
 
 
@@ -44,10 +47,11 @@ def learn_conventions(template: Template) -> Conventions:
     if template.missing:
         return Conventions()
     plain = _make_messages(as_lists=False)
+    forms = (plain, _make_messages(as_lists=True), [{"role": "system", "content": "instruction"}, *plain])
     failures: list[str] = []
-    for messages in (plain, _make_messages(as_lists=True), [{"role": "system", "content": "instruction"}, *plain]):
+    for tools, messages in [*((None, form) for form in forms), ([TOOL], plain)]:
         try:
-            return _observe(template, messages)
+            return _observe(template, messages, tools)
         except RowError as error:
             failures.append(str(error))
     return Conventions(failure=failures[0])
@@ -103,10 +107,10 @@ def _make_messages(as_lists: bool) -> list[Message]:
     ]
 
 
-def _observe(template: Template, messages: list[Message]) -> Conventions:
+def _observe(template: Template, messages: list[Message], tools: Tools) -> Conventions:
     only_lists = isinstance(messages[0]["content"], list)
     long, short = (
-        Survey(template, make_stand_ins(conversation, cut_whole)) for conversation in (messages, messages[:-2])
+        Survey(template, make_stand_ins(conversation, cut_whole), tools) for conversation in (messages, messages[:-2])
     )
     if len(long.full.slots) < len(messages):
         raise RowError("it leaves out the contents of messages")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sftrun.data.masks.template import REFUSES, Template
+from sftrun.data.masks.template import REFUSES, PartsUse, Template
 from sftrun.errors import RowError
 from sftrun.types import Conversation, Message
 
@@ -12,7 +12,7 @@ ADVICE = {
     "system": "put its text into the user's turn, remove the transform that wrote it, or set model.chat_template",
     "tool": "set model.chat_template to one with tools",
 }
-_TOOL = {"type": "function", "function": {"name": "f", "description": "f", "parameters": {"type": "object"}}}
+TOOL = {"type": "function", "function": {"name": "f", "description": "f", "parameters": {"type": "object"}}}
 
 
 def explain_refusal(template: Template, conversation: Conversation, error: RowError) -> RowError:
@@ -25,6 +25,9 @@ def explain_refusal(template: Template, conversation: Conversation, error: RowEr
             who = f"message {roles.index(role)} ({role})"
             advice = ADVICE.get(role, ADVICE["system"])
             return RowError(f"{who}: the chat template {template.label} takes no {role} messages: {words}; {advice}")
+    if not conversation.tools and _renders(template, messages, [TOOL]):
+        advice = "add tools to the row, or set model.chat_template to one for rows without them"
+        return RowError(f"the chat template {template.label} only renders rows with tools: {words}; {advice}")
     call = next((index for index, message in enumerate(messages) if message.get("tool_calls")), None)
     if call is None or not _renders(template, _turn_arguments(messages), conversation.tools):
         return error
@@ -33,9 +36,22 @@ def explain_refusal(template: Template, conversation: Conversation, error: RowEr
     return RowError(f"{who}: the chat template {template.label} takes arguments of calls {form}: {words}")
 
 
+def find_use_of_parts(template: Template) -> PartsUse:
+    """Returns what a template does with a list of parts: it writes their texts, fails, or prints them as a list."""
+    question = {"role": "user", "content": [{"type": "text", "text": "a question"}]}
+    for tools in (None, [TOOL]):
+        try:
+            text = template.render([question, {"role": "assistant", "content": "b"}], tools=tools)
+        except RowError:
+            continue
+        is_read = "a question" in text and "'type': 'text'" not in text and '"type": "text"' not in text
+        return "reads" if is_read else "prints"
+    return "fails"
+
+
 def _takes_role(template: Template, role: str) -> bool:
     """Returns False if a short conversation renders only without a message of the role."""
-    conversation, tools = _make_conversation(role), [_TOOL] if role == "tool" else None
+    conversation, tools = _make_conversation(role), [TOOL] if role == "tool" else None
     forms = [conversation, _turn_arguments(conversation)]
     return any(_renders(template, form, tools) for form in forms) or not _renders(template, _make_conversation(""))
 

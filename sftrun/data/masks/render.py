@@ -14,7 +14,7 @@ import msgspec
 
 from sftrun.data.masks import conventions
 from sftrun.data.masks import plain as plain_text
-from sftrun.data.masks.refusal import explain_refusal
+from sftrun.data.masks.refusal import explain_refusal, find_use_of_parts
 from sftrun.data.masks.regions import Region, find_regions
 from sftrun.data.masks.skeleton import Skeleton, make_rendered, make_tiles
 from sftrun.data.masks.stand_ins import (
@@ -58,6 +58,7 @@ class Renderer:
         self._space_to_answer = space_to_answer
         self._conventions = conventions.learn_conventions(template)
         template.wraps_text = self._conventions.only_lists
+        template.parts_use = "reads" if template.missing or template.wraps_text else find_use_of_parts(template)
         self._bos = template.variables.get("bos_token", "") if adds_bos else ""
         self._eos = eot_token or template.variables.get("eos_token")
         self._skeletons: dict[Hashable, Skeleton | None] = {}

@@ -163,6 +163,8 @@ def _iter_variants(text: str) -> Iterator[str]:
     yield from (text.lstrip(), text.rstrip())
     yield from (text.strip("\n"), text.lstrip("\n"), text.rstrip("\n"))
     yield json.dumps(text, ensure_ascii=False)[1:-1]
+    yield json.dumps(text)[1:-1]
+    yield repr(text)[1:-1]
 
 
 def make_rendered(skeleton: Skeleton, text: str, lengths: Sequence[int], eot_token: str | None) -> Rendered:

@@ -20,6 +20,7 @@ FIXED = frozenset({"role", "type", "id", "tool_call_id", "name"})
 
 PRIVATE = ((0xF0000, 0xFFFFD), (0x100000, 0x10FFFD))
 STAND_IN = re.compile("[\U000f0000-\U0010fffd]")
+_ESCAPED = re.compile(r"\\u(db[89a-f][0-9a-f])\\u(d[c-f][0-9a-f]{2})|\\U(00(?:0f|10)[0-9a-f]{4})")
 
 
 class Leaf(NamedTuple):
@@ -76,6 +77,19 @@ def find_slots(text: str, stand_ins: StandIns) -> MarkedText:
     """Finds stand-ins in a render."""
     found = ((match.start(), stand_ins.numbers.get(match[0])) for match in STAND_IN.finditer(text))
     return MarkedText(text, [(start, number) for start, number in found if number is not None])
+
+
+def unescape(text: str, stand_ins: StandIns) -> str:
+    """Writes stand-ins again that a template escapes, for JSON in ASCII or as Python's `repr` does."""
+
+    def read(match: re.Match[str]) -> str:
+        if match[3]:
+            character = chr(int(match[3], 16))
+        else:
+            character = chr(0x10000 + ((int(match[1], 16) - 0xD800) << 10) + int(match[2], 16) - 0xDC00)
+        return character if character in stand_ins.numbers else match[0]
+
+    return _ESCAPED.sub(read, text) if "\\u" in text or "\\U" in text else text
 
 
 def split_shape(messages: Sequence[Message]) -> tuple[Hashable, list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from sftrun.data.masks.stand_ins import STAND_IN, MarkedText, StandIns, find_slots
+from sftrun.data.masks.stand_ins import STAND_IN, MarkedText, StandIns, find_slots, unescape
 from sftrun.data.masks.template import Template
 from sftrun.errors import RowError
 from sftrun.types import Message
@@ -71,7 +71,8 @@ class Survey:
 
     def render_text(self, messages: Sequence[Message], prompt: bool = False) -> str:
         """Renders any messages, with the same tools and variables."""
-        return self._template.render(messages, tools=self._tools, add_generation_prompt=prompt, **self._kwargs)
+        text = self._template.render(messages, tools=self._tools, add_generation_prompt=prompt, **self._kwargs)
+        return unescape(text, self.stand_ins)
 
     def find_own(self, marked: MarkedText, message: int) -> list[int]:
         """Returns the positions of a message's texts."""
@@ -88,8 +89,13 @@ class Survey:
         except RowError as error:
             found = self._render_before(message)  # some templates refuse messages without a user
             if found is None:
-                raise self.make_refusal(message, f"the messages before it cannot be rendered: {error}") from None
+                why = f"the messages before it cannot be rendered: {error}{self._advise_question(message)}"
+                raise self.make_refusal(message, why) from None
             return found
+
+    def _advise_question(self, message: int) -> str:
+        roles = [self.stand_ins.role(index) for index in range(message)]
+        return "" if "user" in roles else "; begin the row with a message of the user"
 
     def _render_before(self, message: int) -> MarkedText | None:
         """Returns the text before a message, if it ends with the usual generation prompt."""

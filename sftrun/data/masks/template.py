@@ -1,18 +1,19 @@
 """Chat templates, compiled once: render the same text as transformers' `apply_chat_template`, without transformers."""
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.utils
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from sftrun.data.masks import limits
 from sftrun.errors import Place, Problem, RowError, UserError
 from sftrun.types import Message
 
@@ -24,6 +25,10 @@ RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
 
 REFUSES = "the chat template refuses: "
 NAMELESS = "chat template"
+PIECES = 4096  # pieces of text that a render writes between two looks at its size
+
+PartsUse = Literal["reads", "fails", "prints"]
+"""What a template does with a content that is a list of parts; `prints`: as text that looks like a list."""
 
 
 def move_space(source: str) -> str:
@@ -39,7 +44,8 @@ class Template:
 
     Raises UserError with the line if the source is not valid Jinja. `now` is the time for `strftime_now`, by default
     the moment of construction, so that the text of a row does not depend on when it is rendered. With `wraps_text`,
-    the template gets each text content as a list of one part. `name` is its name in messages: a model, a built-in
+    the template gets each text content as a list of one part; if it does not read parts (`parts_use`), it gets a
+    list of texts as one text. `name` is its name in messages: a model, a built-in
     template or a file. `generation` is the extension for the tags `{% generation %}`. If `missing` is set, `render`
     raises it.
     """
@@ -57,15 +63,20 @@ class Template:
         self.source = source
         self.name = name
         self.wraps_text = False
+        self.parts_use: PartsUse = "reads"
         self.variables = dict(variables)
         self.now = now or datetime.now()
         self._environment = _make_environment(self.now, generation or Generation)
         try:
+            _check_characters(source)
             self._compiled = self._environment.from_string(source)
-            self._globals = dict(self._compiled.globals)
-            self._context = self._compiled.new_context({}, shared=True)
         except jinja2.TemplateSyntaxError as error:
             raise UserError(_make_syntax_problem(error, source, name)) from None
+        except (RecursionError, SyntaxError, MemoryError, OverflowError) as error:  # from Python's own compiler
+            why = "it nests too deeply" if isinstance(error, RecursionError | SyntaxError) else str(error)
+            raise UserError(Problem(f"the chat template cannot be compiled: {why}", Place(name))) from None
+        self._globals = dict(self._compiled.globals)
+        self._context = self._compiled.new_context({}, shared=True)
 
     @property
     def fingerprint(self) -> str:
@@ -109,11 +120,15 @@ class Template:
             )
         except _Refusal as refusal:
             raise RowError(f"{REFUSES}{refusal}") from None
+        except limits.LimitError as error:
+            raise RowError(f"the chat template {self.label} was stopped{_locate_error(error)}: {error}") from None
         except Exception as error:  # a template may raise anything, and its errors are no bugs of sftrun
             raise RowError(f"the chat template fails{_locate_error(error)}: {type(error).__name__}: {error}") from error
 
     def _adapt_messages(self, messages: Sequence[Message]) -> list[Message]:
         read = [_copy_reasoning(message) for message in messages]
+        if self.parts_use != "reads":
+            return [_join_parts(message, self.parts_use) for message in read]
         return [_to_list_content(message) for message in read] if self.wraps_text else read
 
     def _run(self, variables: dict[str, Any]) -> str:
@@ -122,10 +137,44 @@ class Template:
         context.parent = variables
         context.vars.clear()
         context.exported_vars.clear()
+        self._environment.budget.reset()
         try:
-            return "".join(self._compiled.root_render_func(context))
+            return self._join(self._compiled.root_render_func(context))
         except Exception:
             self._environment.handle_exception()  # re-raises it with the template's lines
+
+    def _join(self, pieces: Iterator[str]) -> str:
+        """Joins what a render writes, and stops it in its own line if that is too much, or no text."""
+        found: list[str] = []
+        size = 0
+        while some := list(itertools.islice(pieces, PIECES)):
+            found += some
+            size += sum(map(len, some))
+            if size > limits.CHARACTERS and isinstance(pieces, Generator):  # the error gets the line of the template
+                pieces.throw(limits.LimitError(f"it writes more than {limits.CHARACTERS:,} characters for one row"))
+        text = "".join(found)
+        if not text.isascii():
+            self._check_characters(text)
+        return text
+
+    def _check_characters(self, text: str) -> None:
+        """Raises LimitError for half a surrogate pair: it is no character, and no tokenizer reads it."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            escape = repr(text[error.start])
+            at = self.source.lower().find(escape.strip("'"))
+            where = f" at line {self.source.count(chr(10), 0, at) + 1}" if at >= 0 else ""
+            raise limits.LimitError(f"it writes {escape}{where}, half of a surrogate pair and no character") from None
+
+
+def _check_characters(source: str) -> None:
+    try:
+        source.encode()
+    except UnicodeEncodeError as error:
+        line = source.count("\n", 0, error.start) + 1
+        message = f"{source[error.start]!r} is half of a surrogate pair and no character"
+        raise jinja2.TemplateSyntaxError(message, line) from None
 
 
 def _copy_reasoning(message: Message) -> Message:
@@ -142,10 +191,27 @@ def _to_list_content(message: Message) -> Message:
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
+def _join_parts(message: Message, use: PartsUse) -> Message:
+    parts = message.get("content")
+    if not isinstance(parts, list):
+        return message
+    other = next((part for part in parts if not _is_text_part(part)), None)
+    if other is None:
+        return {**message, "content": "".join(part["text"] for part in parts)}
+    if use == "prints":
+        kind = other.get("type") if isinstance(other, dict) else type(other).__name__
+        raise _Refusal(f"it takes only texts, and the content of a message ({message['role']}) has a part {kind}")
+    return message
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text"
+
+
 _DICT_ATTRIBUTES = frozenset(dir(dict))
 
 
-class _Environment(ImmutableSandboxedEnvironment):
+class _Environment(limits.LimitedEnvironment):
     """Jinja's sandbox with a fast path for `message.role`, which does not try attributes first."""
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -157,10 +223,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
 
-def _make_environment(now: datetime, generation: type[jinja2.ext.Extension]) -> ImmutableSandboxedEnvironment:
+def _make_environment(now: datetime, generation: type[jinja2.ext.Extension]) -> _Environment:
     # Templates come from the internet: the sandbox keeps them away from Python.
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, generation])
-    environment.filters["tojson"] = _tojson
+    environment.filters["tojson"] = limits.limit_numbers(_tojson)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = now.strftime
     environment.globals["namespace"] = _Namespace

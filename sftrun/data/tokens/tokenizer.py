@@ -44,7 +44,10 @@ class Tokenizer:
                     hint="save one with AutoTokenizer.from_pretrained(…).save_pretrained(…)",
                 )
             )
-        self.engine = Engine.from_file(str(file))
+        try:
+            self.engine = Engine.from_file(str(file))
+        except Exception as error:  # the library raises no narrower one
+            raise UserError(_make_damage_problem(file, error)) from None
         self.engine.no_truncation()
         self.engine.no_padding()
         self.config: dict[str, Any] = _read_json(folder / "tokenizer_config.json")
@@ -158,7 +161,24 @@ def _fetch_from_hub(model: ModelOptions) -> Path:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(_make_damage_problem(file, error)) from None
+
+
+def _read_source(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(_make_damage_problem(file, error)) from None
+
+
+def _make_damage_problem(file: Path, error: Exception) -> Problem:
+    hint = "fetch or save the file again; text files are in UTF-8"
+    return Problem(f"{file} cannot be read: {error}", path=NAME, hint=hint)
 
 
 def _read_special_tokens(config: dict[str, Any], older: dict[str, Any]) -> dict[str, str]:
@@ -189,7 +209,7 @@ def _read_template_source(folder: Path, config: dict[str, Any], model: ModelOpti
     if model.chat_template is not None:
         return _read_named_template(model.chat_template)
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text("utf-8")
+        return _read_source(folder / "chat_template.jinja")
     own = config.get("chat_template")
     if isinstance(own, list):
         own = {each["name"]: each["template"] for each in own}.get("default")
@@ -203,7 +223,7 @@ def _list_built_in() -> dict[str, Path]:
 def _read_named_template(name: str) -> str:
     file = _list_built_in().get(name, Path(name).expanduser())
     if file.is_file():
-        return file.read_text("utf-8")
+        return _read_source(file)
     raise UserError(
         Problem(
             f"no such chat template: {name}",

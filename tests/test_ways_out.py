@@ -1,0 +1,98 @@
+"""Rows that are hard to place: escaped texts, lists of parts, templates for rows with tools; refusals with advice."""
+
+import pytest
+
+from sftrun.data.masks.render import Renderer
+from sftrun.data.masks.template import Template
+from sftrun.errors import RowError
+from sftrun.types import Conversation
+
+GENERATION = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+PLAIN = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}" + GENERATION
+CALLS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "{{ c.function.name }} {{ ARGUMENTS }}{% endfor %}<|end|>{% endfor %}" + GENERATION
+)
+TOOLS = [{"type": "function", "function": {"name": "find_weather", "parameters": {"type": "object"}}}]
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def assistant(content, **more):
+    return {"role": "assistant", "content": content, **more}
+
+
+def call(**arguments):
+    return assistant("", tool_calls=[{"type": "function", "function": {"name": "find", "arguments": arguments}}])
+
+
+def mask(source, messages, tools=None):
+    """Returns a render with the generated text between ⟦ and ⟧."""
+    found = Renderer(Template(source, {})).render(Conversation(messages, tools=tools))
+    shown = "".join(
+        f"⟦{found.text[span.start : span.end]}⟧" if span.generated else found.text[span.start : span.end]
+        for span in found.spans
+    )
+    return shown.replace("⟧⟦", "")
+
+
+@pytest.mark.parametrize(
+    "city", ["Oslo", "Tromsø", "São Paulo & Rio", "\U000f0000", 'a "b" c', "D'Orsay", "two\nlines"]
+)
+@pytest.mark.parametrize(
+    "written", ["c.function.arguments | tojson(ensure_ascii=True)", "c.function.arguments", "[c.function.arguments]"]
+)
+def test_texts_that_a_template_escapes_are_located(written, city):
+    source = CALLS.replace("ARGUMENTS", written)
+    messages = [user("a"), call(city=city, more=["x", city]), {"role": "tool", "content": "r"}, assistant("b")]
+    text = Template(source, {}).render(messages)
+    shown = mask(source, messages)
+    assert shown.replace("⟦", "").replace("⟧", "") == text
+    begin, end = text.index("find"), text.index("<|end|><|tool|>") + len("<|end|>")
+    assert shown == f"<|user|>a<|end|><|assistant|>⟦{text[begin:end]}⟧<|tool|>r<|end|><|assistant|>⟦b<|end|>⟧"
+
+
+def test_a_content_that_is_escaped_for_ascii_is_located():
+    source = PLAIN.replace("m.content", "m.content | tojson(ensure_ascii=True)")
+    assert mask(source, [user("é"), assistant("ø")]) == ('<|user|>"\\u00e9"<|end|><|assistant|>⟦"\\u00f8"<|end|>⟧')
+
+
+def test_a_list_of_texts_is_one_text_for_a_template_that_takes_only_texts():
+    parts = [{"type": "text", "text": "O"}, {"type": "text", "text": "slo"}]
+    assert mask(PLAIN, [user(parts), assistant(parts)]) == "<|user|>Oslo<|end|><|assistant|>⟦Oslo<|end|>⟧"
+
+
+def test_a_template_that_reads_parts_gets_them():
+    reads = PLAIN.replace(
+        "{{ m.content }}",
+        "{% if m.content is string %}{{ m.content }}"
+        "{% else %}{% for p in m.content %}({{ p.text }}){% endfor %}{% endif %}",
+    )
+    parts = [{"type": "text", "text": "O"}, {"type": "text", "text": "slo"}]
+    assert mask(reads, [user(parts), assistant("x")]) == "<|user|>(O)(slo)<|end|><|assistant|>⟦x<|end|>⟧"
+
+
+def test_a_part_that_is_no_text_is_refused_by_a_template_that_takes_only_texts():
+    with pytest.raises(RowError, match=r"it takes only texts, and the content of a message \(user\) has a part image"):
+        mask(PLAIN, [user([{"type": "image"}, {"type": "text", "text": "a"}]), assistant("b")])
+
+
+def test_a_template_that_only_renders_rows_with_tools_is_for_these():
+    source = "{% for t in tools %}{{ t.function.name }}{% endfor %}" + PLAIN
+    assert mask(source, [user("a"), assistant("b")], TOOLS) == ("find_weather<|user|>a<|end|><|assistant|>⟦b<|end|>⟧")
+    with pytest.raises(
+        RowError, match=r"only renders rows with tools: .*; add tools to the row, or set model.chat_temp"
+    ):
+        mask(source, [user("a"), assistant("b")])
+
+
+def test_a_row_that_begins_with_an_answer_is_told_to_begin_with_a_question():
+    source = (
+        "{% if not messages %}{{ raise_exception('No messages.') }}{% endif %}"
+        "{% for m in messages %}<|{{ m.role }} {{ loop.index }}|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant {{ messages | length + 1 }}|>{% endif %}"
+    )
+    with pytest.raises(RowError, match=r"No messages\.; begin the row with a message of the user"):
+        mask(source, [assistant("hello"), user("a"), assistant("b")])
