@@ -97,6 +97,7 @@ PREPARED = {
 }
 ELSEWHERE = {
     "model.space_to_answer": "test_borders.py: the space at the end of a prompt is trained with the answer",
+    "data.split_reasoning": "test_ways_out.py: thoughts in a content become reasoning_content",
     "data.crosscheck": "test_crosscheck.py: a difference is a warning, or stops the run",
     "description": "test_report.py: it heads the report",
     "extends": "test_recipe_load.py: another file is merged in",

@@ -1,6 +1,7 @@
 """Rows that are hard to place: escaped texts, lists of parts, templates for rows with tools; refusals with advice."""
 
 import pytest
+from conftest import talk
 
 from sftrun.data.masks.render import Renderer
 from sftrun.data.masks.template import Template
@@ -96,3 +97,32 @@ def test_a_row_that_begins_with_an_answer_is_told_to_begin_with_a_question():
     )
     with pytest.raises(RowError, match=r"No messages\.; begin the row with a message of the user"):
         mask(source, [assistant("hello"), user("a"), assistant("b")])
+
+
+THINKS = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}"
+    "{% if loop.last %}<think>{{ m.reasoning_content or '' }}</think>{% endif %}{{ m.content.split('</think>')[-1] }}"
+    "{% else %}{{ m.content }}{% endif %}<|end|>{% endfor %}" + GENERATION
+)
+INLINE = "<think>\nFour?\n</think>\n\n4"
+
+
+def test_thoughts_in_a_content_are_refused_with_the_key_and_the_option_for_them():
+    way_out = "put thoughts into reasoning_content, or set data.split_reasoning: true"
+    with pytest.raises(RowError, match=f"reads </think> as the end of thoughts.*{way_out}"):
+        mask(THINKS, [user("a"), assistant(INLINE), user("b"), assistant(INLINE)])
+    changes = THINKS.replace("m.content.split('</think>')[-1]", "m.content | upper")
+    with pytest.raises(RowError, match=f"the template changes its text.*{way_out}"):
+        mask(changes, [user("a"), assistant(INLINE)])
+
+
+def test_thoughts_in_a_content_are_split_on_request(sftrun, write, tmp_path):
+    (tmp_path / "thinks.jinja").write_text(THINKS.replace("<|end|>", "<|im_end|>"))
+    rows = [talk("a", INLINE, "b", INLINE), talk("a", "[THINK]x[/THINK]4"), talk("a", "no thoughts")]
+    model = {"chat_template": str(tmp_path / "thinks.jinja")}
+    assert sftrun("inspect", write(rows, model=model)).code == 1
+    said = sftrun("inspect", write(rows, model=model, data={"split_reasoning": True}), "--rows", 9)
+    assert said.code == 0
+    assert "⟦4<|im_end|>⟧<|user|>b<|im_end|><|assistant|>⟦<think>Four?</think>4<|im_end|>⟧" in said.err
+    assert "⟦<think>x</think>4<|im_end|>⟧" in said.err
+    assert "⟦<think></think>no thoughts<|im_end|>⟧" in said.err

@@ -11,6 +11,7 @@ from sftrun.data.ledger import Entry
 from sftrun.data.length import LengthPolicy, Piece
 from sftrun.data.masks.crosscheck import CrossCheck
 from sftrun.data.masks.render import Renderer
+from sftrun.data.reasoning import split_reasoning
 from sftrun.data.tokens import encode, offsets, tokenizer
 from sftrun.data.tokens.borders import Borders, Joined
 from sftrun.errors import Place, Problem, RowError, UserError
@@ -172,7 +173,8 @@ class Pipeline:
                 bad(split, row.origin, row.reason)
                 continue
             try:
-                yield self.formatter.format(row)
+                conversation = self.formatter.format(row)
+                yield split_reasoning(conversation) if self.recipe.data.split_reasoning else conversation
             except RowError as error:
                 bad(split, row.origin, str(error))
 

@@ -59,6 +59,13 @@ class DataOptions(Options):
             "cuts off its end, split cuts it into several samples."
         ),
     ] = "drop"
+    split_reasoning: Annotated[
+        bool,
+        Meta(
+            description="Move thoughts at the beginning of an answer's content, `<think>…</think>`, to its "
+            "reasoning_content, for chat templates that write them from there."
+        ),
+    ] = False
     max_lost: Annotated[
         float,
         Meta(ge=0, le=1, description="Stop if a larger share of a split's rows is lost (left out or truncated)."),

@@ -12,6 +12,7 @@ ADVICE = {
     "system": "put its text into the user's turn, remove the transform that wrote it, or set model.chat_template",
     "tool": "set model.chat_template to one with tools",
 }
+THOUGHTS = "put thoughts into reasoning_content, or set data.split_reasoning: true"
 TOOL = {"type": "function", "function": {"name": "f", "description": "f", "parameters": {"type": "object"}}}
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from sftrun.data.masks.refusal import THOUGHTS
 from sftrun.data.masks.stand_ins import Leaf
 from sftrun.data.masks.survey import Survey, count_shared, quote_excerpt
 from sftrun.data.masks.template import REASONING
@@ -146,7 +147,9 @@ def _check_own_texts(survey: Survey, message: int, end: int) -> None:
     for leaf in leaves:
         if leaf.is_answer and not _contains(text, leaf):
             why = (
-                " (it reads </think> as the end of thoughts)" if any("</think>" in part for part in leaf.parts) else ""
+                f" (it reads </think> as the end of thoughts); {THOUGHTS}"
+                if any("</think>" in part for part in leaf.parts)
+                else ""
             )
             raise survey.make_refusal(message, f"the template leaves out text of its {leaf.path[0]}{why}")
     for name in find_called_names(survey.stand_ins.messages[message]):

@@ -14,7 +14,7 @@ import msgspec
 
 from sftrun.data.masks import conventions
 from sftrun.data.masks import plain as plain_text
-from sftrun.data.masks.refusal import explain_refusal, find_use_of_parts
+from sftrun.data.masks.refusal import THOUGHTS, explain_refusal, find_use_of_parts
 from sftrun.data.masks.regions import Region, find_regions
 from sftrun.data.masks.skeleton import Skeleton, make_rendered, make_tiles
 from sftrun.data.masks.stand_ins import (
@@ -227,6 +227,7 @@ class Renderer:
             found = self._fill(conversation, _make_single_stand_ins(index, messages, self._by_words, text))
             if found != text:
                 why = f"the template changes its text: {_describe_difference(found, text)}"
+                why += f"; {THOUGHTS}" if "</think>" in str(messages[index].get("content")) else ""
                 return RowError(f"message {index} ({roles[index]}): {why}")
         found = self._fill(conversation, make_stand_ins(messages, self._by_words, text))
         return RowError(f"the template changes the texts of messages: {_describe_difference(found, text)}")
