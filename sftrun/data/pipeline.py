@@ -12,6 +12,7 @@ from sftrun.data.length import LengthPolicy, Piece
 from sftrun.data.masks.crosscheck import CrossCheck
 from sftrun.data.masks.render import Renderer
 from sftrun.data.tokens import encode, offsets, tokenizer
+from sftrun.data.tokens.borders import Borders, Joined
 from sftrun.errors import Place, Problem, RowError, UserError
 from sftrun.kinds import Context
 from sftrun.recipe.model import Recipe
@@ -63,9 +64,13 @@ class Pipeline:
         self.masker = registry.create("masker", recipe.masker)
         self.tokenizer = tokenizer.load_tokenizer(recipe.model)
         self.renderer = Renderer(
-            self.tokenizer.template, eot_token=recipe.model.eot_token, adds_bos=self.tokenizer.adds_bos
+            self.tokenizer.template,
+            eot_token=recipe.model.eot_token,
+            adds_bos=self.tokenizer.adds_bos,
+            space_to_answer=recipe.model.space_to_answer,
         )
         self.crosscheck = CrossCheck(self.renderer)
+        self.borders = Borders()
         refused = self.renderer.check_template()
         if any(problem.severity == "error" for problem in refused):
             raise UserError(refused)
@@ -116,10 +121,20 @@ class Pipeline:
         counts = encoded.counts
         pieces: dict[int, list[Piece]] = {}
         for row, tokens in encoded.others.items():
-            pieces[row] = policy.apply(pairs[row][0].origin, tokens)
+            origin = pairs[row][0].origin
+            pieces[row] = policy.apply(origin, tokens) if self._check_borders(split, origin, tokens.joined) else []
             for each in pieces[row]:
                 counts.merge(each.counts)
         return _assemble(pairs, encoded, pieces)
+
+    def _check_borders(self, split: str, origin: str, joined: Joined | None) -> bool:
+        """Counts a row that loses a token at a border; returns False if all of an answer is lost."""
+        if joined and joined.loses_all:
+            self._report_bad_row(split, origin, f"{joined.reason}; {joined.hint}")
+            return False
+        if joined:
+            self.borders.add(split, origin, joined)
+        return True
 
     def _apply_transforms(
         self,

@@ -116,6 +116,7 @@ class Proof:
             "template": self.tokenizer.template.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
             "crosscheck": self.pipeline.crosscheck.to_json(),
+            "borders": self.pipeline.borders.to_json(),
             "end_of_turn": ends,
             "recipe_end": self.pipeline.renderer.recipe_end,
             "stop_ids": sorted({ids[-1] for ids in ends.values() if len(ids) == 1 or ids[-1] in self.tokenizer.added}),

@@ -47,6 +47,7 @@ def prepare(work: StageWork) -> None:
         emit(events.Prepare(cached=entry is not None))
         store.link_files(entry or _prepare_entry(recipe, pipeline, key, emit), run.prepared)
     _check_masks(recipe, pipeline, run, emit)
+    _warn_of_borders(pipeline, run, emit)
     _check_expected(recipe, run)
     mask = run.read_json("prepared/proof.json")["hash"]
     run.add_facts("prepare", model=_describe_model(recipe, pipeline), prepared={"key": key, **parts}, mask=mask)
@@ -78,6 +79,14 @@ def _check_masks(recipe: Recipe, pipeline: Pipeline, run: RunDir, emit: Emit) ->
     emit(events.Warned(message=f"{message}; first: {first.where}: {first.message}; {first.hint}"))
 
 
+def _warn_of_borders(pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
+    """Reports rows that lose a token at a border, with the first of each split."""
+    for split, found in run.read_json("prepared/proof.json")["borders"].items():
+        where = pipeline.source.locate(found["origin"])
+        message = f"{split}: {found['rows']} rows lose the token at the border of a trained text"
+        emit(events.Warned(message=f"{message}; first: {where}: {found['reason']}; {found['hint']}"))
+
+
 def _check_expected(recipe: Recipe, run: RunDir) -> None:
     found = run.read_json("prepared/proof.json")["hash"]
     if recipe.expect_mask not in (None, found):
@@ -106,6 +115,7 @@ def key_parts(recipe: Recipe, pipeline: Pipeline, registry: Registry) -> dict[st
         "template": pipeline.tokenizer.template.fingerprint,
         "date": _template_date(pipeline),
         "eot_token": recipe.model.eot_token,
+        "space_to_answer": recipe.model.space_to_answer,
         "max_seq_len": recipe.model.max_seq_len,
         "packing": recipe.packing.strategy,
         "seed": recipe.seed if recipe.transforms else None,

@@ -166,7 +166,7 @@ def _opens_tool_answer(survey: Survey, message: int, end: int) -> bool:
         return True
     answer = {"role": "tool", "content": "x", "name": "x", "tool_call_id": "x"}
     try:
-        text = survey.render_text([*survey.stand_ins.messages[: message + 1], answer])
+        text = survey.render_text([*survey.get_first(message + 1), answer])
     except RowError:
         return False  # the template takes no such answer
     call = survey.render(message + 1).text.rstrip()

@@ -42,12 +42,21 @@ class Renderer:
     """A renderer of conversations with one template.
 
     `eot_token` closes every answer that the template leaves open, and ends plain text in place of the tokenizer's
-    `eos_token`. With `adds_bos`, `bos_token` begins plain text.
+    `eos_token`. With `adds_bos`, `bos_token` begins plain text. With `space_to_answer`, the spaces at the end of a
+    plain prompt belong to its answer; a template does so itself (see `template.move_space`).
     """
 
-    def __init__(self, template: Template, *, eot_token: str | None = None, adds_bos: bool = False) -> None:
+    def __init__(
+        self,
+        template: Template,
+        *,
+        eot_token: str | None = None,
+        adds_bos: bool = False,
+        space_to_answer: bool = False,
+    ) -> None:
         self.template = template
         self.eot_token = eot_token
+        self._space_to_answer = space_to_answer
         self._conventions = conventions.learn_conventions(template)
         template.wraps_text = self._conventions.only_lists
         self._bos = template.variables.get("bos_token", "") if adds_bos else ""
@@ -66,7 +75,7 @@ class Renderer:
         if _has_flags(conversation.messages):
             return self._add_flags(self.render(remove_flags(conversation)), conversation.messages)
         if conversation.plain:
-            return plain_text.render_plain(conversation, self._bos, self._eos)
+            return plain_text.render_plain(conversation, self._bos, self._eos, self._space_to_answer)
         text = self._render_directly(conversation)
         key, texts = split_shape(conversation.messages)
         if self._steering and any(map(self._steering.search, texts)):
@@ -92,7 +101,8 @@ class Renderer:
         """Renders messages with the generation prompt, as the model gets them; joins the contents of plain text."""
         messages = [_remove_flag(message) for message in messages]
         if plain:
-            return self._bos + "".join(plain_text.get_contents(messages))
+            text = self._bos + "".join(plain_text.get_contents(messages))
+            return plain_text.move_space(text, "")[0] if self._space_to_answer else text
         prompt = self.template.render(messages, tools=tools, add_generation_prompt=True, **(kwargs or {}))
         if self.recipe_end is None:
             return prompt
@@ -182,7 +192,7 @@ class Renderer:
         return made
 
     def _make_survey(self, conversation: Conversation, stand_ins: StandIns) -> Survey:
-        return Survey(self.template, stand_ins, conversation.tools, conversation.template_kwargs)
+        return Survey(self.template, stand_ins, conversation.tools, conversation.template_kwargs, shortens=True)
 
     def _make_skeleton(self, conversation: Conversation, stand_ins: StandIns) -> Skeleton | None:
         """Makes the skeleton of a render with stand-ins; None if the template refuses them."""
@@ -201,7 +211,14 @@ class Renderer:
     def _find_regions(self, survey: Survey) -> list[Region]:
         if self._conventions.refusal:
             raise RowError(self._conventions.refusal)
-        found = find_regions(survey, self._conventions.make_ends(self.eot_token))
+        ends = self._conventions.make_ends(self.eot_token)
+        try:
+            found = find_regions(survey, ends)
+        except RowError:
+            if not survey.shortens:
+                raise
+            survey.forget_shortened()
+            found = find_regions(survey, ends)
         if self._conventions.unended and self.eot_token:
             return found
         for region in found:

@@ -4,6 +4,7 @@ If a skeleton filled with a conversation's texts equals its direct render, every
 If it does not, the skeleton proves nothing.
 """
 
+import bisect
 import copy
 import functools
 import json
@@ -252,5 +253,5 @@ def _tile_other_texts(marked: MarkedText, stand_ins: StandIns, regions: Sequence
 
 
 def _with_size(marked: MarkedText, start: int, end: int, tile: Tile) -> Tile:
-    slots = sum(start <= at < end for at, _ in marked.slots)
+    slots = bisect.bisect_left(marked.slots, (end,)) - bisect.bisect_left(marked.slots, (start,))
     return tile._replace(fixed=end - start - slots, slots=slots)

@@ -22,10 +22,15 @@ _REASONING = re.compile(  # `<think>`, `[THINK]`, `<|START_THINKING|>`, `<|chann
     r"|^[^\n]*\breason(?:ing|s)?\b[^\n]*:$",
     re.IGNORECASE | re.MULTILINE,
 )
+LONG = 48  # messages; of longer beginnings of a talk only the last ones are rendered, or the time would be quadratic
+NEAR = 16  # messages before the one in question that are always rendered
 
 
 class Survey:
-    """Renders of messages with stand-ins, or of the first of them, with or without a generation prompt."""
+    """Renders of messages with stand-ins, or of the first of them, with or without a generation prompt.
+
+    With `shortens`, only the last of many first messages are rendered; the full render always has all of them.
+    """
 
     def __init__(
         self,
@@ -33,20 +38,42 @@ class Survey:
         stand_ins: StandIns,
         tools: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
+        shortens: bool = False,
     ) -> None:
         self.stand_ins = stand_ins
+        self.shortens = shortens and len(stand_ins.messages) > LONG
         self._template = template
         self._tools = tools
         self._kwargs = kwargs or {}
-        self._renders: dict[tuple[int, bool], MarkedText] = {}
-        self.full = self.render(len(stand_ins.messages))
+        self.full = find_slots(self.render_text(stand_ins.messages), stand_ins)
+        self._renders: dict[tuple[int, bool], MarkedText] = {(len(stand_ins.messages), False): self.full}
 
     def render(self, count: int, prompt: bool = False) -> MarkedText:
         """Renders the first `count` messages, with a generation prompt if `prompt` is set."""
         if (count, prompt) not in self._renders:
-            text = self.render_text(self.stand_ins.messages[:count], prompt)
+            text = self.render_text(self.get_first(count), prompt)
             self._renders[count, prompt] = find_slots(text, self.stand_ins)
         return self._renders[count, prompt]
+
+    def forget_shortened(self) -> None:
+        """Renders all first messages from now on."""
+        self.shortens = False
+        self._renders.clear()
+
+    def get_first(self, count: int) -> list[Message]:
+        """Returns the first messages: all of them, or the system messages and the last ones, from a question on."""
+        messages = self.stand_ins.messages
+        if not self.shortens or count <= LONG:
+            return messages[:count]
+        head = next((at for at in range(count) if self.stand_ins.role(at) not in ("system", "developer")), 0)
+        question = self._find_last("user", head, count - NEAR)
+        begin = question + 1
+        if count - begin > LONG:  # one question, then many calls and their answers
+            begin = self._find_last("assistant", begin, count - NEAR)
+        return [*messages[:head], messages[question], *messages[begin:count]]
+
+    def _find_last(self, role: str, first: int, last: int) -> int:
+        return next((at for at in range(last, first, -1) if self.stand_ins.role(at) == role), first)
 
     def render_text(self, messages: Sequence[Message], prompt: bool = False) -> str:
         """Renders any messages, with the same tools and variables."""

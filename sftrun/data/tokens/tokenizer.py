@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftrun import tiny
-from sftrun.data.masks.template import Template
+from sftrun.data.masks.template import Template, move_space
 from sftrun.errors import Problem, UserError
 from sftrun.options import is_path
 from sftrun.recipe.model import ModelOptions
@@ -175,6 +175,8 @@ def _template_name(model: ModelOptions) -> str:
 def _read_template(folder: Path, config: dict[str, Any], special: dict[str, str], model: ModelOptions) -> Template:
     """Reads the template; if the model has none, returns one whose render raises, because plain text needs none."""
     source = _read_template_source(folder, config, model)
+    if source is not None and model.space_to_answer:
+        source = move_space(source)
     template = Template(source or "", special, name=_template_name(model))
     if source is None:
         names = ", ".join(sorted(_list_built_in()))
