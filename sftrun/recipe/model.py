@@ -31,7 +31,7 @@ class ModelOptions(Options):
     ] = None
     eot_token: Annotated[
         str | None,
-        Meta(description="Token that ends an answer, if the chat template does not write one."),
+        Meta(description="Token that ends each answer after which the chat template writes none."),
     ] = None
     space_to_answer: Annotated[
         bool,

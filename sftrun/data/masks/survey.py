@@ -16,6 +16,12 @@ from sftrun.types import Message
 _QUESTION = [{"role": "user", "content": "x"}]
 _UNFINISHED = re.compile(r"[<\[][^<>\[\]\s]*$")
 _WORD = re.compile(r"[^\s<>\[\]]+$")
+_REASONING = re.compile(  # `<think>`, `[THINK]`, `<|START_THINKING|>`, `<|channel|>analysis`, `Here is my reasoning:`
+    r"[<\[](?!/|\|end)[^<>\[\]]*(?:think|thought|reason|analysis|inner)[^<>\[\]]*[>\]]"
+    r"|<\|channel\|>(?:analysis|thought)"
+    r"|^[^\n]*\breason(?:ing|s)?\b[^\n]*:$",
+    re.IGNORECASE | re.MULTILINE,
+)
 LONG = 48  # messages; of longer beginnings of a talk only the last ones are rendered, or the time would be quadratic
 NEAR = 16  # messages before the one in question that are always rendered
 
@@ -134,23 +140,21 @@ class Survey:
     def find_start(self, marked: MarkedText, message: int) -> tuple[int, str]:
         """Returns the end of a message's prompt in a render, and the rest of the prompt that is not there.
 
-        A prompt may hold more than the text: it may end with `<think>` before an answer without thoughts. Only their
-        common beginning is not generated.
+        A text continues the generation prompt before it. The prompt may only hold more if it opens reasoning: it may
+        end with `<think>` before an answer without thoughts. Their common beginning is then not generated.
         """
         anchor, tail = self.find_anchor(marked, message)
         size = count_shared(tail, marked.text[anchor:])
-        left = tail[size:]
-        if left and not self._reaches_opening(message, size, len(tail)):
-            found = marked.text[anchor + size :]
-            why = f"the generation prompt has {quote_excerpt(left)} where the text has {quote_excerpt(found)}"
-            raise self.make_refusal(message, why)
-        return anchor + size, left
+        if size < len(tail) and size < _find_reasoning(tail):
+            raise self.make_refusal(message, _describe_mismatch(tail, marked.text[anchor:], size))
+        return anchor + size, tail[size:]
 
-    def _reaches_opening(self, message: int, size: int, whole: int) -> bool:
-        """Returns True if `size` characters of a prompt's tail hold more than the end of the previous turn."""
-        if self.render_prompt(message).text.startswith(self.render(message).text):
-            return size > whole - len(self.get_opening(message))
-        return size > 0
+    def has_prompt(self) -> bool:
+        """Returns True if a generation prompt changes the render of a question."""
+        try:
+            return self.render_text(_QUESTION, prompt=True) != self.render_text(_QUESTION)
+        except RowError:
+            return True
 
     def get_tail(self, message: int, prompt: bool = False) -> str:
         """Returns the text after a message's last text if it is the last message."""
@@ -176,6 +180,27 @@ def count_shared(first: str, second: str) -> int:
     if first[size].isalnum() or second[size].isalnum():
         size -= _match_length(_WORD.search(first[:size]))
     return size
+
+
+def is_reasoning_mark(text: str) -> bool:
+    """Returns True if a template's text opens reasoning, as `<think>` does."""
+    return _REASONING.match(text.strip()) is not None
+
+
+def _find_reasoning(prompt: str) -> int:
+    """Returns the length of a prompt up to the mark that opens reasoning; more than its length if there is none."""
+    marks = list(_REASONING.finditer(prompt))
+    return len(prompt[: marks[-1].start()].rstrip()) if marks else len(prompt) + 1
+
+
+def _describe_mismatch(prompt: str, text: str, size: int) -> str:
+    start = max(prompt.rfind("\n", 0, size) + 1, 0)
+    found = (
+        f"the generation prompt has {quote_excerpt(prompt[start:])} where the text has {quote_excerpt(text[start:])}"
+    )
+    written = STAND_IN.split(text, maxsplit=1)[0]
+    differs = "; they differ in white space" if written.split() == prompt.split() else ""
+    return f"{found}{differs}; write both alike in the chat template, or set model.chat_template to another"
 
 
 def _match_length(match: re.Match[str] | None) -> int:
