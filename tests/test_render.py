@@ -238,8 +238,8 @@ def test_a_template_that_changes_a_question_is_refused():
 
 def test_a_template_that_leaves_out_text_of_an_answer_is_refused():
     assert refusal(THINKING, user("a"), assistant("Sum.</think>4")) == (
-        "message 1 (assistant): the template leaves out text of its content (it reads </think> as the end of thoughts); "
-        "put thoughts into reasoning_content, or set data.split_reasoning: true"
+        "message 1 (assistant): the template leaves out text of its content (it reads </think> as the end of "
+        "thoughts); put thoughts into reasoning_content, or set data.split_reasoning: true"
     )
     assert refusal(LLAMA, user("a"), call({"city": "Oslo"}, "b")) == (
         "message 1 (assistant): the template leaves out text of its tool_calls"

@@ -1,11 +1,16 @@
 """Rows that are hard to place: escaped texts, lists of parts, templates for rows with tools; refusals with advice."""
 
+import json
+
 import pytest
 from conftest import talk
 
+from sftrun import tiny
 from sftrun.data.masks.render import Renderer
 from sftrun.data.masks.template import Template
+from sftrun.data.tokens.tokenizer import load_tokenizer
 from sftrun.errors import RowError
+from sftrun.recipe.model import ModelOptions
 from sftrun.types import Conversation
 
 GENERATION = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -126,3 +131,34 @@ def test_thoughts_in_a_content_are_split_on_request(sftrun, write, tmp_path):
     assert "⟦4<|im_end|>⟧<|user|>b<|im_end|><|assistant|>⟦<think>Four?</think>4<|im_end|>⟧" in said.err
     assert "⟦<think>x</think>4<|im_end|>⟧" in said.err
     assert "⟦<think></think>no thoughts<|im_end|>⟧" in said.err
+
+
+SHARED_TOKEN = (
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ m.content }}<|im_end|>{% else %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }} {{ c.function.arguments | tojson }}"
+    "{% endfor %}{% if m.tool_calls %}<|endoftext|>{% else %}<|im_end|>{% endif %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_call_may_end_with_a_token_that_opens_the_tools_answer_if_the_model_stops_at_it(stops, tmp_path):
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / file).write_bytes((tiny.folder() / file).read_bytes())
+    (tmp_path / "chat_template.jinja").write_text(SHARED_TOKEN)
+    model = ModelOptions(name=str(tmp_path))
+    ids = [load_tokenizer(model).engine.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>")]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids if stops else ids[0]}))
+    template = load_tokenizer(model).template
+    row = Conversation([user("a"), call(city="Oslo"), {"role": "tool", "content": "warm"}, assistant("b")])
+    if not stops:
+        with pytest.raises(RowError, match=r"not clear who writes that token; if the model stops at it, add its id"):
+            Renderer(template).render(row)
+        return
+    found = Renderer(template).render(row)
+    assert [found.text[span.start : span.end] for span in found.spans if span.generated] == [
+        'find {"city": "Oslo"}',
+        "<|endoftext|>",
+        "b",
+        "<|im_end|>",
+    ]

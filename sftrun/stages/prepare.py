@@ -115,6 +115,7 @@ def key_parts(recipe: Recipe, pipeline: Pipeline, registry: Registry) -> dict[st
         "template": pipeline.tokenizer.template.fingerprint,
         "date": _template_date(pipeline),
         "eot_token": recipe.model.eot_token,
+        "stop_tokens": sorted(pipeline.tokenizer.template.stop_tokens),
         "split_reasoning": recipe.data.split_reasoning,
         "space_to_answer": recipe.model.space_to_answer,
         "max_seq_len": recipe.model.max_seq_len,

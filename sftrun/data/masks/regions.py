@@ -149,9 +149,10 @@ def _find_ending(survey: Survey, message: int, at: tuple[int, int], closing: str
     tokens = _TOKEN.findall(survey.full.text[at[0] : at[1]])
     if not tokens or not closing.endswith(tokens[-1]) or _closes_a_pair(tokens):
         return ""
-    if _opens_tool_answer(survey, message, at[1]):
+    if not survey.is_stop_token(tokens[-1]) and _opens_tool_answer(survey, message, at[1]):
         why = f"{tokens[-1]} ends its call and opens the tool's answer, so it is not clear who writes that token"
-        raise survey.make_refusal(message, why)
+        advice = "if the model stops at it, add its id to eos_token_id in the model's generation_config.json"
+        raise survey.make_refusal(message, f"{why}; {advice}")
     return str(tokens[-1])
 
 

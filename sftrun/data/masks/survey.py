@@ -80,6 +80,10 @@ class Survey:
         text = self._template.render(messages, tools=self._tools, add_generation_prompt=prompt, **self._kwargs)
         return unescape(text, self.stand_ins)
 
+    def is_stop_token(self, token: str) -> bool:
+        """Returns True if the model's files say that it stops at a token."""
+        return token in self._template.stop_tokens
+
     def find_own(self, marked: MarkedText, message: int) -> list[int]:
         """Returns the positions of a message's texts."""
         return [start for start, number in marked.slots if self.stand_ins.slots[number].message == message]

@@ -47,10 +47,11 @@ class Template:
     the template gets each text content as a list of one part; if it does not read parts (`parts_use`), it gets a
     list of texts as one text. `name` is its name in messages: a model, a built-in
     template or a file. `generation` is the extension for the tags `{% generation %}`. If `missing` is set, `render`
-    raises it.
+    raises it. `stop_tokens` are the tokens at which the model stops, as far as its files say so.
     """
 
     missing: Problem | None = None
+    stop_tokens: frozenset[str] = frozenset()
 
     def __init__(
         self,

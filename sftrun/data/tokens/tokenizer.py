@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 # files of a model repository that are fetched for its tokenizer and template
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "config.json")
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+)
 BUILT_IN = Path(__file__).parent.parent / "masks" / "templates"
 NAME = ("model", "name")  # path in the recipe, for problems
 
@@ -53,7 +60,15 @@ class Tokenizer:
         self.config: dict[str, Any] = _read_json(folder / "tokenizer_config.json")
         self.special = _read_special_tokens(self.config, _read_json(folder / "special_tokens_map.json"))
         self.template = _read_template(folder, self.config, self.special, model)
+        self.template.stop_tokens = self._read_stop_tokens()
         self.fingerprint = hashlib.sha256(file.read_bytes() + json.dumps(self.special).encode()).hexdigest()
+
+    def _read_stop_tokens(self) -> frozenset[str]:
+        """Reads the tokens at which the model stops, from its generation config."""
+        found = _read_json(self.folder / "generation_config.json").get("eos_token_id")
+        numbers = found if isinstance(found, list) else [found]
+        texts = [self.engine.id_to_token(number) for number in numbers if isinstance(number, int) and number >= 0]
+        return frozenset(text for text in texts if text)
 
     def encode(self, texts: Sequence[str]) -> "list[Encoding]":
         """Encodes rendered texts to ids and character offsets, without adding special tokens to them."""
