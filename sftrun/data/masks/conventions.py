@@ -102,26 +102,34 @@ def _find_remedy(seen: Conventions) -> str | None:
 
 
 def find_steering_constants(template: Template, constants: Iterable[str]) -> list[str]:
-    """Returns the constants that change the generation prompt if a message contains them, as `/no_think` may."""
-    try:
-        usual = _render_prompt_tail(template, "", "")
-    except RowError:
-        return []
-    return [constant for constant in constants if _changes_prompt(template, constant, usual)]
+    """Returns the constants that change the generation prompt if a message contains them, as `/no_think` may.
+
+    All of them, if the template renders no question of plain text to compare with.
+    """
+    tools: Tools
+    for tools in (None, [TOOL]):
+        try:
+            usual = _render_prompt_tail(template, "", "", tools)
+        except RowError:
+            continue
+        return [constant for constant in constants if _changes_prompt(template, constant, usual, tools)]
+    return list(constants)
 
 
-def _changes_prompt(template: Template, constant: str, usual: str) -> bool:
+def _changes_prompt(template: Template, constant: str, usual: str, tools: Tools) -> bool:
     try:
-        first, last = (_render_prompt_tail(template, *pair) for pair in ((f"{constant} ", ""), ("", f" {constant}")))
+        first, last = (
+            _render_prompt_tail(template, *pair, tools) for pair in ((f"{constant} ", ""), ("", f" {constant}"))
+        )
     except RowError:
         return True
     return first != usual or not last.endswith(usual)
 
 
-def _render_prompt_tail(template: Template, before: str, after: str) -> str:
+def _render_prompt_tail(template: Template, before: str, after: str, tools: Tools) -> str:
     """Returns the text between a stand-in in a question and the end of the generation prompt."""
     question = {"role": "user", "content": before + "\U000f0000" + after}
-    _, found, tail = template.render([question], add_generation_prompt=True).rpartition("\U000f0000")
+    _, found, tail = template.render([question], tools=tools, add_generation_prompt=True).rpartition("\U000f0000")
     if not found:
         raise RowError("the template leaves out the question")
     return tail
