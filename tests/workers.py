@@ -212,3 +212,7 @@ def shared_model(recipe, run, emit):
         same = all(torch.equal(each, wanted[name]) for name, each in whole.items())
         emit(Custom(name="shared", data={"loaded": before, "same": same, "buffers": buffers[0] == buffers[1]}))
     ranks.finish()
+
+
+def gpus_seen(recipe, run, emit):
+    emit(Custom(name="gpus", data={"count": sftrun.gpu_count()}))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from sftrun import events
+from sftrun import events, gpus
 from sftrun.errors import Interrupted, UserError
 from sftrun.events import Failure
 from sftrun.kinds import Emit
@@ -66,6 +66,7 @@ def run_in_worker(target: str, run: RunDir, emit: Emit, ranks: Ranks | None = No
         command += [msgspec.json.encode(each).decode() for each in (ranks, run.locks)]
     passed = [writing, lifeline, *run.locks]
     environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    environment[gpus.VARIABLE] = gpus.encode_for_workers()
     with SIGNALS.handling(), run.log.open("ab") as log, os.fdopen(reading, encoding="utf-8") as lines:
         process = subprocess.Popen(
             command,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from sftrun import gpus
 from sftrun.errors import Problem, UserError, missing_packages
 from sftrun.hookspecs import KINDS
 from sftrun.recipe.model import Recipe, components
@@ -19,6 +20,8 @@ def check_machine(recipe: Recipe, kinds: Sequence[str] = KINDS) -> list[Problem]
     Nothing heavy may be imported before it, because it names the packages that are missing.
     """
     problems = list(missing_packages(*PACKAGES, extra="train", path=("model",), why="reading text as tokens"))
+    if "backend" in kinds:
+        problems += gpus.check_torch(needed=recipe.launch.processes == "auto")
     for kind, component in _created(recipe):
         check = getattr(component, "check_machine", None)
         if kind in kinds and check:

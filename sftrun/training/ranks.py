@@ -42,29 +42,30 @@ def is_restarted() -> bool:
 
 def init(recipe: sftrun.Recipe) -> None:
     """Joins the process group; raises UserError if the world size differs from the recipe's number of processes."""
-    wanted = _wanted(recipe)
-    if world_size() != wanted:
-        message = f"the recipe asks for {wanted} processes, and the launcher has started {world_size()}"
-        raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes")))
+    _check_world_size(recipe)
     if world_size() == 1 or distributed.is_initialized():
         return
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or recipe.launch.processes == "auto":  # auto: one process for each GPU
         _set_gpu()
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
 
 
-def _wanted(recipe: sftrun.Recipe) -> int:
-    processes = recipe.launch.processes
-    per_node = max(torch.cuda.device_count(), 1) if processes == "auto" else processes
-    return per_node * recipe.launch.nodes
+def _check_world_size(recipe: sftrun.Recipe) -> None:
+    """Raises UserError for a wrong number of processes; for `auto` the launcher has counted the GPUs."""
+    launch, started = recipe.launch, world_size()
+    wanted = launch.processes if launch.processes != "auto" else max(started // launch.nodes, 1)
+    if started != wanted * launch.nodes:
+        message = f"the recipe asks for {wanted * launch.nodes} processes, and the launcher has started {started}"
+        raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes")))
 
 
 def _set_gpu() -> None:
     local_rank = int(os.environ["LOCAL_RANK"])
     count = torch.cuda.device_count()
     if local_rank >= count:
-        message = f"there is no GPU for process {local_rank} of this machine: torch sees {count}"
-        raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes")))
+        message = f"there is no GPU for process {local_rank} of this machine: torch {torch.__version__} sees {count}"
+        hint = "install torch for this machine's GPUs and driver, or set launch.processes to a number"
+        raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes"), hint=hint))
     torch.cuda.set_device(local_rank)
 
 
