@@ -16,6 +16,7 @@ from sftrun.errors import Problem
 from sftrun.options import dataclass_transform
 
 __all__ = [
+    "Answered",
     "BatchChosen",
     "BatchShrunk",
     "BatchTried",
@@ -221,9 +222,18 @@ class Best(Event, tag="best"):
 
 
 class Evaluating(Event, tag="evaluating"):
-    """The base or the tuned model is scored."""
+    """The base or the tuned model is loaded to be scored, or an evaluator starts to score it."""
 
     which: Literal["base", "tuned"]
+    evaluator: str | None = None
+
+
+class Answered(Event, tag="answered"):
+    """The base or the tuned model has answered some of an evaluator's prompts."""
+
+    which: Literal["base", "tuned"]
+    done: int
+    total: int
 
 
 class Exported(Event, tag="exported"):

@@ -135,6 +135,10 @@ def _joining(event: events.Joining) -> str:
     return f"node {event.node} of {event.nodes} {what}"
 
 
+def _evaluating(event: events.Evaluating) -> str:
+    return f"    {event.evaluator}" if event.evaluator else f"  evaluating the {event.which} model"
+
+
 def _launched(event: events.Launched) -> str:
     nodes = f" on {event.nodes} nodes" if event.nodes > 1 else ""
     return f"  {event.processes * event.nodes} processes{nodes}, {event.strategy} over {event.backend}"
@@ -194,5 +198,6 @@ LINES: dict[type[Event], Callable[[Any], str | None]] = {
     events.BatchTried: _batch_tried,
     events.BatchChosen: _batch_chosen,
     events.BatchShrunk: _batch_shrunk,
-    events.Evaluating: lambda event: f"  evaluating the {event.which} model",
+    events.Evaluating: _evaluating,
+    events.Answered: lambda event: f"    {event.done}/{event.total} answers",
 }
