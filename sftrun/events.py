@@ -278,11 +278,12 @@ class Custom(Event, tag="custom"):
 class Failure(Event, tag="failure"):
     """The failure of a worker process, as its last event.
 
-    `kind` is user, memory, disk, lost (the connection to other ranks), gone (another node), bug, or ended (without a
-    word). `rank` and `time` (of a monotonic clock, in seconds) order the failures of several ranks.
+    `kind` is user, memory, disk, killed (not by the system for memory), lost (the connection to other ranks), gone
+    (another node), bug, or ended (without a word). `rank` and `time` (of a monotonic clock, in seconds) order the
+    failures of several ranks.
     """
 
-    kind: Literal["user", "memory", "disk", "lost", "gone", "bug", "ended"]
+    kind: Literal["user", "memory", "disk", "killed", "lost", "gone", "bug", "ended"]
     message: str = ""
     hint: str = ""
     problems: list[Problem] = []

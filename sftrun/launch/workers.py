@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 
@@ -67,7 +69,8 @@ def run_in_worker(target: str, run: RunDir, emit: Emit, ranks: Ranks | None = No
     passed = [writing, lifeline, *run.locks]
     environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
     environment[gpus.VARIABLE] = gpus.encode_for_workers()
-    with SIGNALS.handling(), run.log.open("ab") as log, os.fdopen(reading, encoding="utf-8") as lines:
+    oom_kills = failures.count_oom_kills()
+    with SIGNALS.handling(), run.log.open("ab") as log, open_events(reading) as lines:
         process = subprocess.Popen(
             command,
             pass_fds=passed,
@@ -90,7 +93,7 @@ def run_in_worker(target: str, run: RunDir, emit: Emit, ranks: Ranks | None = No
             SIGNALS.process = None
             os.close(parent_end)
         if code or failure:
-            raise failures.explain(failure, code, run)
+            raise failures.explain(failure, code, oom_kills, run)
 
 
 def _read_events(lines: Iterable[str], emit: Emit) -> Failure | None:
@@ -103,6 +106,11 @@ def _read_events(lines: Iterable[str], emit: Emit) -> Failure | None:
             else:
                 emit(event)
     return failure
+
+
+def open_events(reading: int) -> TextIO:
+    """Opens the pipe of a worker for reading; a kill may cut a line in the middle of a character."""
+    return os.fdopen(reading, encoding="utf-8", errors="replace")
 
 
 def read_events(line: str) -> Iterator[events.Event]:
@@ -140,22 +148,25 @@ def serve(job: Callable[[Emit], None], descriptor: int, lifeline: int) -> None:
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     os.set_inheritable(descriptor, False)
     pipe = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
+    oom_kills = failures.count_oom_kills()
 
     def emit(event: events.Event) -> None:
-        # raises BrokenPipeError if the parent is gone
-        pipe.write(events.to_json(event) + "\n")
+        line = events.to_json(event) + "\n"
+        try:
+            pipe.write(line)
+        except BrokenPipeError:  # the parent is gone
+            os._exit(1)
 
     try:
         job(emit)
-    except UserError as error:
-        emit(Failure(kind="user", problems=list(error.problems)))
-        sys.exit(1)
     except Interrupted:
         sys.exit(failures.INTERRUPTED)
-    except BrokenPipeError:
-        os._exit(1)
     except Exception as error:
-        emit(failures.describe(error))
+        traceback.print_exc()  # into run.log; the parent shows one message
+        if isinstance(error, UserError):
+            emit(Failure(kind="user", problems=list(error.problems)))
+        else:
+            emit(failures.describe(error, oom_kills))
         sys.exit(1)
 
 
