@@ -77,6 +77,12 @@ def test_the_log_keeps_the_traceback_of_an_error_that_is_one_message(run, how, l
     assert line in log
 
 
+@pytest.mark.parametrize("ranks", [None, Ranks(processes=2)])
+def test_a_job_that_exits_with_success_before_its_end_is_a_failure(run, ranks):
+    with pytest.raises(WorkerError, match="SystemExit: 0"):
+        run_in_worker("workers:exits", run, print, ranks)
+
+
 def fail_in_rank_1(run, how):
     seen = []
     with pytest.raises((UserError, WorkerError)) as raised:

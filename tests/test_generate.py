@@ -44,10 +44,11 @@ def test_evaluation_reports_each_evaluator_and_the_answers_so_far(trained):
     assert last == {"base": (5, 5), "tuned": (5, 5)}
 
 
-def test_ctrl_c_keeps_the_answers_that_are_made_and_says_how_many(trained, prompts, tmp_path):
+def test_ctrl_c_keeps_the_answers_that_are_made_and_says_how_many(trained, prompts, tmp_path, ctrl_c):
     out = tmp_path / "answers.jsonl"
     words = ["generate", trained.path, prompts, "--out", out, "--batch-size", "2", "--max-new-tokens", "200"]
-    process = subprocess.Popen([sys.executable, "-m", "sftrun", *map(str, words)], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "sftrun", *map(str, words)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: out.is_file() and out.read_text())
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]

@@ -216,7 +216,7 @@ def share_cores(processes: int) -> int:
 
 
 def run_ranks(target: str, path: Path, ranks: Ranks, locks: list[int], emit: Emit) -> None:
-    """Calls `target` in every rank of this node; raises Interrupted after a signal, exits with 1 after a failure."""
+    """Calls `target` in every rank of this node; raises Interrupted after a signal, Reported after a failure."""
     command = [sys.executable, "-m", "sftrun.launch.workers", target, str(path)]
     rendezvous = Rendezvous(ranks, path, emit)
     spec = WorkerSpec(
@@ -240,7 +240,7 @@ def run_ranks(target: str, path: Path, ranks: Ranks, locks: list[int], emit: Emi
     if result.is_failed() and agent.failure:
         emit(agent.failure)
         rendezvous.leave()
-        sys.exit(1)
+        raise workers.Reported
 
 
 def main() -> None:

@@ -111,7 +111,7 @@ def _read_tail(file: Path) -> str:
         return "".join(deque(lines, TAIL))
 
 
-def describe(error: Exception, oom_kills: int | None) -> Failure:
+def describe(error: BaseException, oom_kills: int | None) -> Failure:
     """Returns the failure that an exception of a worker stands for; `oom_kills` as for `explain`."""
     if LOADER_KILLED in str(error).lower() and count_oom_kills() == oom_kills is not None:
         return Failure(kind="killed", message=f"a data loader {NOT_FOR_MEMORY}", code=-signal.SIGKILL)
@@ -155,7 +155,7 @@ COMMUNICATION_HINT = (
 )
 
 
-def _classify_communication(error: Exception) -> Literal["lost", "user"] | None:
+def _classify_communication(error: BaseException) -> Literal["lost", "user"] | None:
     """Returns what an error of torch's communication between ranks stands for; None for any other error."""
     types = {each.__name__ for each in type(error).__mro__}
     text = str(error).lower()

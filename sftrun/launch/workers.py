@@ -143,6 +143,10 @@ def main() -> None:
     serve(lambda emit: _call_target(target, Path(path), emit), int(descriptor), int(lifeline))
 
 
+class Reported(Exception):  # noqa: N818 (its failure is an event)
+    """A failure of a job that the job has sent as an event."""
+
+
 def serve(job: Callable[[Emit], None], descriptor: int, lifeline: int) -> None:
     """Calls `job` and sends its events and its failure through a pipe; the process ends if the lifeline is cut."""
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
@@ -161,7 +165,9 @@ def serve(job: Callable[[Emit], None], descriptor: int, lifeline: int) -> None:
         job(emit)
     except Interrupted:
         sys.exit(failures.INTERRUPTED)
-    except Exception as error:
+    except Reported:
+        sys.exit(1)
+    except BaseException as error:  # code of a plugin may call sys.exit(0), which is no success
         traceback.print_exc()  # into run.log; the parent shows one message
         if isinstance(error, UserError):
             emit(Failure(kind="user", problems=list(error.problems)))
