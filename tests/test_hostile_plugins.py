@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import wait_for
+from conftest import talk, wait_for
 
 GOOD = """
 import sftrun
@@ -107,6 +107,32 @@ def test_what_a_plugin_prints_is_not_in_the_json(plugin, tmp_path):
     assert {"at import", "made", "checked"} <= set(done.stderr.splitlines())
     listed = json.loads(sftrun("plugins", "--json", capture_output=True).stdout)
     assert listed["broken"] == []
+
+
+TALKS = """
+import sftrun
+SFTRUN_API = 1
+class Talks:
+    \"\"\"A transform that prints.\"\"\"
+    def apply(self, conversations, context):
+        print("talking")
+        yield from conversations
+@sftrun.hookimpl
+def register_transforms(register):
+    register("talks", Talks)
+"""
+
+
+@pytest.mark.parametrize("words", [["inspect", "recipe.yaml", "--json"], ["prepare", "recipe.yaml", "--json"]])
+def test_what_a_plugin_prints_while_it_works_is_not_in_the_json(plugin, tmp_path, words):
+    sftrun = plugin(TALKS)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text(json.dumps(talk("hi", "ho")) + "\n")
+    (tmp_path / "recipe.yaml").write_text(RECIPE + "transforms: [talks]\n")
+    done = sftrun(*words, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+    assert "talking" in done.stderr
 
 
 def test_ctrl_c_while_a_plugin_is_imported_ends_the_command(plugin, tmp_path, ctrl_c):

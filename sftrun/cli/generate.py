@@ -39,11 +39,13 @@ def command(run: str, prompts: str, out: str | None, base: bool, max_new_tokens:
     if out and Path(out).exists() and Path(out).samefile(prompts):
         raise UserError(f"--out {out} is the file of prompts, which it would replace", hint="name another file")
     prompted = _read_prompts(Path(prompts))
-    answer = load_answerer(run, "base" if base else "tuned")
-    decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
-    batches = answer.in_batches([messages for _, messages in prompted], decoding)
-    with Path(out).open("w", encoding="utf-8") if out else contextlib.nullcontext(sys.stdout) as lines:
-        _write_answers(prompted, batches, lines, out)
+    stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # standard output has the answers alone, whatever a backend prints
+        answer = load_answerer(run, "base" if base else "tuned")
+        decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        batches = answer.in_batches([messages for _, messages in prompted], decoding)
+        with Path(out).open("w", encoding="utf-8") if out else contextlib.nullcontext(stdout) as lines:
+            _write_answers(prompted, batches, lines, out)
 
 
 def _write_answers(prompted: list[Prompt], batches: Iterable[list[str]], lines: IO[str], out: str | None) -> None:

@@ -18,7 +18,10 @@ UNSEEN = (errno.EPIPE, errno.EIO)  # a pipe that nobody reads any more; a termin
 
 @contextlib.contextmanager
 def watcher() -> Iterator[Callable[[Event], None]]:
-    """The display of a run, as a function of an event; the run continues if its output is closed."""
+    """The display of a run, as a function of an event; the run continues if its output is closed.
+
+    What plugins print meanwhile goes to standard error, because standard output may be JSON.
+    """
     shown = Bar() if sys.stderr.isatty() else Lines()
 
     def watch(event: Event) -> None:
@@ -28,7 +31,8 @@ def watcher() -> Iterator[Callable[[Event], None]]:
     with _seen_or_not():
         shown.__enter__()
     try:
-        yield watch
+        with contextlib.redirect_stdout(sys.stderr):
+            yield watch
     finally:
         with _seen_or_not():
             shown.__exit__()

@@ -18,7 +18,7 @@ from typing import TextIO
 import msgspec
 
 from sftrun import events, gpus
-from sftrun.errors import Interrupted, UserError
+from sftrun.errors import UserError
 from sftrun.events import Failure
 from sftrun.kinds import Emit
 from sftrun.launch import failures, topology
@@ -163,7 +163,7 @@ def serve(job: Callable[[Emit], None], descriptor: int, lifeline: int) -> None:
 
     try:
         job(emit)
-    except Interrupted:
+    except KeyboardInterrupt:  # Interrupted, or SIGINT to every process of a job
         sys.exit(failures.INTERRUPTED)
     except Reported:
         sys.exit(1)

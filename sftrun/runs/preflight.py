@@ -1,6 +1,7 @@
 """Checks the components of a recipe before they are used: on this machine, and on the prepared data."""
 
-from collections.abc import Sequence
+import platform
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sftrun import gpus
@@ -22,12 +23,22 @@ def check_machine(recipe: Recipe, kinds: Sequence[str] = KINDS) -> list[Problem]
     Nothing heavy may be imported before it, because it names the packages that are missing.
     """
     problems = list(missing_packages(*PACKAGES, extra="train", path=("model",), why="reading text as tokens"))
+    problems += _check_platform()
     if "backend" in kinds:
         problems += gpus.check_torch(needed=recipe.launch.processes == "auto")
     for kind, use in components(recipe):
         if kind in kinds:
             problems += _ask(kind, use, "check_machine", recipe)
     return _warnings(problems)
+
+
+def _check_platform() -> Iterator[Problem]:
+    if platform.system() == "Windows":
+        hint = "use it in the Windows Subsystem for Linux (WSL 2)"
+        yield Problem("sftrun runs on Linux and macOS, not on Windows", hint=hint)
+    elif platform.system() == "Darwin":
+        message = "sftrun does not use the GPU of a Mac: everything runs on the CPU"
+        yield Problem(message, hint="train on Linux with a GPU", severity="warning")
 
 
 def check_prepared(recipe: Recipe, run: RunDir) -> list[Problem]:
