@@ -68,20 +68,6 @@ class RowError(ValueError):
     """A row or a conversation that cannot be used; the caller that knows its origin adds it to the message."""
 
 
-def describe_exception(error: BaseException) -> str:
-    """Returns the type and the message of an exception, whatever a plugin has made of it."""
-    try:
-        text = str(error)
-    except BaseException as failed:
-        text = f"its message cannot be read ({type(failed).__name__})"
-    return escape_controls(f"{type(error).__name__}: {text}")
-
-
-def escape_controls(text: str) -> str:
-    """Returns a text whose control characters, which a terminal obeys, are written as escapes."""
-    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
-
-
 def missing_packages(*modules: str, path: RecipePath, why: str, extra: str = "") -> Iterator[Problem]:
     """Yields a problem if a module is not installed; `extra` is the extra of sftrun that installs the modules."""
     absent = [module for module in modules if find_spec(module) is None]

@@ -18,7 +18,7 @@ import pluggy
 
 import sftrun
 from sftrun import api_changes, hookspecs
-from sftrun.errors import Problem, UserError, describe_exception, escape_controls
+from sftrun.errors import Problem, UserError
 from sftrun.hookspecs import KINDS, PROJECT
 from sftrun.kinds import OPTIONAL, PROTOCOLS
 from sftrun.options import Use, as_use, expand, parse, schema
@@ -143,6 +143,20 @@ class Registry:
 def _builtin_modules() -> list[str]:
     files = Path(__file__).with_name("builtin").glob("*/[!_]*.py")
     return sorted(f"sftrun.builtin.{file.parent.name}.{file.stem}" for file in files)
+
+
+def describe_exception(error: BaseException) -> str:
+    """Returns the type and the message of an exception, whatever a plugin has made of it."""
+    try:
+        text = str(error)
+    except BaseException as failed:
+        text = f"its message cannot be read ({type(failed).__name__})"
+    return escape_controls(f"{type(error).__name__}: {text}")
+
+
+def escape_controls(text: str) -> str:
+    """Returns a text whose control characters, which a terminal obeys, are written as escapes."""
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
 
 
 @contextlib.contextmanager

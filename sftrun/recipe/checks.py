@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from sftrun.errors import Problem, UserError, describe_exception
+from sftrun.errors import Problem, UserError
 from sftrun.options import ENV, Options, Use, changed_leaves, usual_leaves
 from sftrun.recipe.document import Document
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.train_options import TrainOptions
-from sftrun.registry import Registered, Registry, plugin_code
+from sftrun.registry import Registered, Registry, describe_exception, plugin_code
 
 
 def key_problems(document: Document) -> Iterator[Problem]:
