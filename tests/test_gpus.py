@@ -9,6 +9,7 @@ import torch
 from conftest import talk
 
 from sftrun import gpus
+from sftrun.errors import UserError
 from sftrun.events import Custom
 from sftrun.launch.workers import Ranks, run_in_worker
 from sftrun.memory.machine import read_machine
@@ -94,6 +95,16 @@ def test_workers_and_ranks_are_told_and_do_not_ask(tmp_path, monkeypatch):
     run_in_worker("workers:gpus_seen", run, seen.append, Ranks(processes=2))
     assert seen == [Custom(name="gpus", data={"count": 2})] * 2
     assert drivers.count_calls(calls) == 1
+
+
+@cpu_torch
+@pytest.mark.slow
+def test_a_rank_without_a_gpu_is_named_if_each_was_to_have_one(tmp_path, monkeypatch):
+    run = RunDir(tmp_path)
+    run.write("resolved.yaml", resolved_yaml(typed_recipe({"model": {"name": "sftrun/tiny"}, "source": "jsonl"})))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    with pytest.raises(UserError, match=r"there is no GPU for process . of this machine: torch .* sees 0; install"):
+        run_in_worker("workers:joins", run, print, Ranks(processes=2))
 
 
 @cpu_torch

@@ -1,9 +1,11 @@
 """The process group of a training: this rank, the other ranks, and collectives between them.
 
-Without a launcher there is one process, and every collective returns at once. Collectives run over gloo on the CPU,
-between steps, so that no GPU waits for them.
+Without a launcher there is one process, and every collective returns at once. Collectives of this module run over gloo
+on the CPU, between steps, in a group of their own, so that no GPU waits for them. They may wait for a large checkpoint;
+collectives of the model have a shorter timeout, so that a hang costs less.
 """
 
+import functools
 import os
 import socket
 from collections.abc import Sequence
@@ -16,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import sftrun
 
-TIMEOUT = timedelta(hours=2)  # for a collective; another rank may be writing a large checkpoint
+MODEL_TIMEOUT = timedelta(minutes=30)  # for a collective of the model; rank 0 may be reading a large one
+CONTROL_TIMEOUT = timedelta(hours=2)  # for a collective of this module; another rank may be writing a large checkpoint
 CPU = torch.device("cpu")
 
 
@@ -45,9 +48,18 @@ def init(recipe: sftrun.Recipe) -> None:
     _check_world_size(recipe)
     if world_size() == 1 or distributed.is_initialized():
         return
-    if torch.cuda.is_available() or recipe.launch.processes == "auto":  # auto: one process for each GPU
+    shares_gpus = recipe.launch.processes == "auto" and world_size() > recipe.launch.nodes  # one process for each GPU
+    if torch.cuda.is_available() or shares_gpus:
         _set_gpu()
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=MODEL_TIMEOUT)
+    _control_group()
+
+
+@functools.cache
+def _control_group() -> Any:
+    """Returns the group of this module's collectives; every rank creates it at the same time."""
+    return distributed.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
 
 
 def _check_world_size(recipe: sftrun.Recipe) -> None:
@@ -79,6 +91,7 @@ def finish() -> None:
     """Leaves the process group after a barrier, so that no rank succeeds while another fails."""
     if world_size() > 1:
         barrier()
+        _control_group.cache_clear()
         distributed.destroy_process_group()
 
 
@@ -92,7 +105,7 @@ def all_reduce_sum(values: Sequence[float]) -> list[float]:
     if world_size() == 1:
         return list(values)
     sums = torch.tensor(values, dtype=torch.float64)
-    distributed.all_reduce(sums)
+    distributed.all_reduce(sums, group=_control_group())
     return [float(value) for value in sums]
 
 
@@ -101,7 +114,7 @@ def broadcast(value: Any) -> Any:
     if world_size() == 1:
         return value
     box = [value]
-    distributed.broadcast_object_list(box, 0, device=CPU)
+    distributed.broadcast_object_list(box, 0, group=_control_group(), device=CPU)
     return box[0]
 
 
@@ -110,7 +123,7 @@ def all_gather(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    distributed.all_gather_object(values, value)
+    distributed.all_gather_object(values, value, group=_control_group())
     return values
 
 
