@@ -17,7 +17,6 @@ from sftrun.types import BadRow, Conversation, Grade, Measure, Message, Prompt, 
 if TYPE_CHECKING:
     from sftrun import events, files, kinds  # noqa: F401  (public modules)
     from sftrun.flow import evaluate, prepare, resume, run
-    from sftrun.launch.topology import gpu_count
     from sftrun.recipe.model import Recipe
     from sftrun.recipe.validate import load, validate
     from sftrun.registry import create
@@ -33,7 +32,7 @@ _LATE = {
     "create": "sftrun.registry",
     "evaluate": "sftrun.flow",
     "generate": "sftrun.tools.generate",
-    "gpu_count": "sftrun.launch.topology",
+    "gpu_count": "sftrun.gpus",
     "inspect": "sftrun.tools.inspect",
     "load": "sftrun.recipe.validate",
     "plan": "sftrun.tools.plan",

@@ -16,6 +16,7 @@ from sftrun.errors import Problem
 from sftrun.options import dataclass_transform
 
 __all__ = [
+    "Answered",
     "BatchChosen",
     "BatchShrunk",
     "BatchTried",
@@ -221,9 +222,18 @@ class Best(Event, tag="best"):
 
 
 class Evaluating(Event, tag="evaluating"):
-    """The base or the tuned model is scored."""
+    """The base or the tuned model is loaded to be scored, or an evaluator starts to score it."""
 
     which: Literal["base", "tuned"]
+    evaluator: str | None = None
+
+
+class Answered(Event, tag="answered"):
+    """The base or the tuned model has answered some of an evaluator's prompts."""
+
+    which: Literal["base", "tuned"]
+    done: int
+    total: int
 
 
 class Exported(Event, tag="exported"):
@@ -268,11 +278,12 @@ class Custom(Event, tag="custom"):
 class Failure(Event, tag="failure"):
     """The failure of a worker process, as its last event.
 
-    `kind` is user, memory, disk, lost (the connection to other ranks), gone (another node), bug, or ended (without a
-    word). `rank` and `time` (of a monotonic clock, in seconds) order the failures of several ranks.
+    `kind` is user, memory, disk, killed (not by the system for memory), lost (the connection to other ranks), gone
+    (another node), bug, or ended (without a word). `rank` and `time` (of a monotonic clock, in seconds) order the
+    failures of several ranks.
     """
 
-    kind: Literal["user", "memory", "disk", "lost", "gone", "bug", "ended"]
+    kind: Literal["user", "memory", "disk", "killed", "lost", "gone", "bug", "ended"]
     message: str = ""
     hint: str = ""
     problems: list[Problem] = []

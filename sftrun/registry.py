@@ -1,13 +1,16 @@
 """Finds plugins and their components; a broken plugin is reported when it is used, and affects no other plugin."""
 
+import contextlib
 import difflib
 import functools
 import importlib
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -70,10 +73,13 @@ class Registry:
     def load(self, module: str, distribution: str, version: str, importer: Callable[[], Any]) -> None:
         """Loads one plugin with all its components; if it fails, records it as broken, without any component."""
         try:
-            plugin = importer()
-            components = collect(self._hooks, plugin, Origin(module, distribution, version))
-        except (Exception, SystemExit) as error:  # whatever a plugin raises, sftrun continues
-            self.broken.append(Broken(module, distribution, version, f"{type(error).__name__}: {error}"))
+            with plugin_code() as interrupted:
+                plugin = importer()
+                components = collect(self._hooks, plugin, Origin(module, distribution, version))
+        except BaseException as error:  # whatever a plugin raises, sftrun continues
+            if interrupted:
+                raise
+            self.broken.append(Broken(module, distribution, version, describe_exception(error)))
             return
         for item in components:
             self._add(item)
@@ -117,13 +123,12 @@ class Registry:
     def create(self, kind: str, use: Use) -> Any:
         """Creates the component that `use` names, with its options."""
         item = self.get(kind, use.use)
-        factory = _resolve(item.factory)
-        check_class(item, factory)
-        if item.options is None:
-            if use.with_:
-                raise UserError(f"the {kind} '{use.use}' has no options, but was given {', '.join(use.with_)}")
-            return factory()
-        return factory(parse(expand(use.with_), item.options))
+        if item.options is None and use.with_:
+            raise UserError(f"the {kind} '{use.use}' has no options, but was given {', '.join(use.with_)}")
+        with plugin_code():
+            factory = _resolve(item.factory)
+            check_class(item, factory)
+            return factory() if item.options is None else factory(parse(expand(use.with_), item.options))
 
     def warnings(self, kind: str, name: str) -> list[Problem]:
         """Returns warnings about the plugin API that a component uses; it has been created before."""
@@ -138,6 +143,45 @@ class Registry:
 def _builtin_modules() -> list[str]:
     files = Path(__file__).with_name("builtin").glob("*/[!_]*.py")
     return sorted(f"sftrun.builtin.{file.parent.name}.{file.stem}" for file in files)
+
+
+def describe_exception(error: BaseException) -> str:
+    """Returns the type and the message of an exception, whatever a plugin has made of it."""
+    try:
+        text = str(error)
+    except BaseException as failed:
+        text = f"its message cannot be read ({type(failed).__name__})"
+    return escape_controls(f"{type(error).__name__}: {text}")
+
+
+def escape_controls(text: str) -> str:
+    """Returns a text whose control characters, which a terminal obeys, are written as escapes."""
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
+
+
+@contextlib.contextmanager
+def plugin_code() -> Iterator[list[int]]:
+    """A context for code of plugins: what it prints goes to standard error, because standard output may be JSON.
+
+    Yields a list that has an item once Ctrl-C was pressed; any other KeyboardInterrupt is the plugin's.
+    """
+    interrupted: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    takes_signals = threading.current_thread() is threading.main_thread() and callable(before)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        interrupted.append(number)
+        assert callable(before)
+        before(number, frame)
+
+    if takes_signals:
+        signal.signal(signal.SIGINT, handle)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield interrupted
+    finally:
+        if takes_signals:
+            signal.signal(signal.SIGINT, before)
 
 
 class Origin(NamedTuple):
@@ -193,8 +237,12 @@ def _register(found: list[Registered], kind: str, plugin: ModuleType, origin: Or
         options: type | None = None,
         description: str | None = None,
     ) -> None:
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise ValueError(f"register_{kind}s was given a name that is no text: {type(name).__name__}")
+        if not isinstance(factory, str) and not callable(factory):
+            raise ValueError(f"the {kind} '{name}' is neither a class nor text 'module:name': {type(factory).__name__}")
         text = description or (plugin if isinstance(factory, str) else factory).__doc__ or ""
-        first = text.strip().split("\n", 1)[0]
+        first = escape_controls(text.strip().split("\n", 1)[0])
         if options is not None:
             schema(options)  # options that have no schema break the plugin now, not a recipe later
         warnings = _check_methods(factory, kind, name, api) if isinstance(factory, type) else ()

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -119,6 +120,14 @@ def wait_for(condition: Callable[[], Any], pause: float = 0.01) -> Any:
     while not (value := condition()):
         time.sleep(pause)
     return value
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Child processes heed SIGINT, which a shell that runs the tests in the background tells them to ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def talk(*turns: str, system: str | None = None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+import drivers
 import pytest
 from conftest import talk, wait_for
 from workers import is_alive
@@ -206,13 +207,7 @@ def gpus(tmp_path, monkeypatch):
     """Returns a function that installs a driver with `count` GPUs."""
 
     def listed(count):
-        lines = "".join(f"GPU {number}: H100\\n" for number in range(count))
-        driver = tmp_path / "bin" / "nvidia-smi"
-        driver.parent.mkdir()
-        driver.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
-        driver.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{driver.parent}{os.pathsep}{os.environ['PATH']}")
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        drivers.install(tmp_path, monkeypatch, *[drivers.H100] * count)
 
     return listed
 

@@ -17,7 +17,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 # A module imports from its own line and from those above it.
 LAYERS = [
     {"errors", "options", "types"},
-    {"events", "files", "hub", "tiny"},
+    {"events", "files", "gpus", "hub", "tiny"},
     {"api_changes", "hookspecs", "kinds"},
     {"sftrun"},  # the public face; what is heavy in it is loaded on first use
     {"registry"},

@@ -39,7 +39,7 @@ def test_an_error_of_the_user_keeps_its_place_and_its_hint(run):
     assert (problem.message, problem.path, problem.hint) == ("too hot", ("train", "precision"), "cool it")
 
 
-@pytest.mark.parametrize("how", ["memory", "allocator", "killed"])
+@pytest.mark.parametrize("how", ["memory", "allocator"])
 def test_out_of_memory_is_explained_with_what_to_change(run, how):
     with pytest.raises(OutOfMemory, match=r"train\.batch_size"):
         run_in_worker(f"workers:{how}", run, print)

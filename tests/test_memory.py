@@ -1,19 +1,19 @@
 """Choosing a batch, and recovering from out-of-memory, on a backend that fails as on a small machine."""
 
-import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import frail_backend
 import pytest
 from conftest import talk
+from frail_backend import frail
 
 from sftrun import UserError, load, validate
 from sftrun.errors import OutOfMemory
 from sftrun.flow import prepare, resume, run
 from sftrun.memory.search import Trial, search_largest
-from sftrun.registry import current
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -28,99 +28,13 @@ TRAIN = {
     "save_steps": 2,
     "eval_strategy": "no",
 }
-FRAIL = '''
-"""Backend `frail`: the built-in one, but from some step on, more rows than a limit take too much memory."""
-
-import os
-import signal
-from typing import Annotated, Literal
-
-import msgspec
-
-import sftrun
-
-SFTRUN_API = 1
-
-
-class FrailOptions(sftrun.Options):
-    """The limits of the small machine."""
-
-    rows: Annotated[int, sftrun.Meta(description="Rows that fit.")] = 4
-    step: Annotated[int, sftrun.Meta(description="The first step that takes so much.")] = 3
-    how: Annotated[Literal["raised", "killed"], sftrun.Meta(description="What happens.")] = "raised"
-
-
-@sftrun.hookimpl
-def register_backends(register: sftrun.Register) -> None:
-    register("frail", Frail, options=FrailOptions)
-    register("mute", Mute)
-
-
-class Mute:
-    """A backend without an estimate."""
-
-    def __init__(self):
-        self.inner = sftrun.create("backend", "hf")
-
-    @property
-    def honours(self):
-        return self.inner.honours
-
-    def train(self, work):
-        self.inner.train(work)
-
-    def load(self, work):
-        return self.inner.load(work)
-
-
-class Frail(Mute):
-    """A backend on a small machine."""
-
-    distributed = True
-
-    def __init__(self, options):
-        super().__init__()
-        self.options = options
-
-    def estimate(self, work):
-        return self.inner.estimate(work)
-
-    def train(self, work):
-        train = work.recipe.train
-
-        def watch(event):
-            work.emit(event)
-            stepped = event["event"] == "step" and event["step"] >= self.options.step
-            validates = event["event"] == "validating" and train.eval_batch_size > self.options.rows
-            if validates or (stepped and train.micro_batch > self.options.rows):
-                self.fail()
-
-        self.inner.train(msgspec.structs.replace(work, emit=watch))
-
-    def fail(self):
-        if self.options.how == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        import torch
-
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-'''
 
 
 @pytest.fixture(scope="module", autouse=True)
 def plugin(tmp_path_factory):
-    """Installs the backends above for this process and for workers."""
-    site = tmp_path_factory.mktemp("site")
-    (site / "plugin_frail.py").write_text(FRAIL)
-    info = site / "plugin_frail-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-frail\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[sftrun]\nfrail = plugin_frail\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{site}{os.pathsep}{ROOT}")
-        patch.syspath_prepend(str(site))
-        current.cache_clear()
+    """Installs the backends `frail` and `mute` for this process and for workers."""
+    with frail_backend.installed(tmp_path_factory.mktemp("site")):
         yield
-    current.cache_clear()
 
 
 @pytest.fixture
@@ -131,10 +45,6 @@ def recipe(write):
         return write(ROWS, tuning={"mode": "full"}, train={**TRAIN, **dict(train)}, **keys)
 
     return made
-
-
-def frail(**options):
-    return {"use": "frail", "with": options}
 
 
 def events(folder, kind):
@@ -279,12 +189,16 @@ def test_a_probe_needs_no_estimate(recipe, sftrun):
 
 
 @pytest.mark.slow
-def test_a_killed_worker_resumes_with_fewer_rows_down_to_one(recipe, tmp_path):
+def test_a_killed_worker_resumes_with_fewer_rows_down_to_one(recipe, tmp_path, monkeypatch):
+    counter = tmp_path / "vmstat"
+    counter.write_text("oom_kill 0")
+    monkeypatch.setattr("sftrun.launch.failures.OOM_KILL_FILES", (counter,))
+    monkeypatch.setenv("KERNEL_COUNTER", str(counter))
     file = recipe({"on_oom": "shrink", "batch_size": 4}, backend=frail(rows=0, how="killed"))
     with pytest.raises(UserError) as raised:
         run(file, out=tmp_path / "run")
     (problem,) = raised.value.problems
-    assert problem.message.startswith("the worker was killed")
+    assert problem.message == "out of memory: the system killed the worker"
     assert "gradient_checkpointing: true" in problem.hint
     state = load(tmp_path / "run" / "resolved.yaml").train
     assert (state.batch_size, state.grad_accum) == (1, 4)

@@ -1,9 +1,9 @@
 """`sftrun plan`: estimates memory before anything is loaded, and measures it on request."""
 
 import json
-import os
 import shutil
 
+import drivers
 import pytest
 from conftest import talk
 
@@ -176,12 +176,7 @@ def test_a_model_too_large_is_refused_from_its_config_alone(write, sftrun, folde
 @pytest.fixture
 def driver(tmp_path, monkeypatch):
     """A program that prints what nvidia-smi does where there are two GPUs: its format, not a part of sftrun."""
-    lines = "0, GPU-8a1f, NVIDIA H100, 81559, 81000\\n1, GPU-8b2e, NVIDIA L4, 23034, 20000\\n"
-    program = tmp_path / "bin" / "nvidia-smi"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    return drivers.install(tmp_path, monkeypatch, drivers.H100, drivers.L4)
 
 
 @pytest.mark.parametrize(

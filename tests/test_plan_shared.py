@@ -2,8 +2,8 @@
 
 import importlib.util
 import json
-import os
 
+import drivers
 import pytest
 from conftest import talk
 
@@ -131,14 +131,8 @@ def test_processes_of_all_nodes_share(recipe, shared):
 
 def test_auto_is_as_many_processes_as_gpus(recipe, tmp_path, monkeypatch):
     asked = recipe("launch.strategy=fsdp")
-    program = tmp_path / "bin" / "nvidia-smi"
-    program.parent.mkdir()
-    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for count, said in ((4, "one of 4 processes"), (1, "there is only one")):
-        gpus = "\\n".join(f"GPU {number}: NVIDIA L4 (UUID: GPU-{number})" for number in range(count))
-        program.write_text(f"#!/bin/sh\nprintf '{gpus}\\n'\n")
-        program.chmod(0o755)
+        drivers.install(tmp_path, monkeypatch, *[drivers.L4] * count)
         found = estimate(asked)
         assert [said in note for note in found.notes] == [True]
         assert found.memory[MOMENT]["optimizer states"] == 8 * found.trained // count

@@ -42,6 +42,69 @@ def killed(recipe, run, emit):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def killed_for_memory(recipe, run, emit):
+    """The kernel counts the processes that it kills for memory."""
+    (run.path / "vmstat").write_text("pgpgin 5\noom_kill 4\n")
+    killed(recipe, run, emit)
+
+
+def killed_in_the_middle_of_a_line(recipe, run, emit):
+    pipe = next(int(name) for name in os.listdir("/dev/fd") if is_events_pipe(name))
+    os.write(pipe, '{"event": "warning", "message": "Größe'.encode()[:-2])
+    os._exit(7)
+
+
+def is_events_pipe(name):
+    import fcntl
+    import stat
+
+    try:
+        mode = os.fstat(int(name)).st_mode
+        return int(name) > 2 and stat.S_ISFIFO(mode) and fcntl.fcntl(int(name), fcntl.F_GETFL) & os.O_WRONLY
+    except OSError:
+        return False
+
+
+def broken_pipe(recipe, run, emit):
+    raise BrokenPipeError(errno.EPIPE, "Broken pipe", "upload")
+
+
+def exits(recipe, run, emit):
+    raise SystemExit(0)
+
+
+def wrapped(recipe, run, emit):
+    try:
+        bug(recipe, run, emit)
+    except ZeroDivisionError as error:
+        raise sftrun.UserError("too hot") from error
+
+
+def duplicate_gpu(recipe, run, emit):
+    import torch
+
+    first = "NCCL error in: /pytorch/NCCLUtils.cpp:94, invalid usage (run with NCCL_DEBUG=WARN for details)"
+    cause = "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\nLast error:\n"
+    cause += "Duplicate GPU detected : rank 0 and rank 1 both on CUDA device 1b0"
+    raise torch.distributed.DistBackendError(f"{first}\n{cause}")
+
+
+def remote_error(recipe, run, emit):
+    import torch
+
+    raise torch.distributed.DistBackendError("NCCL error: remote process exited or there was a network error")
+
+
+def mentions_nccl(recipe, run, emit):
+    raise ValueError("NCCL_SOCKET_IFNAME: no such socket")
+
+
+def joins(recipe, run, emit):
+    from sftrun.training import ranks
+
+    ranks.init(recipe)
+
+
 def full_disk(recipe, run, emit):
     raise OSError(errno.ENOSPC, "No space left on device", "weights")
 
@@ -212,3 +275,7 @@ def shared_model(recipe, run, emit):
         same = all(torch.equal(each, wanted[name]) for name, each in whole.items())
         emit(Custom(name="shared", data={"loaded": before, "same": same, "buffers": buffers[0] == buffers[1]}))
     ranks.finish()
+
+
+def gpus_seen(recipe, run, emit):
+    emit(Custom(name="gpus", data={"count": sftrun.gpu_count()}))

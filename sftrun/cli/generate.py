@@ -1,13 +1,15 @@
 """`sftrun generate`: answers a file of prompts."""
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
-from sftrun.errors import Place, Problem, UserError
+from sftrun.errors import Interrupted, Place, Problem, UserError
 
 Prompt = tuple[dict[str, Any], list[dict[str, Any]]]
 """The keys of a line, and its messages."""
@@ -28,24 +30,43 @@ def command(run: str, prompts: str, out: str | None, base: bool, max_new_tokens:
     """Answer each line of PROMPTS with the model of a run directory.
 
     Each line of a .jsonl file is {"messages": […]} or {"prompt": "…"}; each line of any other file is a prompt. The
-    answers are JSON lines: the line's keys, and the answer.
+    answers are JSON lines: the line's keys, and the answer. They are written batch by batch; Ctrl-C keeps what is
+    written.
     """
     from sftrun.tools.generate import load_answerer
     from sftrun.types import Decoding
 
+    if out and Path(out).exists() and Path(out).samefile(prompts):
+        raise UserError(f"--out {out} is the file of prompts, which it would replace", hint="name another file")
     prompted = _read_prompts(Path(prompts))
-    answer = load_answerer(run, "base" if base else "tuned")
-    decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
-    answers = answer([messages for _, messages in prompted], decoding)
-    lines = [
-        json.dumps({**row, "answer": text}, ensure_ascii=False) + "\n"
-        for (row, _), text in zip(prompted, answers, strict=True)
-    ]
+    stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # standard output has the answers alone, whatever a backend prints
+        answer = load_answerer(run, "base" if base else "tuned")
+        decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        batches = answer.in_batches([messages for _, messages in prompted], decoding)
+        with Path(out).open("w", encoding="utf-8") if out else contextlib.nullcontext(stdout) as lines:
+            _write_answers(prompted, batches, lines, out)
+
+
+def _write_answers(prompted: list[Prompt], batches: Iterable[list[str]], lines: IO[str], out: str | None) -> None:
+    """Writes the answers of each batch once they are made; says how many there are if something ends it early."""
+    written = 0
+    try:
+        for answers in batches:
+            for (row, _), text in zip(prompted[written:], answers, strict=False):
+                lines.write(json.dumps({**row, "answer": text}, ensure_ascii=False) + "\n")
+            lines.flush()
+            written += len(answers)
+    except BrokenPipeError:  # nobody reads standard output any more
+        raise
+    except BaseException as error:
+        count = f"{written} of {len(prompted)} answers are written{f': {out}' if out else ''}"
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(count) from error
+        print(count, file=sys.stderr)
+        raise
     if out:
-        Path(out).write_text("".join(lines), "utf-8")
-        print(f"{len(lines)} answers: {out}", file=sys.stderr)
-    else:
-        sys.stdout.write("".join(lines))
+        print(f"{written} answers: {out}", file=sys.stderr)
 
 
 def _read_prompts(file: Path) -> list[Prompt]:

@@ -1,5 +1,6 @@
 """`sftrun inspect`: shows which text of each row is trained."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -45,15 +46,17 @@ def command(
 
 
 def _print_json(items: Iterator[Any]) -> None:
-    for item in items:
-        sample = item.sample
-        row = {
-            "origin": sample.origin,
-            "text": "".join(text for text, _ in item.pieces),
-            "ids": sample.ids,
-            "trained": sample.trained,
-        }
-        print(json.dumps(row, ensure_ascii=False))
+    out = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # plugins may print while they make the rows
+        for item in items:
+            sample = item.sample
+            row = {
+                "origin": sample.origin,
+                "text": "".join(text for text, _ in item.pieces),
+                "ids": sample.ids,
+                "trained": sample.trained,
+            }
+            print(json.dumps(row, ensure_ascii=False), file=out)
 
 
 def _write_page(file: Path, recipe: str, split: str, titled_items: Iterable[tuple[str, Any]]) -> None:

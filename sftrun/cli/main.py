@@ -126,12 +126,14 @@ def run(args: list[str]) -> int:
     except BrokenPipeError:  # the reader of our output has closed it: `sftrun plugins | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FIXABLE
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # also those of plugins that are no Exception
         return _failed(error, args)
     return code if isinstance(code, int) else DONE
 
 
-def _failed(error: Exception, args: Sequence[str]) -> int:
+def _failed(error: BaseException, args: Sequence[str]) -> int:
     from sftrun import files
 
     if hint := files.disk_advice(error):

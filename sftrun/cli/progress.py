@@ -18,7 +18,10 @@ UNSEEN = (errno.EPIPE, errno.EIO)  # a pipe that nobody reads any more; a termin
 
 @contextlib.contextmanager
 def watcher() -> Iterator[Callable[[Event], None]]:
-    """The display of a run, as a function of an event; the run continues if its output is closed."""
+    """The display of a run, as a function of an event; the run continues if its output is closed.
+
+    What plugins print meanwhile goes to standard error, because standard output may be JSON.
+    """
     shown = Bar() if sys.stderr.isatty() else Lines()
 
     def watch(event: Event) -> None:
@@ -28,7 +31,8 @@ def watcher() -> Iterator[Callable[[Event], None]]:
     with _seen_or_not():
         shown.__enter__()
     try:
-        yield watch
+        with contextlib.redirect_stdout(sys.stderr):
+            yield watch
     finally:
         with _seen_or_not():
             shown.__exit__()
@@ -135,6 +139,10 @@ def _joining(event: events.Joining) -> str:
     return f"node {event.node} of {event.nodes} {what}"
 
 
+def _evaluating(event: events.Evaluating) -> str:
+    return f"    {event.evaluator}" if event.evaluator else f"  evaluating the {event.which} model"
+
+
 def _launched(event: events.Launched) -> str:
     nodes = f" on {event.nodes} nodes" if event.nodes > 1 else ""
     return f"  {event.processes * event.nodes} processes{nodes}, {event.strategy} over {event.backend}"
@@ -194,5 +202,6 @@ LINES: dict[type[Event], Callable[[Any], str | None]] = {
     events.BatchTried: _batch_tried,
     events.BatchChosen: _batch_chosen,
     events.BatchShrunk: _batch_shrunk,
-    events.Evaluating: lambda event: f"  evaluating the {event.which} model",
+    events.Evaluating: _evaluating,
+    events.Answered: lambda event: f"    {event.done}/{event.total} answers",
 }

@@ -29,7 +29,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from sftrun.errors import Interrupted, UserError
 from sftrun.events import Event, Failure, Restarted
 from sftrun.kinds import Emit
-from sftrun.launch import workers
+from sftrun.launch import failures, workers
 from sftrun.launch.failures import INTERRUPTED
 from sftrun.launch.rendezvous import Rendezvous
 from sftrun.launch.workers import Ranks
@@ -37,7 +37,7 @@ from sftrun.launch.workers import Ranks
 POLL_INTERVAL = 0.05  # seconds between two checks of the ranks
 SETTLE = 15.0  # seconds to wait after a lost connection, until the rank that failed reports the cause
 DRAIN = 10.0  # seconds to read the last events of a killed rank: its data loaders keep the pipe open for a while
-RESTARTABLE = ("bug", "ended", "lost")  # kinds of failures that may not happen again after a restart
+RESTARTABLE = ("bug", "ended", "killed", "lost")  # kinds of failures that may not happen again after a restart
 
 
 class Rank:
@@ -47,6 +47,7 @@ class Rank:
         self.number = worker.global_rank
         self.emit = emit
         self.failure: Failure | None = None
+        self.oom_kills = failures.count_oom_kills()
         reading, writing = os.pipe()
         lifeline, self.parent_end = os.pipe()
         command = [*command, str(writing), str(lifeline)]
@@ -59,7 +60,7 @@ class Rank:
         self.reader.start()
 
     def _read_events(self, reading: int) -> None:
-        with os.fdopen(reading, encoding="utf-8") as lines:
+        with workers.open_events(reading) as lines:
             for line in lines:
                 for event in workers.read_events(line):
                     self._receive(event)
@@ -90,7 +91,7 @@ class Rank:
         if code in (None, 0, INTERRUPTED):
             return None
         if self.failure is None:
-            self._receive(Failure(kind="ended", code=code or 0))
+            self._receive(failures.describe_exit(code or 0, self.oom_kills))
         return self.failure
 
 
@@ -158,14 +159,14 @@ class Agent(SimpleElasticAgent):
 
     def _find_failure(self, codes: list[int | None]) -> Failure | None:
         """Returns the failure that all nodes agree on; None if no rank has failed, here or on another node."""
-        failures = [failure for rank in self.ranks if (failure := rank.find_failure())]
-        if not failures:
+        found = [failure for rank in self.ranks if (failure := rank.find_failure())]
+        if not found:
             return self.rendezvous.find_failure() if None in codes else None
-        if None in codes and all(each.kind == "lost" for each in failures) and _age(failures) < SETTLE:
+        if None in codes and all(each.kind == "lost" for each in found) and _age(found) < SETTLE:
             return self.rendezvous.find_failure()
-        if self.stop_requested and all(each.kind in ("ended", "lost") for each in failures):
+        if self.stop_requested and all(each.kind in ("ended", "killed", "lost") for each in found):
             raise Interrupted  # the signal came before the rank handled signals
-        return self.rendezvous.agree_on_failure(find_root_cause(failures), SETTLE)
+        return self.rendezvous.agree_on_failure(find_root_cause(found), SETTLE)
 
     def _exit_barrier(self) -> None:
         self.rendezvous.mark_finished()
@@ -179,28 +180,28 @@ class Agent(SimpleElasticAgent):
         if self._remaining_restarts:
             number = spec.max_restarts - self._remaining_restarts + 1
             self.emit(Restarted(restart=number, of=spec.max_restarts, reason=summarise(failure)))
-        failures = {rank.number: ProcessFailure(0, rank.process.pid, 1, "") for rank in self.ranks}
-        return RunResult(WorkerState.FAILED, failures=failures)
+        ended = {rank.number: ProcessFailure(0, rank.process.pid, 1, "") for rank in self.ranks}
+        return RunResult(WorkerState.FAILED, failures=ended)
 
 
-def find_root_cause(failures: list[Failure]) -> Failure:
+def find_root_cause(found: list[Failure]) -> Failure:
     """Returns the failure that caused the others: a rank that was killed, else the earliest one.
 
     A lost connection counts only if there is nothing else.
     """
-    causes = ("ended", "user", "disk", "memory", "bug")
-    killed = [each for each in failures if each.kind == "ended" and each.code < 0]
-    own = [each for each in failures if each.kind in causes]
-    return min(killed or own or failures, key=lambda each: float(each.time))
+    causes = ("ended", "killed", "user", "disk", "memory", "bug")
+    killed = [each for each in found if each.code < 0]
+    own = [each for each in found if each.kind in causes]
+    return min(killed or own or found, key=lambda each: float(each.time))
 
 
-def _age(failures: list[Failure]) -> float:
-    return time.monotonic() - min(float(each.time) for each in failures)
+def _age(found: list[Failure]) -> float:
+    return time.monotonic() - min(float(each.time) for each in found)
 
 
 def summarise(failure: Failure) -> str:
     """Returns a failure in a few words."""
-    if failure.kind == "ended":
+    if failure.kind in ("ended", "killed"):
         code = failure.code
         how = signal.Signals(-code).name if code < 0 else f"code {code}"
         return f"process {failure.rank} ended with {how}"
@@ -215,7 +216,7 @@ def share_cores(processes: int) -> int:
 
 
 def run_ranks(target: str, path: Path, ranks: Ranks, locks: list[int], emit: Emit) -> None:
-    """Calls `target` in every rank of this node; raises Interrupted after a signal, exits with 1 after a failure."""
+    """Calls `target` in every rank of this node; raises Interrupted after a signal, Reported after a failure."""
     command = [sys.executable, "-m", "sftrun.launch.workers", target, str(path)]
     rendezvous = Rendezvous(ranks, path, emit)
     spec = WorkerSpec(
@@ -239,7 +240,7 @@ def run_ranks(target: str, path: Path, ranks: Ranks, locks: list[int], emit: Emi
     if result.is_failed() and agent.failure:
         emit(agent.failure)
         rendezvous.leave()
-        sys.exit(1)
+        raise workers.Reported
 
 
 def main() -> None:

@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sftrun.errors import UserError
-from sftrun.events import Joining
+from sftrun.errors import OutOfMemory, UserError
+from sftrun.events import Joining, Warned
 from sftrun.kinds import Emit
 from sftrun.launch import signals, workers
 from sftrun.launch.heartbeat import RESTART_HINT, HeartbeatMonitor
 from sftrun.launch.topology import Node
+from sftrun.recipe.model import Recipe
 from sftrun.recipe.resolved import resolved_yaml
 from sftrun.recipe.validate import Loaded
-from sftrun.runs import directory
+from sftrun.runs import directory, resume
 from sftrun.runs.directory import RunDir
 
 POLL_INTERVAL = 0.5  # seconds between two reads of the run directory
@@ -32,9 +33,43 @@ def join(loaded: Loaded, out: Path, node: Node, watch: Emit, target: str, stages
         watch(Joining(status="waiting", node=node.rank, nodes=recipe.launch.nodes))
         if not _wait_for_training(run, stages):
             return run
-        watch(Joining(status="training", node=node.rank, nodes=recipe.launch.nodes))
-        workers.run_in_worker(target, run, watch, workers.plan_ranks(recipe, node, resolved_yaml(recipe)))
+        while not _train(recipe, run, node, watch, target):
+            pass
     return run
+
+
+def _train(recipe: Recipe, run: RunDir, node: Node, watch: Emit, target: str) -> bool:
+    """Trains with the other nodes; returns False if memory ran out and node 0 has chosen a smaller batch."""
+    watch(Joining(status="training", node=node.rank, nodes=recipe.launch.nodes))
+    shrunk = _count_shrunk(run)
+    # node 0 may have chosen the batch, in this attempt or an earlier one
+    agreed = resume.keep_chosen_batch(recipe, RunDir(run.path))
+    try:
+        workers.run_in_worker(target, run, watch, workers.plan_ranks(agreed, node, resolved_yaml(agreed)))
+        return True
+    except OutOfMemory:
+        signals.SIGNALS.raise_if_interrupted()
+        if recipe.train.on_oom == "error":
+            raise
+        watch(Warned(message="memory ran out: waiting for node 0 to choose a smaller batch"))
+        if not _wait_for_smaller_batch(run, shrunk):
+            raise
+    return False
+
+
+def _wait_for_smaller_batch(run: RunDir, shrunk: int) -> bool:
+    """Returns True once node 0 has shrunk the batch again, and False if it ends instead."""
+    monitor = HeartbeatMonitor(run.path, seen=True)
+    while _count_shrunk(run) == shrunk:
+        status = _state(run).get("train", {}).get("status")
+        if status != "started" or monitor.explain_end():
+            return False
+        time.sleep(POLL_INTERVAL)
+    return True
+
+
+def _count_shrunk(run: RunDir) -> int:
+    return len(_state(run).get("train", {}).get("batch", {}).get("shrunk", []))
 
 
 def _wait_for_training(run: RunDir, stages: Sequence[str]) -> bool:

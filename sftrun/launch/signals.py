@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from sftrun.errors import Interrupted
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
 ECHO = 2.0  # seconds within which a second SIGTERM counts as the first one again
 
 
@@ -32,8 +33,8 @@ class Signals:
             return
         self.received = 0
         self.depth = 1
-        ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # under nohup
-        handled = STOP_SIGNALS[:2] if ignores_hangup else STOP_SIGNALS
+        # under nohup the hangup is ignored
+        handled = [each for each in STOP_SIGNALS if each != HANGUP or signal.getsignal(each) != signal.SIG_IGN]
         before = {number: signal.signal(number, self._handle) for number in handled}
         try:
             yield
@@ -70,7 +71,7 @@ class Signals:
         again to its process group.
         """
         soon = time.monotonic() - self.last_time < ECHO
-        return number == signal.SIGHUP or (number == self.first == signal.SIGTERM and soon)
+        return number == HANGUP or (number == self.first == signal.SIGTERM and soon)
 
 
 def _write_stderr(text: bytes) -> None:

@@ -1,14 +1,12 @@
 """The number of training processes and machines that a recipe asks for, compared with this machine and this command."""
 
-import os
-import subprocess
 from collections.abc import Iterator
-from itertools import takewhile
 from typing import Any
 
 import msgspec
 
 from sftrun.errors import Problem, UserError
+from sftrun.gpus import gpu_count
 from sftrun.recipe.checks import batch_mismatch
 from sftrun.recipe.model import Recipe
 
@@ -24,20 +22,6 @@ class Node(msgspec.Struct, frozen=True):
 
     rank: int = 0
     rendezvous: str | None = None
-
-
-def gpu_count() -> int:
-    """Returns the number of GPUs that a process sees; asks the driver, because importing torch takes seconds."""
-    try:
-        output = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    installed = sum(line.startswith("GPU ") for line in output.splitlines())
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return installed
-    # CUDA reads the list up to the first name that it does not know
-    return min(installed, len(list(takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(",")))))
 
 
 def local_world_size(recipe: Recipe) -> int:

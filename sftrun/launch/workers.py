@@ -10,13 +10,15 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 
-from sftrun import events
-from sftrun.errors import Interrupted, UserError
+from sftrun import events, gpus
+from sftrun.errors import UserError
 from sftrun.events import Failure
 from sftrun.kinds import Emit
 from sftrun.launch import failures, topology
@@ -66,7 +68,9 @@ def run_in_worker(target: str, run: RunDir, emit: Emit, ranks: Ranks | None = No
         command += [msgspec.json.encode(each).decode() for each in (ranks, run.locks)]
     passed = [writing, lifeline, *run.locks]
     environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
-    with SIGNALS.handling(), run.log.open("ab") as log, os.fdopen(reading, encoding="utf-8") as lines:
+    environment[gpus.VARIABLE] = gpus.encode_for_workers()
+    oom_kills = failures.count_oom_kills()
+    with SIGNALS.handling(), run.log.open("ab") as log, open_events(reading) as lines:
         process = subprocess.Popen(
             command,
             pass_fds=passed,
@@ -89,7 +93,7 @@ def run_in_worker(target: str, run: RunDir, emit: Emit, ranks: Ranks | None = No
             SIGNALS.process = None
             os.close(parent_end)
         if code or failure:
-            raise failures.explain(failure, code, run)
+            raise failures.explain(failure, code, oom_kills, run)
 
 
 def _read_events(lines: Iterable[str], emit: Emit) -> Failure | None:
@@ -102,6 +106,11 @@ def _read_events(lines: Iterable[str], emit: Emit) -> Failure | None:
             else:
                 emit(event)
     return failure
+
+
+def open_events(reading: int) -> TextIO:
+    """Opens the pipe of a worker for reading; a kill may cut a line in the middle of a character."""
+    return os.fdopen(reading, encoding="utf-8", errors="replace")
 
 
 def read_events(line: str) -> Iterator[events.Event]:
@@ -134,27 +143,36 @@ def main() -> None:
     serve(lambda emit: _call_target(target, Path(path), emit), int(descriptor), int(lifeline))
 
 
+class Reported(Exception):  # noqa: N818 (its failure is an event)
+    """A failure of a job that the job has sent as an event."""
+
+
 def serve(job: Callable[[Emit], None], descriptor: int, lifeline: int) -> None:
     """Calls `job` and sends its events and its failure through a pipe; the process ends if the lifeline is cut."""
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     os.set_inheritable(descriptor, False)
     pipe = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
+    oom_kills = failures.count_oom_kills()
 
     def emit(event: events.Event) -> None:
-        # raises BrokenPipeError if the parent is gone
-        pipe.write(events.to_json(event) + "\n")
+        line = events.to_json(event) + "\n"
+        try:
+            pipe.write(line)
+        except BrokenPipeError:  # the parent is gone
+            os._exit(1)
 
     try:
         job(emit)
-    except UserError as error:
-        emit(Failure(kind="user", problems=list(error.problems)))
-        sys.exit(1)
-    except Interrupted:
+    except KeyboardInterrupt:  # Interrupted, or SIGINT to every process of a job
         sys.exit(failures.INTERRUPTED)
-    except BrokenPipeError:
-        os._exit(1)
-    except Exception as error:
-        emit(failures.describe(error))
+    except Reported:
+        sys.exit(1)
+    except BaseException as error:  # code of a plugin may call sys.exit(0), which is no success
+        traceback.print_exc()  # into run.log; the parent shows one message
+        if isinstance(error, UserError):
+            emit(Failure(kind="user", problems=list(error.problems)))
+        else:
+            emit(failures.describe(error, oom_kills))
         sys.exit(1)
 
 

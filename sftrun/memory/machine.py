@@ -1,10 +1,11 @@
 """The memory of this machine, read from the system and the GPU driver."""
 
 import os
-import subprocess
 from pathlib import Path
 
 import msgspec
+
+from sftrun import gpus
 
 CGROUP_FILES = (  # in a Linux control group: the limit, and the bytes in use; versions 2 and 1
     ("memory.max", "memory.current"),
@@ -28,29 +29,12 @@ def read_machine(device: str) -> Machine:
 
 
 def _gpu() -> Machine | None:
-    query = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
-    try:
-        output = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-        name, total, free = _first_visible(output.splitlines()).rsplit(",", 2)
-        return Machine(name, int(total) * 2**20, int(free) * 2**20)
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+    gpu = next(iter(gpus.visible_gpus()), None)
+    if gpu is None:
         return None
-
-
-def _first_visible(lines: list[str]) -> str:
-    """Returns name and memory of the first GPU in CUDA_VISIBLE_DEVICES, found by number or by the start of its UUID.
-
-    For a part of a GPU (`MIG-…`), which the driver does not list, returns name and memory of the first whole GPU.
-    """
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    gpus = [[part.strip() for part in line.split(",", 2)] for line in lines]
-    if wanted.startswith("MIG-"):
-        return gpus[0][2]
-    return next((rest for index, uuid, rest in gpus if wanted == index or _starts_with(uuid, wanted)), "")
-
-
-def _starts_with(uuid: str, wanted: str) -> bool:
-    return wanted.startswith("GPU-") and uuid.startswith(wanted)
+    if gpu.total is None:  # it shares the memory of the machine
+        return msgspec.structs.replace(_cpu(), name=gpu.name)
+    return Machine(gpu.name, gpu.total, gpus.read_free_memory(gpu) or 0)
 
 
 def _cpu() -> Machine:

@@ -12,7 +12,7 @@ from sftrun.options import ENV, Options, Use, changed_leaves, usual_leaves
 from sftrun.recipe.document import Document
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.train_options import TrainOptions
-from sftrun.registry import Registered, Registry
+from sftrun.registry import Registered, Registry, describe_exception, plugin_code
 
 
 def key_problems(document: Document) -> Iterator[Problem]:
@@ -134,7 +134,9 @@ def of_backend(recipe: Recipe, registry: Registry) -> Iterator[Problem]:
         return
     try:
         backend = registry.create("backend", use)
-    except Exception:  # said by `of_component`
+    except BaseException as error:  # said by `of_component`
+        if isinstance(error, KeyboardInterrupt):
+            raise
         return
     yield from _not_honoured(recipe, backend)
     if recipe.train.batch_size == "auto" and not hasattr(backend, "estimate"):
@@ -179,20 +181,33 @@ def of_component(kind: str, use: Use, recipe: Recipe, registry: Registry) -> lis
     if _unset(use.with_):
         return []
     try:
-        component = registry.create(kind, use)
-        found = registry.warnings(kind, use.use)
-        return [*found, *component.check_recipe(recipe)] if hasattr(component, "check_recipe") else found
+        with plugin_code() as interrupted:
+            component = registry.create(kind, use)
+            found = registry.warnings(kind, use.use)
+            return [*found, *problems_of(component, "check_recipe", recipe)]
     except UserError as error:
         return list(error.problems)
     except ImportError as error:  # the package may be installed where the recipe runs
         message = f"the {kind} '{use.use}' cannot be checked here: {error}"
         return [Problem(message, severity="warning")]
-    except Exception as error:
-        return [_failed(item, error)]
+    except BaseException as error:
+        if interrupted:
+            raise
+        return [failed_check(item, error, "checking the recipe")]
 
 
-def _failed(item: Registered, error: Exception) -> Problem:
-    message = f"the {item.kind} '{item.name}' failed while checking the recipe: {type(error).__name__}: {error}"
+def problems_of(component: Any, check: str, *given: Any) -> list[Problem]:
+    """Returns what an optional check of a component says; raises TypeError if it yields anything but problems."""
+    found = list(getattr(component, check)(*given)) if hasattr(component, check) else []
+    for each in found:
+        if not isinstance(each, Problem):
+            raise TypeError(f"{check} must yield sftrun.Problem, not {type(each).__name__}")
+    return found
+
+
+def failed_check(item: Registered, error: BaseException, doing: str) -> Problem:
+    """Returns the problem of a component whose check failed."""
+    message = f"the {item.kind} '{item.name}' failed while {doing}: {describe_exception(error)}"
     return Problem(message, hint=f"this is a bug in {item.distribution} {item.version}, not in the recipe")
 
 

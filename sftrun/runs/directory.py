@@ -22,6 +22,7 @@ RESOLVED, STATE = "resolved.yaml", "state.json"
 FIRST = (RESOLVED, "recipe.yaml")  # files that are written before BEGUN
 BEGUN = "lock.json"  # the last file that is written before the first stage
 LOCK = ".lock"
+UNFINISHED = re.compile(r"\..+\.\d+")  # name of a temporary file of `write_atomically`
 PATIENCE = 10.0  # seconds to wait for the lock, until the workers of a killed attempt have ended
 
 
@@ -123,10 +124,19 @@ class RunDir:
         with (self.path / LOCK).open("a") as file:
             _acquire_lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, self.path)
             self.locks.append(file.fileno())
+            self._remove_unfinished()
             try:
                 yield
             finally:
                 self.locks.remove(file.fileno())
+                self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        """Removes the temporary files of processes that were killed while they wrote; the caller has the lock."""
+        for pattern in (".*", "*/.*"):
+            for file in self.path.glob(pattern):
+                if UNFINISHED.fullmatch(file.name) and file.is_file():
+                    file.unlink(missing_ok=True)
 
     def stage(self, name: str, status: str, **made: Any) -> None:
         """Records the status of a stage, and facts about its result."""

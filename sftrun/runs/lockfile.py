@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sftrun.gpus import visible_gpus
 from sftrun.options import Use, parse
 from sftrun.recipe.model import Recipe, components
 from sftrun.recipe.walk import kind_of
@@ -68,11 +69,7 @@ def _hardware() -> dict[str, Any]:
 
 
 def _gpus() -> list[dict[str, Any]]:
-    # the driver knows, and the parent process never imports torch
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    lines = _run(query).splitlines()
-    pairs = [line.rsplit(",", 1) for line in lines if "," in line]
-    return [{"name": name.strip(), "memory_gb": round(int(memory) / 1024, 1)} for name, memory in pairs]
+    return [{"name": gpu.name, "memory_gb": gpu.total and round(gpu.total / 2**30, 1)} for gpu in visible_gpus()]
 
 
 def _git() -> dict[str, Any] | None:

@@ -1,12 +1,16 @@
 """Checks the components of a recipe before they are used: on this machine, and on the prepared data."""
 
+import platform
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from sftrun import gpus
 from sftrun.errors import Problem, UserError, missing_packages
 from sftrun.hookspecs import KINDS
+from sftrun.options import Use
+from sftrun.recipe.checks import failed_check, problems_of
 from sftrun.recipe.model import Recipe, components
-from sftrun.registry import current
+from sftrun.registry import current, plugin_code
 from sftrun.runs.directory import RunDir
 
 DATA_KINDS = ("source", "transform", "formatter", "masker")  # the kinds that prepare rows
@@ -19,25 +23,42 @@ def check_machine(recipe: Recipe, kinds: Sequence[str] = KINDS) -> list[Problem]
     Nothing heavy may be imported before it, because it names the packages that are missing.
     """
     problems = list(missing_packages(*PACKAGES, extra="train", path=("model",), why="reading text as tokens"))
-    for kind, component in _created(recipe):
-        check = getattr(component, "check_machine", None)
-        if kind in kinds and check:
-            problems += check(recipe)
+    problems += _check_platform()
+    if "backend" in kinds:
+        problems += gpus.check_torch(needed=recipe.launch.processes == "auto")
+    for kind, use in components(recipe):
+        if kind in kinds:
+            problems += _ask(kind, use, "check_machine", recipe)
     return _warnings(problems)
+
+
+def _check_platform() -> Iterator[Problem]:
+    if platform.system() == "Windows":
+        hint = "use it in the Windows Subsystem for Linux (WSL 2)"
+        yield Problem("sftrun runs on Linux and macOS, not on Windows", hint=hint)
+    elif platform.system() == "Darwin":
+        message = "sftrun does not use the GPU of a Mac: everything runs on the CPU"
+        yield Problem(message, hint="train on Linux with a GPU", severity="warning")
 
 
 def check_prepared(recipe: Recipe, run: RunDir) -> list[Problem]:
     """Returns the warnings of components about the prepared data; raises UserError if one cannot work with them."""
     problems: list[Problem] = []
-    for _, component in _created(recipe):
-        check = getattr(component, "check_prepared", None)
-        if check:
-            problems += check(recipe, run)
+    for kind, use in components(recipe):
+        problems += _ask(kind, use, "check_prepared", recipe, run)
     return _warnings(problems)
 
 
-def _created(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    return ((kind, current().create(kind, use)) for kind, use in components(recipe))
+def _ask(kind: str, use: Use, check: str, *given: Any) -> list[Problem]:
+    """Returns what an optional check of a component says; a failure of a plugin is one more problem."""
+    item = current().get(kind, use.use)
+    try:
+        with plugin_code() as interrupted:
+            return problems_of(current().create(kind, use), check, *given)
+    except BaseException as error:
+        if interrupted or isinstance(error, UserError) or item.distribution == "sftrun":
+            raise
+        return [failed_check(item, error, f"running its {check}")]
 
 
 def _warnings(problems: list[Problem]) -> list[Problem]:

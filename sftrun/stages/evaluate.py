@@ -1,6 +1,7 @@
 """Stage 3, evaluate: scores the base and the tuned model on the same held-out prompts."""
 
 import gc
+import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from sftrun.runs.stage import StageWork
 from sftrun.types import Decoding, Measure, Prompt, Scores
 
 Which = Literal["base", "tuned"]
+REPORT_INTERVAL = 5.0  # seconds between two reports of progress
 WHICH: tuple[Which, Which] = ("base", "tuned")
 
 
@@ -40,20 +42,23 @@ def evaluate_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     scores: dict[Which, dict[str, Scores]] = {}
     for which in WHICH:
         emit(events.Evaluating(which=which))
-        model = CachedModel(backend.load(Loading(recipe=recipe, run=run, which=which)))
+        model = CachedModel(backend.load(Loading(recipe=recipe, run=run, which=which)), which, emit)
         work = Scoring(model=model, prompts=prompts, recipe=recipe, run=run, emit=emit, which=which)
-        evaluators = _create_evaluators(recipe, registry)
-        scores[which] = {name: item.score(work) for name, item in evaluators.items()}
+        scores[which] = {}
+        for name, evaluator in _create_evaluators(recipe, registry).items():
+            emit(events.Evaluating(which=which, evaluator=name))
+            scores[which][name] = evaluator.score(work)
         del model, work
         gc.collect()  # the base model's memory is free before the tuned one is loaded
     _write_scores(run, scores)
 
 
 class CachedModel:
-    """A model that generates once for evaluators with the same prompts and decoding."""
+    """A model that generates once for evaluators with the same prompts and decoding, and reports its progress."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, which: Which, emit: Emit) -> None:
+        self.model, self.which, self.emit = model, which, emit
+        self.reported = time.monotonic()  # when the progress was last reported
         self.encode, self.decode = model.encode, model.decode
         self.loglikelihood, self.losses = model.loglikelihood, model.losses
         self.answers: dict[tuple[Decoding, tuple[int, ...]], list[int]] = {}
@@ -64,9 +69,18 @@ class CachedModel:
             return self.model.generate(prompts, decoding)
         keys = [(decoding, tuple(prompt)) for prompt in prompts]
         new = list(dict.fromkeys(key for key in keys if key not in self.answers))
-        answers = self.model.generate([prompt for _, prompt in new], decoding) if new else []
-        self.answers.update(zip(new, answers, strict=True))
+        new.sort(key=lambda key: len(key[1]))  # little padding
+        for start in range(0, len(new), decoding.batch_size):
+            batch = new[start : start + decoding.batch_size]
+            answers = self.model.generate([prompt for _, prompt in batch], decoding)
+            self.answers.update(zip(batch, answers, strict=True))
+            self._report(start + len(batch), len(new))
         return [self.answers[key] for key in keys]
+
+    def _report(self, done: int, total: int) -> None:
+        if done == total or time.monotonic() - self.reported > REPORT_INTERVAL:
+            self.reported = time.monotonic()
+            self.emit(events.Answered(which=self.which, done=done, total=total))
 
 
 def _read_prompts(run: RunDir) -> dict[str, list[Prompt]]:

@@ -9,8 +9,8 @@ from typing import Any
 from sftrun import tiny
 from sftrun.errors import Interrupted, UserError
 from sftrun.events import Eval, Event, Resumed, Step
+from sftrun.gpus import gpu_count
 from sftrun.kinds import Backend, Model
-from sftrun.launch.topology import gpu_count
 from sftrun.options import Use, leaves
 from sftrun.recipe.checks import BACKEND_PARTS
 from sftrun.recipe.model import ModelOptions, Recipe

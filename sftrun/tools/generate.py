@@ -1,6 +1,6 @@
 """Generates answers of a trained model, for `sftrun chat`, `sftrun generate` and `sftrun.generate`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from sftrun.kinds import Loading, Model
@@ -9,7 +9,25 @@ from sftrun.registry import current
 from sftrun.runs import directory, preflight
 from sftrun.types import Decoding, Message
 
-Answer = Callable[[Sequence[list[Message]], Decoding], list[str]]
+
+class Answerer:
+    """A loaded model that answers conversations."""
+
+    def __init__(self, model: Model, encode: Callable[[Sequence[Message]], list[int]]) -> None:
+        self.model, self.encode = model, encode
+
+    def __call__(self, conversations: Sequence[list[Message]], decoding: Decoding) -> list[str]:
+        """Returns one answer per conversation."""
+        return self._answer([self.encode(messages) for messages in conversations], decoding)
+
+    def in_batches(self, conversations: Sequence[list[Message]], decoding: Decoding) -> Iterator[list[str]]:
+        """Yields the answers of one batch after the other; every conversation is encoded before the first one."""
+        prompts = [self.encode(messages) for messages in conversations]
+        for start in range(0, len(prompts), decoding.batch_size):
+            yield self._answer(prompts[start : start + decoding.batch_size], decoding)
+
+    def _answer(self, prompts: Sequence[list[int]], decoding: Decoding) -> list[str]:
+        return [self.model.decode(ids).strip() for ids in self.model.generate(prompts, decoding)]
 
 
 def generate(
@@ -25,8 +43,8 @@ def generate(
     return load_answerer(run, which)(conversations, decoding)
 
 
-def load_answerer(run: PathLike, which: Literal["base", "tuned"] = "tuned") -> Answer:
-    """Loads a run's model, and returns a function that answers conversations with it; raises as `generate` does."""
+def load_answerer(run: PathLike, which: Literal["base", "tuned"] = "tuned") -> Answerer:
+    """Loads the model of a run; raises as `generate` does."""
     folder = directory.open_run(run)
     recipe = folder.recipe()
     preflight.check_machine(recipe, ("backend",))
@@ -35,9 +53,4 @@ def load_answerer(run: PathLike, which: Literal["base", "tuned"] = "tuned") -> A
     encode = prompt_encoder(recipe.model)  # before the weights are loaded: it may refuse
     loading = Loading(recipe=recipe, run=folder, which=which)
     model: Model = current().create("backend", recipe.backend).load(loading)
-
-    def answer(conversations: Sequence[list[Message]], decoding: Decoding) -> list[str]:
-        prompts = [encode(messages) for messages in conversations]
-        return [model.decode(ids).strip() for ids in model.generate(prompts, decoding)]
-
-    return answer
+    return Answerer(model, encode)

@@ -1,9 +1,11 @@
 """The process group of a training: this rank, the other ranks, and collectives between them.
 
-Without a launcher there is one process, and every collective returns at once. Collectives run over gloo on the CPU,
-between steps, so that no GPU waits for them.
+Without a launcher there is one process, and every collective returns at once. Collectives of this module run over gloo
+on the CPU, between steps, in a group of their own, so that no GPU waits for them. They may wait for a large checkpoint;
+collectives of the model have a shorter timeout, so that a hang costs less.
 """
 
+import functools
 import os
 import socket
 from collections.abc import Sequence
@@ -16,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import sftrun
 
-TIMEOUT = timedelta(hours=2)  # for a collective; another rank may be writing a large checkpoint
+MODEL_TIMEOUT = timedelta(minutes=30)  # for a collective of the model; rank 0 may be reading a large one
+CONTROL_TIMEOUT = timedelta(hours=2)  # for a collective of this module; another rank may be writing a large checkpoint
 CPU = torch.device("cpu")
 
 
@@ -42,29 +45,39 @@ def is_restarted() -> bool:
 
 def init(recipe: sftrun.Recipe) -> None:
     """Joins the process group; raises UserError if the world size differs from the recipe's number of processes."""
-    wanted = _wanted(recipe)
-    if world_size() != wanted:
-        message = f"the recipe asks for {wanted} processes, and the launcher has started {world_size()}"
-        raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes")))
+    _check_world_size(recipe)
     if world_size() == 1 or distributed.is_initialized():
         return
-    if torch.cuda.is_available():
+    shares_gpus = recipe.launch.processes == "auto" and world_size() > recipe.launch.nodes  # one process for each GPU
+    if torch.cuda.is_available() or shares_gpus:
         _set_gpu()
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=MODEL_TIMEOUT)
+    _control_group()
 
 
-def _wanted(recipe: sftrun.Recipe) -> int:
-    processes = recipe.launch.processes
-    per_node = max(torch.cuda.device_count(), 1) if processes == "auto" else processes
-    return per_node * recipe.launch.nodes
+@functools.cache
+def _control_group() -> Any:
+    """Returns the group of this module's collectives; every rank creates it at the same time."""
+    return distributed.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+
+
+def _check_world_size(recipe: sftrun.Recipe) -> None:
+    """Raises UserError for a wrong number of processes; for `auto` the launcher has counted the GPUs."""
+    launch, started = recipe.launch, world_size()
+    wanted = launch.processes if launch.processes != "auto" else max(started // launch.nodes, 1)
+    if started != wanted * launch.nodes:
+        message = f"the recipe asks for {wanted * launch.nodes} processes, and the launcher has started {started}"
+        raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes")))
 
 
 def _set_gpu() -> None:
     local_rank = int(os.environ["LOCAL_RANK"])
     count = torch.cuda.device_count()
     if local_rank >= count:
-        message = f"there is no GPU for process {local_rank} of this machine: torch sees {count}"
-        raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes")))
+        message = f"there is no GPU for process {local_rank} of this machine: torch {torch.__version__} sees {count}"
+        hint = "install torch for this machine's GPUs and driver, or set launch.processes to a number"
+        raise sftrun.UserError(sftrun.Problem(message, path=("launch", "processes"), hint=hint))
     torch.cuda.set_device(local_rank)
 
 
@@ -78,6 +91,7 @@ def finish() -> None:
     """Leaves the process group after a barrier, so that no rank succeeds while another fails."""
     if world_size() > 1:
         barrier()
+        _control_group.cache_clear()
         distributed.destroy_process_group()
 
 
@@ -91,7 +105,7 @@ def all_reduce_sum(values: Sequence[float]) -> list[float]:
     if world_size() == 1:
         return list(values)
     sums = torch.tensor(values, dtype=torch.float64)
-    distributed.all_reduce(sums)
+    distributed.all_reduce(sums, group=_control_group())
     return [float(value) for value in sums]
 
 
@@ -100,7 +114,7 @@ def broadcast(value: Any) -> Any:
     if world_size() == 1:
         return value
     box = [value]
-    distributed.broadcast_object_list(box, 0, device=CPU)
+    distributed.broadcast_object_list(box, 0, group=_control_group(), device=CPU)
     return box[0]
 
 
@@ -109,7 +123,7 @@ def all_gather(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    distributed.all_gather_object(values, value)
+    distributed.all_gather_object(values, value, group=_control_group())
     return values
 
 

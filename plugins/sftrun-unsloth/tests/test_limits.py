@@ -121,7 +121,7 @@ def ready(recipe, *settings, **options):
 def two_gpus(tmp_path, monkeypatch):
     """A driver that lists two GPUs."""
     driver = tmp_path / "nvidia-smi"
-    driver.write_text("#!/bin/sh\nprintf 'GPU 0: H100 (UUID: GPU-1)\\nGPU 1: H100 (UUID: GPU-2)\\n'\n")
+    driver.write_text("#!/bin/sh\nprintf '0, GPU-1, H100, 8, 8\\n1, GPU-2, H100, 8, 8\\n'\n")
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
