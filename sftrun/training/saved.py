@@ -1,9 +1,13 @@
 """The folder `model/` that training leaves: weights or adapter, tokenizer and template, written atomically."""
 
+import contextlib
+import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import transformers
 
 import sftrun
 import sftrun.data
@@ -22,13 +26,37 @@ def save(
     `quantisation` has the base's quantisation as options of the backend bnb; the exporter merged reads it. Raises
     UserError if the disk is full.
     """
-    model.generation_config.eos_token_id = stop_ids(run, model) or None
     with checkpoints.disk_errors("the model", run.checkpoints), sftrun.files.atomic_folder(run.model) as making:
-        write(making)
+        with savable_generation(model):
+            write(making)
+        if not has_adapter(making):
+            write_generation(model, run, making)
         sftrun.data.load_tokenizer(recipe.model).save(making)
         if has_adapter(making):
             facts = base_model.base_facts(recipe, quantisation)
             (making / "base.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def savable_generation(model: Any) -> Iterator[None]:
+    """Replaces a model's generation config by an empty one while the model is saved.
+
+    transformers refuses to save a changed config with settings that have no effect, such as a temperature without
+    sampling, and the bases that come with such a config could not be trained.
+    """
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own, owner.generation_config = owner.generation_config, transformers.GenerationConfig()
+    try:
+        yield
+    finally:
+        owner.generation_config = own
+
+
+def write_generation(model: Any, run: sftrun.RunDir, folder: Path) -> None:
+    """Writes `generation_config.json`: the settings of the base, all of them, and the stop tokens of the run."""
+    settings = copy.deepcopy(model.generation_config)
+    settings.eos_token_id = stop_ids(run, model) or None
+    settings.to_json_file(folder / "generation_config.json", use_diff=True)
 
 
 def has_adapter(folder: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import sftrun
 import sftrun.data
 from sftrun import events
-from sftrun.training import batches, ranks, schedule
+from sftrun.training import batches, ranks, saved, schedule
 from sftrun.training.keeper import Keeper
 from sftrun.training.loaded import Score, loss_sums
 from sftrun.training.rows import PackedRows, Rows, one_row, validation_rows
@@ -156,7 +156,8 @@ class RunTrainer:
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         started = time.monotonic()
-        self.keeper.save(lambda: super(RunTrainer, self)._save_checkpoint(model, trial))  # type: ignore[misc]
+        with saved.savable_generation(self.model):
+            self.keeper.save(lambda: super(RunTrainer, self)._save_checkpoint(model, trial))  # type: ignore[misc]
         self.since += time.monotonic() - started
 
     def _get_output_dir(self, trial: Any) -> str:
