@@ -6,7 +6,15 @@ from typing import Any
 
 from sftrun.errors import Problem, UserError
 
-COPIED = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt")
+COPIED = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab*",
+    "merges.txt",
+)
 HEADS = 4  # attention heads
 HEAD = 16  # dimensions of a head
 LAYERS = 2  # layers, at least
