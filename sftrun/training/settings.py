@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 import sftrun
-from sftrun.recipe.train_options import TrainOptions
 from sftrun.training import compute, ranks
 
 OPTIMIZERS = {"adamw": "adamw_torch_fused"}  # other optimizers have the same names in transformers
@@ -71,7 +70,7 @@ def ineffective_options(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) ->
         yield "there are no validation rows, so no validation loss is computed (train.eval_strategy)"
     elif t.early_stopping:
         yield from _never_stops(t.early_stopping.patience, _evaluations(recipe, rows))
-    yield from _no_peak(t, t.steps(rows, ranks.world_size()))
+    yield from _no_peak(recipe, t.steps(rows, ranks.world_size()))
     computes = compute.precision(recipe)
     if t.tf32 and computes != "fp32":
         yield f"tf32 is for fp32 matrices, and almost all matrices are in {computes} (train.precision)"
@@ -81,15 +80,16 @@ def ineffective_options(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) ->
         yield f"{t.optimizer} is not paged without a GPU"
 
 
-def _no_peak(train: TrainOptions, steps: int) -> Iterator[str]:
+def _no_peak(recipe: sftrun.Recipe, steps: int) -> Iterator[str]:
     """Yields a message if the warm-up that the recipe asks for is all of the training, or none of it."""
+    train = recipe.train
     warmup = train.warmup_steps(steps)
     if warmup >= steps:
         yield (
             f"the learning rate never reaches its peak: train.warmup is {warmup} steps, and training has {steps}; use "
             "a share, for example 0.03"
         )
-    elif not warmup and train.warmup not in (0, TrainOptions().warmup):
+    elif not warmup and train.warmup not in (0, type(train)().warmup):
         yield (
             f"there is no warm-up: train.warmup is a share of {train.warmup:g}, which is less than one of {steps} steps"
         )
