@@ -33,6 +33,7 @@ def write(folder: Path, rows: list[dict[str, str]], keys: dict[str, Any]) -> Non
     (folder / "pairs.json").write_text(json.dumps(rows))
     model = {"name": str(folder / "model"), **keys.pop("model", {})}
     train = {"epochs": 2, "logging_steps": 1, "save_strategy": "no", "eval_strategy": "no", **keys.pop("train", {})}
+    train["group_by_length"] = True  # `bare` has the same batches
     source = {"use": "jsonl", "with": {"path": str(folder / "train.jsonl"), "val_share": 0}}
     recipe = {"model": model, "source": source, "seed": SEED, **keys, "train": train}
     (folder / "recipe.yaml").write_text(json.dumps(recipe))

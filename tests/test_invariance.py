@@ -27,7 +27,7 @@ SPLITS = {
     "one by one": {"train.batch_size": 1, "train.grad_accum": 8},
     "in pairs": {"train.batch_size": 2, "train.grad_accum": 4},
     "in three": {"train.batch_size": 3, "train.grad_accum": 3},
-    "in any order": {"train.batch_size": 2, "train.grad_accum": 4, "train.group_by_length": False},
+    "by length": {"train.batch_size": 2, "train.grad_accum": 4, "train.group_by_length": True},
     "packed": {"packing.strategy": "best-fit", "train.batch_size": 9},
     "packed, pack by pack": {"packing.strategy": "best-fit", "train.batch_size": 1, "train.grad_accum": 9},
     "packed, checkpointed": {

@@ -129,11 +129,11 @@ def test_a_single_trainer_is_refused_if_the_recipe_asks_for_several(folder, two)
 
 
 KINDS = {
-    "in any order": ["train.group_by_length=false"],
+    "by length": ["train.group_by_length=true"],
     "packed": ["packing={strategy: best-fit}", "train.epochs=6"],
     "checkpointed": ["train.gradient_checkpointing=true"],
     "adapter on 4 bits": ["tuning={mode: qlora, lora: {r: 4}}", "backend=bnb"],
-    "accumulated": [],
+    "accumulated": ["train.group_by_length=true"],
 }
 
 

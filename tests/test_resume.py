@@ -35,7 +35,12 @@ TRAIN = {
 LORA = ["tuning={mode: lora, lora: {r: 4, dropout: 0.1}}"]
 EPOCHS = ["train.eval_strategy=epoch", "train.eval_steps=null"]
 KINDS = {
-    "full-by-length": ["train.grad_accum=2", "train.save_steps=3", "train.optimizer=adafactor"],
+    "full-by-length": [
+        "train.group_by_length=true",
+        "train.grad_accum=2",
+        "train.save_steps=3",
+        "train.optimizer=adafactor",
+    ],
     "lora-packed": [*LORA, "packing={strategy: best-fit}", "train.epochs=8", "train.batch_size=2"],
     "lora-with-loaders": [*LORA, *EPOCHS, "train.dataloader_workers=2", "train.group_by_length=false"],
 }

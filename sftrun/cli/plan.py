@@ -9,6 +9,7 @@ import click
 from sftrun.cli import progress, table
 from sftrun.cli.options import overrides
 from sftrun.recipe.overrides import set_options
+from sftrun.recipe.train_options import describe_warmup
 from sftrun.runs.numbers import byte_count
 
 FIXABLE = 1
@@ -69,7 +70,8 @@ def _batch(planned: dict[str, Any]) -> str:
         return f"data: not prepared; {largest}"
     packed = f" in {data['sequences']:,} packed sequences" if "sequences" in data else ""
     counts = f"{data['rows']:,} rows{packed}, {data['tokens']:,} tokens, {data['trained_tokens']:,} of them trained"
-    return f"data: {counts}; {data['steps']:,} steps; {largest}"
+    warmup = describe_warmup(data["warmup_steps"], data["steps"])
+    return f"data: {counts}; {data['steps']:,} steps, {warmup}; {largest}"
 
 
 def _chosen(chosen: dict[str, Any]) -> str:

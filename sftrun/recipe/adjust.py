@@ -9,6 +9,7 @@ import msgspec
 
 from sftrun.errors import Place, Problem
 from sftrun.options import ENV, is_path
+from sftrun.recipe.compose import MAX_INTEGER
 from sftrun.recipe.document import Document, Node
 from sftrun.recipe.walk import Visit, walk
 from sftrun.registry import Registry
@@ -27,11 +28,23 @@ def convert_scalars(document: Document, schema: dict[str, Any], registry: Regist
 
 def _converted(visit: Visit) -> Any:
     value, allowed = visit.node.value, visit.types()
-    if isinstance(value, float) and value.is_integer() and "integer" in allowed and "number" not in allowed:
+    if isinstance(value, float) and value.is_integer() and _takes_integers_alone(allowed):
         return int(value)
     if visit.node.origin.is_override and visit.node.raw is not None and "string" in allowed:
         return visit.node.raw if not _is_allowed(value, allowed) else value
     return value
+
+
+def _takes_integers_alone(allowed: set[str]) -> bool:
+    return "integer" in allowed and "number" not in allowed
+
+
+def number_problems(document: Document, schema: dict[str, Any], registry: Registry) -> Iterator[Problem]:
+    """Yields a problem for every `1e30` in place of an integer: `resolved.yaml` could not be read again."""
+    for visit in walk(document.root, schema, registry):
+        value = visit.node.value
+        if isinstance(value, int) and abs(value) > MAX_INTEGER and _takes_integers_alone(visit.types()):
+            yield Problem(f"{'.'.join(map(str, visit.path))}: this number is too large", visit.node.place)
 
 
 def _is_allowed(value: Any, allowed: set[str]) -> bool:

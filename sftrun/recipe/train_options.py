@@ -7,6 +7,8 @@ from sftrun.errors import UserError
 from sftrun.options import Count, Meta, Options
 
 Strategy = Literal["no", "steps", "epoch"]
+GROUPED_FROM = 100  # optimizer steps in an epoch, from which on rows are grouped by length by default
+ROUNDING = 1e-9  # steps; 0.29 × 100 is a little less than 29
 
 
 class EarlyStopping(Options):
@@ -35,7 +37,12 @@ class TrainOptions(Options):
         Literal["constant", "linear", "cosine"], Meta(description="How the learning rate falls after the warm-up.")
     ] = "cosine"
     warmup: Annotated[
-        float, Meta(ge=0, description="Length of the warm-up: a share of all steps if below 1, else a number of steps.")
+        float,
+        Meta(
+            ge=0,
+            description="Length of the warm-up: below 1 a share of all steps, rounded down, so that a short training "
+            "has none; else a number of steps.",
+        ),
     ] = 0.03
     weight_decay: Annotated[float, Meta(ge=0, description="Weight decay of the optimizer.")] = 0.0
     batch_size: Annotated[
@@ -58,8 +65,12 @@ class TrainOptions(Options):
         Count, Meta(description="Gradient accumulation: micro-batches of each process in one optimizer step.")
     ] = 1
     group_by_length: Annotated[
-        bool, Meta(description="Batch rows of similar length, to save padding; no effect on packed rows.")
-    ] = True
+        bool | None,
+        Meta(
+            description="Batch rows of similar length, to save padding; null for true if an epoch has at least "
+            f"{GROUPED_FROM} optimizer steps, as fewer steps learn less from such batches. No effect on packed rows."
+        ),
+    ] = None
     max_grad_norm: Annotated[float, Meta(ge=0, description="Clip gradients to this norm; 0 for no limit.")] = 1.0
     on_oom: Annotated[
         Literal["error", "shrink"],
@@ -169,6 +180,14 @@ class TrainOptions(Options):
             raise UserError("train.batch_size is still auto", hint="sftrun RECIPE chooses a number before training")
         return self.batch_size
 
+    def warmup_steps(self, steps: int) -> int:
+        """Returns the length of the warm-up in a training of `steps` optimizer steps."""
+        return math.floor(self.warmup * steps + ROUNDING) if self.warmup < 1 else int(self.warmup)
+
+    def groups_by_length(self, epoch_steps: int) -> bool:
+        """Returns True if rows of similar lengths share a batch, in epochs of so many optimizer steps."""
+        return epoch_steps >= GROUPED_FROM if self.group_by_length is None else self.group_by_length
+
     def step_rows(self, processes: int) -> int:
         """Returns the rows of one optimizer step, over all processes."""
         return self.effective_batch_size or self.micro_batch * self.grad_accum * processes
@@ -184,3 +203,10 @@ class TrainOptions(Options):
     def epoch_steps(self, rows: int, processes: int) -> int:
         """Returns the optimizer steps of one epoch."""
         return math.ceil(math.ceil(rows / (self.micro_batch * processes)) / self.grad_accum)
+
+
+def describe_warmup(warmup: int, steps: int) -> str:
+    """Returns a phrase for a warm-up of so many of `steps` optimizer steps."""
+    if warmup == 0:
+        return "no warm-up"
+    return f"a warm-up of {warmup:,}" + (", which never reaches the peak" if warmup >= steps else "")

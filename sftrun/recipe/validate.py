@@ -108,6 +108,7 @@ def _schema_problems(document: Document, registry: Registry, read_problems: list
     """Returns the problems of reading, of the schemas of the recipe and its components, and of keys that depend."""
     root = schema(Recipe)
     earlier = [*read_problems, *adjust.variable_problems(document, root, registry)]
+    earlier += adjust.number_problems(document, root, registry)
     visits = {visit.path: visit for visit in walk(document.root, root, registry) if visit.kind}
     partial = any(problem.path == EXTENDS for problem in read_problems)
     diagnosis = Diagnosis(document, visits, registry, partial)

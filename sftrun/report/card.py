@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sftrun.options import is_path
 from sftrun.recipe.model import Recipe
+from sftrun.recipe.train_options import describe_warmup
 from sftrun.report import describe, scores
 from sftrun.report.facts import Facts
 from sftrun.report.markdown import Plain, finalize, literal
@@ -82,16 +83,20 @@ def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:
         ("epochs", t.epochs),
         ("steps", steps),
         ("learning rate", _learning_rate(recipe, facts)),
-        (
-            "schedule",
-            f"{t.scheduler}, warm-up {format_number(t.warmup)} {'of all steps' if t.warmup < 1 else 'steps'}",
-        ),
+        ("schedule", f"{t.scheduler}, {_warmup(recipe, steps)}"),
         ("rows per optimizer step", _rows_per_step(recipe)),
         ("longest sequence", f"{format_number(recipe.model.max_seq_len)} tokens"),
         ("optimizer", f"{t.optimizer}, weight decay {format_number(t.weight_decay)}"),
         ("precision", t.precision),
         ("seed", recipe.seed),
     ]
+
+
+def _warmup(recipe: Recipe, steps: int | None) -> str:
+    t = recipe.train
+    if steps:
+        return describe_warmup(t.warmup_steps(steps), steps)
+    return f"warm-up {format_number(t.warmup)} {'of all steps' if t.warmup < 1 else 'steps'}"
 
 
 def _learning_rate(recipe: Recipe, facts: Facts) -> str:

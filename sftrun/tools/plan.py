@@ -111,11 +111,13 @@ def _describe_data(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 
 def _count_data(recipe: Recipe, train: batches.RowLengths) -> dict[str, Any]:
+    steps = batches.count_steps(recipe, len(train))
     found: dict[str, Any] = {
         "rows": len(train.lengths),
         "tokens": int(train.lengths.sum()),
         "trained_tokens": int(train.trained.sum()),
-        "steps": batches.count_steps(recipe, len(train)),
+        "steps": steps,
+        "warmup_steps": recipe.train.warmup_steps(steps),
     }
     return found if train.packs is None else {**found, "sequences": len(train)}
 

@@ -151,6 +151,8 @@ def _shrink_recipe(recipe: Recipe, rows: Path, model: str) -> Iterator[str]:
     yield f"train.batch_size={BATCH if train.batch_size == 'auto' else min(train.batch_size, BATCH)}"
     for key in ("eval_batch_size", "grad_accum"):
         yield f"train.{key}={min(getattr(train, key), BATCH)}"
+    if train.warmup:
+        yield "train.warmup=1"  # a share of so few steps would be none, and a longer warm-up would never end
     if train.early_stopping:
         yield "train.early_stopping.patience=1"  # a longer patience could not stop so short a run
     for key in ("eval", "save"):

@@ -6,7 +6,15 @@ from typing import Any
 
 from sftrun.errors import Problem, UserError
 
-TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt")
+COPIED = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab*",
+    "merges.txt",
+)
 HEADS = 4  # attention heads
 HEAD = 16  # dimensions of a head
 LAYERS = 2  # layers, at least
@@ -33,7 +41,7 @@ SIZES = {  # other sizes, by their keys in configs
 
 
 def save_tiny_model(source: Path, folder: Path, seed: int) -> None:
-    """Writes a model folder: the config of `source` made small, random weights, and the unchanged tokenizer.
+    """Writes a model folder: the config of `source` made small, random weights, the same tokenizer and way to generate.
 
     Raises UserError if the architecture cannot be made small.
     """
@@ -54,7 +62,7 @@ def save_tiny_model(source: Path, folder: Path, seed: int) -> None:
         hint = "name a small model of the same family: --set model.name=…"
         raise UserError(Problem(message, path=("model", "name"), hint=hint)) from error
     model.save_pretrained(folder)
-    for pattern in TOKENIZER:
+    for pattern in COPIED:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,14 @@ def location(recipe: sftrun.Recipe) -> str:
     return name
 
 
+def read_config(recipe: sftrun.Recipe) -> dict[str, Any]:
+    """Returns the content of the base's config.json; empty if it has none."""
+    if recipe.model.name == tiny.NAME:
+        return tiny.ARCHITECTURE
+    file = sftrun.data.load_tokenizer(recipe.model).folder / "config.json"
+    return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
+
+
 def _embedded(recipe: sftrun.Recipe) -> str:
     folder = sftrun.files.cache_folder() / "models" / f"tiny-{tiny.fingerprint()[:16]}-seed{recipe.seed}"
     if not folder.is_dir():
@@ -40,6 +49,15 @@ def _embedded(recipe: sftrun.Recipe) -> str:
 def commit(recipe: sftrun.Recipe) -> str:
     """Returns the Hub commit of the tokenizer that prepared the data; meaningless for a local folder."""
     return sftrun.data.load_tokenizer(recipe.model).folder.name
+
+
+def weights_dtype(recipe: sftrun.Recipe) -> str:
+    """Returns torch's name of the dtype that the base is stored in, by its config.json: float32, bfloat16, float16."""
+    config = read_config(recipe)
+    text = config.get("text_config") or {}
+    named = (each.get(key) for each in (config, text) for key in ("dtype", "torch_dtype"))
+    dtype = str(next(filter(None, named), "float32")).removeprefix("torch.")
+    return dtype if dtype in ("bfloat16", "float16") else "float32"
 
 
 def weights_hash(location: str) -> str | None:

@@ -29,7 +29,10 @@ MODULES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "te
 
 
 def check_recipe(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
-    """Yields problems for settings that would have no effect."""
+    """Yields problems for settings that would have no effect, or another effect than they say."""
+    if recipe.train.warmup > 1 and not float(recipe.train.warmup).is_integer():
+        message = f"warmup {recipe.train.warmup:g} is neither a share of all steps nor a whole number of steps"
+        yield sftrun.Problem(message, path=("train", "warmup"), hint="use a share below 1, or a whole number")
     if recipe.train.dataloader_prefetch and not recipe.train.dataloader_workers:
         message = "dataloader_prefetch needs loader processes: set train.dataloader_workers too"
         yield sftrun.Problem(message, path=("train", "dataloader_prefetch"))

@@ -25,7 +25,7 @@ def trainer_settings(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> di
         "max_steps": steps,
         "learning_rate": LEARNING_RATES[recipe.tuning.mode] if t.learning_rate is None else t.learning_rate,
         "lr_scheduler_type": SCHEDULERS[t.scheduler],
-        "warmup_steps": math.ceil(t.warmup * steps) if t.warmup < 1 else int(t.warmup),
+        "warmup_steps": t.warmup_steps(steps),
         "weight_decay": t.weight_decay,
         "per_device_train_batch_size": t.micro_batch,
         "per_device_eval_batch_size": t.eval_batch_size,
@@ -70,6 +70,7 @@ def ineffective_options(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) ->
         yield "there are no validation rows, so no validation loss is computed (train.eval_strategy)"
     elif t.early_stopping:
         yield from _never_stops(t.early_stopping.patience, _evaluations(recipe, rows))
+    yield from _no_peak(recipe, t.steps(rows, ranks.world_size()))
     computes = compute.precision(recipe)
     if t.tf32 and computes != "fp32":
         yield f"tf32 is for fp32 matrices, and almost all matrices are in {computes} (train.precision)"
@@ -77,6 +78,21 @@ def ineffective_options(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) ->
         yield "this GPU has no bf16, so precision auto is fp32; fp16 takes half the memory and is faster"
     if t.optimizer.startswith("paged_") and not torch.cuda.is_available():
         yield f"{t.optimizer} is not paged without a GPU"
+
+
+def _no_peak(recipe: sftrun.Recipe, steps: int) -> Iterator[str]:
+    """Yields a message if the warm-up that the recipe asks for is all of the training, or none of it."""
+    train = recipe.train
+    warmup = train.warmup_steps(steps)
+    if warmup >= steps:
+        yield (
+            f"the learning rate never reaches its peak: train.warmup is {warmup} steps, and training has {steps}; use "
+            "a share, for example 0.03"
+        )
+    elif not warmup and train.warmup not in (0, type(train)().warmup):
+        yield (
+            f"there is no warm-up: train.warmup is a share of {train.warmup:g}, which is less than one of {steps} steps"
+        )
 
 
 def _never_stops(patience: int, evaluations: int) -> Iterator[str]:

@@ -7,10 +7,17 @@ import transformers
 import sftrun
 import sftrun.data
 
+ROLES = (
+    "bos_token",
+    "eos_token",
+    "pad_token",
+)  # special tokens that transformers' trainer writes to the model's config
+
 
 def load_transformers_tokenizer(recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.kinds.Emit) -> Any:
     """Loads the tokenizer; warns if its ids of a prepared row differ from the ids by tokenizer.json."""
     tokens = transformers.AutoTokenizer.from_pretrained(sftrun.data.load_tokenizer(recipe.model).folder)
+    _unset_unknown(tokens, sftrun.data.load_tokenizer(recipe.model), emit)
     examples = run.read_json("prepared/proof.json")["splits"]["train"]["examples"]
     for example, sample in zip(examples, sftrun.data.Samples(run.prepared / "train.arrow"), strict=False):
         text = "".join(piece for piece, _ in example["pieces"])
@@ -21,6 +28,18 @@ def load_transformers_tokenizer(recipe: sftrun.Recipe, run: sftrun.RunDir, emit:
     return tokens
 
 
+def _unset_unknown(tokens: Any, own: Any, emit: sftrun.kinds.Emit) -> None:
+    """Unsets special tokens that tokenizer.json lacks: transformers invents ids for them, without an embedding."""
+    for role in ROLES:
+        text = own.special.get(role)
+        if text is not None and own.id_of(role) is None:
+            setattr(tokens, role, None)
+            message = (
+                f"{role} {text!r} of tokenizer_config.json is not in tokenizer.json, so it has no id and is not used"
+            )
+            emit(sftrun.events.Warned(message=f"{message}; add it there, or name a token that is there"))
+
+
 def pad_id(tokens: Any) -> int:
-    """Returns the id for padding; attention masks hide it."""
-    return int(tokens.pad_token_id if tokens.pad_token_id is not None else tokens.eos_token_id)
+    """Returns the id for padding: the pad token's, else the EOS token's, else 0; attention masks hide it."""
+    return int(next((each for each in (tokens.pad_token_id, tokens.eos_token_id) if each is not None), 0))

@@ -73,8 +73,8 @@ def _save(
 ) -> None:
     weights = apply.gather_weights(trainer)
     if ranks.is_first():
-        write = functools.partial(adapter.save if adapter else trainer.model.save_pretrained, state_dict=weights)
-        saved.save(trainer.model, write, recipe, run, quantisation)
+        write = adapter.save if adapter else functools.partial(saved.write_in_base_dtype, trainer.model, recipe)
+        saved.save(trainer.model, functools.partial(write, state_dict=weights), recipe, run, quantisation)
 
 
 def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig:
@@ -87,7 +87,8 @@ def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig
         accelerator_config={"non_blocking": torch.cuda.is_available()},
         tf32=t.tf32 or None,  # None keeps torch's default; False would also stop parts of torch from enabling it
         deepspeed=apply.deepspeed_config(recipe, compute.precision(recipe)),
-        # needed for experts that no token chose; also keeps the order of gradient sums after a resume
+        # needed for experts that no token chose; else DDP would also change the order of its sums after the first step,
+        # and a resumed run of three or more processes would have other weights. It costs a walk of the graph each step.
         ddp_find_unused_parameters=True,
         average_tokens_across_devices=True,  # else a step would depend on the split of rows among ranks
     )

@@ -8,7 +8,7 @@ from typing import Any
 import sftrun
 import sftrun.data
 from sftrun import events
-from sftrun.training import batches, ranks
+from sftrun.training import batches, ranks, saved, schedule
 from sftrun.training.keeper import Keeper
 from sftrun.training.loaded import Score, loss_sums
 from sftrun.training.rows import PackedRows, Rows, one_row, validation_rows
@@ -30,6 +30,8 @@ class RunTrainer:
     control: Any
     eval_dataset: Any
     callback_handler: Any
+    optimizer: Any
+    lr_scheduler: Any
 
     def __init__(self, keeper: Keeper, rows: Any, score: Score, **settings: Any) -> None:
         recipe, run = keeper.recipe, keeper.run
@@ -62,10 +64,21 @@ class RunTrainer:
 
         The rows of an optimizer step do not depend on its split into micro-batches.
         """
-        if not self.keeper.recipe.train.group_by_length or isinstance(self.rows, PackedRows):
+        train = self.keeper.recipe.train
+        grouped = train.groups_by_length(train.epoch_steps(len(self.rows), ranks.world_size()))
+        if not grouped or isinstance(self.rows, PackedRows):
             return batches.ShuffledSampler(len(self.rows), self.args.seed, len(self.train_dataset))
         step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return batches.LengthGroupedSampler(self.rows.lengths, step, self.args.seed, len(self.train_dataset))
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Returns the learning rate's schedule; unlike transformers' own, it has no step with a rate of 0."""
+        if self.lr_scheduler is None:
+            used = self.optimizer if optimizer is None else optimizer
+            kind, warmup = self.keeper.recipe.train.scheduler, self.args.warmup_steps
+            self.lr_scheduler = schedule.make_scheduler(used, kind, int(warmup), num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         given = inputs.get("attention_mask")  # None for packed rows, which have no padding
@@ -143,7 +156,8 @@ class RunTrainer:
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         started = time.monotonic()
-        self.keeper.save(lambda: super(RunTrainer, self)._save_checkpoint(model, trial))  # type: ignore[misc]
+        with saved.savable_generation(self.model):
+            self.keeper.save(lambda: super(RunTrainer, self)._save_checkpoint(model, trial))  # type: ignore[misc]
         self.since += time.monotonic() - started
 
     def _get_output_dir(self, trial: Any) -> str:

@@ -32,9 +32,10 @@ def merge(work: sftrun.kinds.Exporting, max_difference: float) -> dict[str, Any]
 
 
 def _write(model: Any, recipe: sftrun.Recipe, run: sftrun.RunDir, folder: Path) -> None:
-    model.generation_config.eos_token_id = saved.stop_ids(run, model) or None
     try:
-        model.save_pretrained_merged(str(folder), None, save_method="merged_16bit")
+        with saved.savable_generation(model):
+            model.save_pretrained_merged(str(folder), None, save_method="merged_16bit")
     except NotImplementedError as error:
         raise sftrun.UserError(f"unsloth cannot merge: {error}", hint="serve the adapter as it is") from error
+    saved.write_generation(model, run, folder)
     sftrun.data.load_tokenizer(recipe.model).save(folder)

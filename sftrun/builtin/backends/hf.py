@@ -42,7 +42,10 @@ class Hf:
         yield from strategies.missing_packages(recipe)
 
     def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterable[sftrun.Problem]:
-        return limits.check_data(recipe, run)
+        from sftrun.training import positions
+
+        yield from limits.check_data(recipe, run)
+        yield from positions.check_positions(recipe, run)
 
     def train(self, work: sftrun.kinds.Training) -> None:
         from sftrun.training import train

@@ -38,9 +38,10 @@ class Outputs(NamedTuple):
 def merge(recipe: sftrun.Recipe, run: sftrun.RunDir, max_difference: float | None) -> dict[str, Any]:
     """Writes `export/merged` and returns facts; raises UserError as `merge_adapter` does."""
     merged, facts = merge_adapter(recipe, run, max_difference)
-    merged.generation_config.eos_token_id = saved.stop_ids(run, merged) or None
     with sftrun.files.atomic_folder(run.export / "merged") as making:
-        merged.save_pretrained(making)
+        with saved.savable_generation(merged):
+            merged.save_pretrained(making)
+        saved.write_generation(merged, run, making)
         sftrun.data.load_tokenizer(recipe.model).save(making)
     return {"path": "export/merged", **facts}
 
