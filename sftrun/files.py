@@ -4,10 +4,33 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import shlex
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from sftrun.errors import UserError
+
+__all__ = [
+    "atomic_folder",
+    "cache_folder",
+    "disk_advice",
+    "file_digest",
+    "first_line",
+    "is_disk_full",
+    "shell_path",
+    "sync_to_disk",
+]
+
+CLONE = 0x40049409  # FICLONE of Linux: two files share their blocks until one of them changes
+SETTLED = 2.0  # seconds; a younger file may change again within the resolution of its time stamps
+
+Signature = tuple[int, int, int, int]
+"""Size, times of change in nanoseconds, and inode of a file: equal as long as nobody writes to it."""
+
+_digests: dict[Path, tuple[Signature, str]] = {}
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -49,19 +72,51 @@ def disk_advice(error: BaseException) -> str | None:
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yields a new folder that replaces `folder` once everything in it is on the disk; it is removed on an error."""
-    new = folder.with_name(f".{folder.name}")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    new = hidden_folder(folder)
     try:
         yield new
         for path in (*new.rglob("*"), new):
             sync_to_disk(path)
+        put_in_place(new, folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
     sync_to_disk(folder.parent)
+
+
+def hidden_folder(folder: Path) -> Path:
+    """Creates an empty folder next to `folder`, under a hidden name that no other process uses."""
+    new = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    new.mkdir(parents=True)
+    return new
+
+
+def put_in_place(new: Path, folder: Path) -> None:
+    """Renames a folder to `folder`; an older `folder` is moved aside first, and removed last."""
+    old = hidden_folder(folder)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(old)  # replaces the empty folder
+    try:
+        new.rename(folder)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_hidden(folder: Path) -> None:
+    """Removes what killed processes left of `atomic_folder(folder)`; no other process may be writing it."""
+    for left in folder.parent.glob(f".{folder.name}.????????"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies the content of a file; the copy takes no space on file systems that can share blocks until a change."""
+    import fcntl
+
+    target.unlink(missing_ok=True)  # it may be a link to the source, or to another file
+    with source.open("rb") as old, target.open("wb") as new, contextlib.suppress(OSError):
+        fcntl.ioctl(new.fileno(), CLONE, old.fileno())
+        return
+    shutil.copyfile(source, target)
 
 
 def sync_to_disk(path: Path) -> None:
@@ -73,12 +128,24 @@ def sync_to_disk(path: Path) -> None:
         os.close(handle)
 
 
+def read_signature(file: Path) -> Signature:
+    """Returns a file's size, times of change and inode."""
+    found = file.stat()
+    return (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
 def file_digest(file: Path) -> str:
-    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
+    """Returns the SHA-256 of a file's bytes, in hexadecimal; a process reads a file again only if it has changed."""
+    before = read_signature(file)
+    known = _digests.get(file)
+    if known and known[0] == before:
+        return known[1]
     digest = hashlib.sha256()
     with file.open("rb") as data:
         while block := data.read(1 << 20):
             digest.update(block)
+    if before == read_signature(file) and time.time() - before[2] / 1e9 > SETTLED:
+        _digests[file] = before, digest.hexdigest()
     return digest.hexdigest()
 
 
@@ -90,6 +157,19 @@ def shell_path(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Returns the folder of caches: SFTRUN_CACHE, else the user's cache folder."""
+    """Returns the folder of caches: SFTRUN_CACHE, else the user's cache folder; raises UserError if it is none."""
     own = os.environ.get("SFTRUN_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sftrun"
+    try:
+        folder = Path(own).expanduser() if own else _user_cache() / "sftrun"
+    except RuntimeError:  # no HOME, and no user of this number
+        hint = "set SFTRUN_CACHE to a folder that this user may write to"
+        raise UserError("this user has no home folder for the cache", hint=hint) from None
+    if folder.exists() and not folder.is_dir():
+        name = "SFTRUN_CACHE" if own else "the cache"
+        raise UserError(f"{name} is {folder}, a file", hint="set SFTRUN_CACHE to a folder, or remove the file")
+    return folder
+
+
+def _user_cache() -> Path:
+    own = os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else Path.home() / ".cache"
