@@ -1,8 +1,9 @@
-"""Detects full disks, writes folders atomically, hashes files."""
+"""Detects full disks, writes folders atomically, hashes and seals files."""
 
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import secrets
 import shlex
@@ -10,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sftrun.errors import UserError
 
@@ -20,12 +22,16 @@ __all__ = [
     "file_digest",
     "first_line",
     "is_disk_full",
+    "read_sealed",
+    "seal",
     "shell_path",
     "sync_to_disk",
 ]
 
 CLONE = 0x40049409  # FICLONE of Linux: two files share their blocks until one of them changes
 SETTLED = 2.0  # seconds; a younger file may change again within the resolution of its time stamps
+
+SEAL = "sha256"  # key of a sealed file: the hash of the others
 
 Signature = tuple[int, int, int, int]
 """Size, times of change in nanoseconds, and inode of a file: equal as long as nobody writes to it."""
@@ -75,7 +81,10 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     new = hidden_folder(folder)
     try:
         yield new
+        readable = new.stat().st_mode & 0o666  # some libraries write files that only their owner may read
         for path in (*new.rglob("*"), new):
+            if path.is_file():
+                path.chmod(path.stat().st_mode | readable)
             sync_to_disk(path)
         put_in_place(new, folder)
     except BaseException:
@@ -147,6 +156,33 @@ def file_digest(file: Path) -> str:
     if before == read_signature(file) and time.time() - before[2] / 1e9 > SETTLED:
         _digests[file] = before, digest.hexdigest()
     return digest.hexdigest()
+
+
+def seal(data: dict[str, Any]) -> dict[str, Any]:
+    """Returns data for a JSON file, with the hash of their content."""
+    return {**data, SEAL: _content_digest(data)}
+
+
+def read_sealed(file: Path) -> dict[str, Any]:
+    """Returns the data of a JSON file that were sealed; raises UserError if they have changed."""
+    data = parse_object(file.read_bytes()) or {}
+    content = {key: value for key, value in data.items() if key != SEAL}
+    if data.get(SEAL) != _content_digest(content):
+        raise UserError(f"{file} is not what the run wrote: it was edited, or is cut off or damaged")
+    return content
+
+
+def parse_object(text: bytes) -> dict[str, Any] | None:
+    """Returns a JSON object; None for any other text."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _content_digest(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def shell_path(path: Path) -> str:

@@ -16,7 +16,7 @@ from sftrun import events
 from sftrun.data import stats, store
 from sftrun.data.ledger import Ledger, find_first_lost
 from sftrun.data.masks.crosscheck import HINTS
-from sftrun.data.pipeline import Pipeline
+from sftrun.data.pipeline import Pipeline, locate_file
 from sftrun.data.prompts import PromptWriter
 from sftrun.data.proof import Proof, Tally
 from sftrun.errors import Place, Problem, UserError
@@ -24,6 +24,7 @@ from sftrun.kinds import Emit
 from sftrun.options import Use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry, current, source_files
+from sftrun.runs import manifest
 from sftrun.runs.directory import RunDir
 from sftrun.runs.preflight import check_prepared
 from sftrun.runs.stage import StageWork
@@ -53,6 +54,7 @@ def prepare(work: StageWork) -> None:
     _check_expected(recipe, run)
     mask = run.read_json("prepared/proof.json")["hash"]
     run.add_facts("prepare", model=_describe_model(recipe, pipeline), prepared={"key": key, **parts}, mask=mask)
+    manifest.write(run)
 
 
 def _warn_of_damage(file: str) -> events.Warned:
@@ -200,8 +202,18 @@ def _prepare_splits(recipe: Recipe, pipeline: Pipeline, making: Path, emit: Emit
         raise UserError(problems)
     if recipe.packing.strategy != "none":
         found["train"]["packing"] = _pack(recipe, proof.splits["train"], making)
+    _write_json(making / "data.json", {"files": _list_data(pipeline)})
     _write_json(making / "proof.json", proof.to_json())
     _write_json(making / "stats.json", found)
+
+
+def _list_data(pipeline: Pipeline) -> list[dict[str, Any]]:
+    """Returns the files that the rows came from, with size, hash and rows by split; other places without a hash."""
+    listed = []
+    for name, rows in sorted(pipeline.rows_by_file.items()):
+        file = locate_file(pipeline.source, name)
+        listed.append({"name": name, **(manifest.describe_file(file) if file else {}), "rows": dict(rows)})
+    return listed
 
 
 def _prepare_split(pipeline: Pipeline, split: str, making: Path, proof: Proof) -> None:

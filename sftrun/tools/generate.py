@@ -29,6 +29,7 @@ def load_answerer(run: PathLike, which: Literal["base", "tuned"] = "tuned") -> A
     """Loads a run's model, and returns a function that answers conversations with it; raises as `generate` does."""
     folder = directory.open_run(run)
     recipe = folder.recipe()
+    folder.check(("prepared/proof.json", "model") if which == "tuned" else ("prepared/proof.json",))
     preflight.check_machine(recipe, ("backend",))
     from sftrun.data.asking import prompt_encoder
 

@@ -1,0 +1,57 @@
+"""Places that are shared or missing: closed streams, a run directory that another command uses."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import talk
+
+from sftrun.runs import directory
+from sftrun.runs.directory import RunDir
+
+ROWS = [talk("1?", "2")]
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", ">&- 2>&- <&-"])
+def test_a_closed_stream_is_no_bug(closed):
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m sftrun plugins {closed}', sys.executable],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_of_two_commands_on_a_fresh_folder_the_second_is_told_to_wait(write, sftrun, tmp_path):
+    recipe, out = write(ROWS), tmp_path / "out"
+    out.mkdir()
+    with RunDir(out).locked():
+        (out / "resolved.yaml").write_text("")  # the first has begun to write
+        said = sftrun("prepare", recipe, "--out", out)
+        assert said.code == 1
+        assert f"another command is using {out}; wait until it ends, or name another --out" in said.err
+        assert "remove" not in said.err
+    assert "is not empty; name another --out, or remove it" in sftrun("prepare", recipe, "--out", out).err
+
+
+def test_resume_finds_no_run_of_another_recipe_with_the_same_name(write, sftrun, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = write(ROWS)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "chat.yaml").write_text(recipe.read_text().replace('"data"', '"../data"'))
+    assert sftrun("prepare", "a/chat.yaml").code == 0
+    (run,) = (tmp_path / "runs").glob("chat-2*")
+    for recipe_file, found in (("a/chat.yaml", run), (tmp_path / "a/chat.yaml", run), ("b/chat.yaml", None)):
+        newest = directory.find_latest(Path(recipe_file))
+        assert (newest.path if newest else None) == found
+
+
+def test_overrides_of_the_environment_are_recorded(write, sftrun, tmp_path, monkeypatch):
+    monkeypatch.setenv("SFTRUN_SET__SEED", "3")
+    assert sftrun("prepare", write(ROWS), "--set", "train.epochs=2", "--out", tmp_path / "out").code == 0
+    lock = RunDir(tmp_path / "out").read_json("lock.json")
+    assert lock["overrides"] == ["train.epochs=2", "SFTRUN_SET__SEED=3"]
+    assert lock["made_of"]["overrides"] == lock["overrides"]
