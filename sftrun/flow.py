@@ -124,6 +124,7 @@ def _resume(folder: RunDir, loaded: Loaded, watch: Emit, node: Node | None, same
         warnings = [*changes, *resuming.compare_versions(folder, packages), *preflight.check_machine(recipe)]
         for warning in [*warnings, *resuming.check_data(recipe, folder, same_rows)]:
             recorder(Warned(message=str(warning)))
+        preflight.check_tokenizer(recipe, folder)
         with session.trackers(recipe, recorder, resumed=True):
             _pass_stages(StageWork(folder, recorder, node))
     return folder
@@ -154,6 +155,7 @@ def evaluate(run: PathLike, watch: Emit = _silent) -> RunDir:
     if not recipe.evaluators:
         raise UserError(f"the recipe of {run} names no evaluators", hint="add some, and run it again")
     preflight.check_machine(recipe, ("backend", "evaluator"))
+    preflight.check_tokenizer(recipe, folder)
     with SIGNALS.handling(), session.locked(folder, STAGES):
         folder.check(("prepared", "model", "export/facts.json", "events.jsonl"))
         work = StageWork(folder, Recorder(folder, watch))

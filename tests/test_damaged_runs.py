@@ -179,3 +179,31 @@ def test_a_file_that_no_stage_wrote_is_noted(copy, sftrun):
     said = sftrun("verify", copy / "run")
     assert said.code == 0
     assert "note: model/model.gguf was not written by the run" in said.err
+
+
+def test_the_base_is_recorded_by_its_content_and_not_by_a_link(copy, sftrun, tmp_path):
+    (copy / "chat-latest").symlink_to("run")
+    keys = json.loads((copy / "recipe.yaml").read_text())
+    del keys["evaluators"]
+    keys |= {"model": {"name": "./chat-latest/model", "max_seq_len": 96}, "tuning": {"mode": "lora"}}
+    (copy / "next.yaml").write_text(json.dumps(keys))
+    weights = copy / "run/model/model.safetensors"
+    kept = weights.read_bytes()
+    flip(weights)
+    said = sftrun(copy / "next.yaml", "--out", tmp_path / "next")
+    assert said.code == 1
+    assert "model/model.safetensors of the run" in said.err
+    weights.write_bytes(kept)
+    said = sftrun(copy / "next.yaml", "--resume", "--out", tmp_path / "next")
+    assert said.code == 0, said.err
+    base = json.loads((tmp_path / "next/lock.json").read_text())["made_of"]["base"]
+    assert base["name"] == str(copy / "run/model")
+    assert base["files"]["model.safetensors"]["sha256"] == package.files.file_digest(weights)
+    assert "latest" not in (tmp_path / "next/resolved.yaml").read_text()
+    assert "latest" not in (tmp_path / "next/model/adapter_config.json").read_text()
+    template = copy / "run/model/chat_template.jinja"
+    template.write_text(template.read_text().replace("user", "User") + "{# #}")
+    said = sftrun("chat", tmp_path / "next")
+    assert said.code == 1
+    assert "the chat template of" in said.err
+    assert "note: the file chat_template.jinja of the base model has changed" in sftrun("verify", tmp_path / "next").err

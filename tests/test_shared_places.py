@@ -1,4 +1,4 @@
-"""Places that are shared or missing: closed streams, a run directory that another command uses."""
+"""Places that are shared, missing or damaged: streams, run directories, recipes of one name, the base."""
 
 import subprocess
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import talk
 
+from sftrun import tiny
 from sftrun.runs import directory
 from sftrun.runs.directory import RunDir
 
@@ -55,3 +56,16 @@ def test_overrides_of_the_environment_are_recorded(write, sftrun, tmp_path, monk
     lock = RunDir(tmp_path / "out").read_json("lock.json")
     assert lock["overrides"] == ["train.epochs=2", "SFTRUN_SET__SEED=3"]
     assert lock["made_of"]["overrides"] == lock["overrides"]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_cut_file_of_the_base_is_one_message(write, sftrun, tmp_path, name):
+    base = tmp_path / "base"
+    base.mkdir()
+    for each in tiny.TOKENIZER_FILES:
+        text = (tiny.folder() / each).read_bytes()
+        (base / each).write_bytes(text[: len(text) // 2] if each == name else text)
+    said = sftrun("prepare", write(ROWS, model={"name": "./base"}), "--out", tmp_path / "out")
+    assert said.code == 1
+    assert said.err.count("error: ") == 1
+    assert f"{name} cannot be read: it is cut off or damaged; copy or download the model again" in said.err

@@ -56,6 +56,7 @@ def hash_text(text: str) -> str:
 
 def pin_base(recipe: Recipe, run: RunDir) -> None:
     """Adds the base, by its content, to the manifest; raises UserError if it is no longer the recorded one."""
+    _check_run_of_base(recipe)
     lock = run.read_json(directory.BEGUN)
     before, now = lock.get(MANIFEST, {}).get("base"), describe_base(recipe, run)
     if before is None:
@@ -68,6 +69,14 @@ def pin_base(recipe: Recipe, run: RunDir) -> None:
         message = f"{what} of {recipe.model.name} have changed since the run began"
         hint = "restore them, or start a new run, without --resume"
         raise UserError(Problem(message, path=("model", "name"), hint=hint))
+
+
+def _check_run_of_base(recipe: Recipe) -> None:
+    """Raises UserError if the base is the model of another run, and no longer as that run wrote it."""
+    folder = Path(recipe.model.name)
+    for path in list(folder.parents)[:2] if is_path(recipe.model.name) else ():
+        if all((path / name).is_file() for name in (directory.RESOLVED, directory.STATE)):
+            RunDir(path).check((folder.relative_to(path).as_posix(),))
 
 
 def describe_base(recipe: Recipe, run: RunDir) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def load_answerer(run: PathLike, which: Literal["base", "tuned"] = "tuned") -> A
     recipe = folder.recipe()
     folder.check(("prepared/proof.json", "model") if which == "tuned" else ("prepared/proof.json",))
     preflight.check_machine(recipe, ("backend",))
+    preflight.check_tokenizer(recipe, folder)
     from sftrun.data.asking import prompt_encoder
 
     encode = prompt_encoder(recipe.model)  # before the weights are loaded: it may refuse

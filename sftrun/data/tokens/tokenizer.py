@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sftrun import tiny
 from sftrun.data.masks.template import Template
 from sftrun.errors import Problem, UserError
+from sftrun.files import parse_object
 from sftrun.options import is_path
 from sftrun.recipe.model import ModelOptions
 
@@ -44,7 +45,10 @@ class Tokenizer:
                     hint="save one with AutoTokenizer.from_pretrained(…).save_pretrained(…)",
                 )
             )
-        self.engine = Engine.from_file(str(file))
+        try:
+            self.engine = Engine.from_file(str(file))
+        except Exception as error:  # tokenizers raises no narrower type
+            raise _damaged(file) from error
         self.engine.no_truncation()
         self.engine.no_padding()
         self.config: dict[str, Any] = _read_json(folder / "tokenizer_config.json")
@@ -158,7 +162,17 @@ def _fetch_from_hub(model: ModelOptions) -> Path:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    data = parse_object(file.read_bytes())
+    if data is None:
+        raise _damaged(file)
+    return data
+
+
+def _damaged(file: Path) -> UserError:
+    message = f"{file} cannot be read: it is cut off or damaged"
+    return UserError(Problem(message, path=NAME, hint="copy or download the model again"))
 
 
 def _read_special_tokens(config: dict[str, Any], older: dict[str, Any]) -> dict[str, str]:
