@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -28,6 +29,8 @@ __all__ = [
     "sync_to_disk",
 ]
 
+UNFINISHED_FOLDER = re.compile(r"\..+\.[0-9a-f]{8}")  # the name that `hidden_folder` gives
+UNFINISHED_FILE = re.compile(r"\..+\.(json|yaml|html|md|jsonl)\.\d+")  # a file and the process that wrote it
 CLONE = 0x40049409  # FICLONE of Linux: two files share their blocks until one of them changes
 SETTLED = 2.0  # seconds; a younger file may change again within the resolution of its time stamps
 
@@ -111,10 +114,13 @@ def put_in_place(new: Path, folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def remove_hidden(folder: Path) -> None:
-    """Removes what killed processes left of `atomic_folder(folder)`; no other process may be writing it."""
-    for left in folder.parent.glob(f".{folder.name}.????????"):
-        shutil.rmtree(left, ignore_errors=True)
+def remove_unfinished(parent: Path) -> None:
+    """Removes what killed processes left of folders and files that they wrote atomically, while none is at work."""
+    for path in parent.glob(".*"):
+        if path.is_dir() and UNFINISHED_FOLDER.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_file() and UNFINISHED_FILE.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -48,6 +48,32 @@ def test_resume_finds_no_run_of_another_recipe_with_the_same_name(write, sftrun,
     for recipe_file, found in (("a/chat.yaml", run), (tmp_path / "a/chat.yaml", run), ("b/chat.yaml", None)):
         newest = directory.find_latest(Path(recipe_file))
         assert (newest.path if newest else None) == found
+    said = []
+    (tmp_path / "runs/chat-latest").symlink_to(run.name)
+    sftrun("prepare", "b/chat.yaml")
+    (other,) = set((tmp_path / "runs").glob("chat-2*")) - {run}
+    directory.point_latest(RunDir(other), said.append)
+    assert [event.message for event in said] == [
+        "chat-latest was a run of a/chat.yaml; from now on it is one of b/chat.yaml"
+    ]
+
+
+def test_resuming_removes_what_a_kill_left_unfinished(tmp_path):
+    run = RunDir(tmp_path)
+    for name in (
+        ".model.0123abcd/weights",
+        ".state.json.4711",
+        "export/.merged.0123abcd/x",
+        ".mine/x",
+        "export/kept.txt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    run.mend()
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == [
+        ".mine/x",
+        "export/kept.txt",
+    ]
 
 
 def test_overrides_of_the_environment_are_recorded(write, sftrun, tmp_path, monkeypatch):

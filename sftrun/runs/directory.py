@@ -98,8 +98,8 @@ class RunDir:
         if file.is_file():
             with file.open("r+b") as lines:
                 lines.truncate(lines.read().rfind(b"\n") + 1)
-        for folder in (self.model, *self.export.glob("*")):
-            files.remove_hidden(folder)
+        for folder in (self.path, self.model, self.eval, self.export):
+            files.remove_unfinished(folder)
 
     def check(self, within: Sequence[str] = record.EVERYTHING) -> None:
         """Raises UserError, with what to do, if files are missing or not as their stages left them."""
@@ -254,6 +254,9 @@ def point_latest(run: RunDir, emit: Callable[[Event], None]) -> None:
     if not name:
         return
     link = run.path.parent / f"{name[1]}-latest"
+    before, now = _recipe_of(link), _recipe_of(run.path)
+    if before and now and before != now:
+        emit(Warned(message=f"{link.name} was a run of {before}; from now on it is one of {now}"))
     making = link.with_name(f".{link.name}.{os.getpid()}")
     try:
         making.symlink_to(run.path.name)
@@ -267,7 +270,9 @@ def find_latest(recipe_file: Path, root: Path = Path("runs")) -> RunDir | None:
     found = []
     for path in root.glob(f"{recipe_file.stem}-*"):
         name = STAMPED.fullmatch(path.name)
-        if name and name[1] == recipe_file.stem and (path / BEGUN).is_file() and _is_of(path, recipe_file):
+        is_run = name and name[1] == recipe_file.stem and (path / BEGUN).is_file()
+        # another recipe of the same name has another file
+        if name and is_run and _recipe_of(path) in (None, name_recipe(recipe_file)):
             found.append((name[2], int(name[3] or 1), path))
     return RunDir(max(found)[2].absolute()) if found else None
 
@@ -277,13 +282,13 @@ def name_recipe(recipe_file: Path) -> str:
     return Path(os.path.relpath(recipe_file)).as_posix()
 
 
-def _is_of(path: Path, recipe_file: Path) -> bool:
-    """Returns True if a run may be of a recipe; another recipe of the same name has another file."""
+def _recipe_of(path: Path) -> str | None:
+    """Returns the recipe file of a run; None if it is unknown."""
     try:
-        begun = record.read_json(path, BEGUN)
+        named: str | None = record.read_json(path, BEGUN).get("recipe_file")
     except UserError:  # opening the run says so
-        return True
-    return begun.get("recipe_file") in (None, name_recipe(recipe_file))
+        return None
+    return named
 
 
 def open_run(run: str | os.PathLike[str]) -> RunDir:

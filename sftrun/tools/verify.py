@@ -57,8 +57,11 @@ def _find_notes(run: RunDir, state: dict[str, Any], made_of: dict[str, Any]) -> 
             yield f"the stage {stage.name} is not done, so its files are not recorded"
     for name in record.find_unrecorded(run.path, state):
         yield f"{name} was not written by the run"
-    for name in _find_changed_data(run, made_of):
-        yield f"the data file {name} has changed, or is gone, since the run read it"
+    try:
+        for name in _find_changed_data(run, made_of):
+            yield f"the data file {name} has changed, or is gone, since the run read it"
+    except UserError as error:  # the plugin of the source is not installed here, …
+        yield f"the data files were not compared: {error.problems[0].message}"
     base = made_of.get("base") or {}
     if base.get("files"):
         for name in manifest.find_changed_files(base, manifest.describe_base(recipe, run)):
