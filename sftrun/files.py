@@ -206,10 +206,17 @@ def cache_folder() -> Path:
     except RuntimeError:  # no HOME, and no user of this number
         hint = "set SFTRUN_CACHE to a folder that this user may write to"
         raise UserError("this user has no home folder for the cache", hint=hint) from None
-    if folder.exists() and not folder.is_dir():
+    if file := find_file_above(folder):
         name = "SFTRUN_CACHE" if own else "the cache"
-        raise UserError(f"{name} is {folder}, a file", hint="set SFTRUN_CACHE to a folder, or remove the file")
+        where = "" if file == folder else f", below {file}"
+        raise UserError(f"{name} is {folder}{where}, a file", hint="set SFTRUN_CACHE to a folder, or remove the file")
     return folder
+
+
+def find_file_above(folder: Path) -> Path | None:
+    """Returns the file that a folder cannot be made in the place of, or below; None if there is none."""
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
+    return there if there is not None and not there.is_dir() else None
 
 
 def _user_cache() -> Path:

@@ -129,6 +129,8 @@ def test_what_a_killed_preparation_has_left_is_listed_and_cleared(sftrun, own_ca
 
 def test_a_cache_that_is_a_file_is_one_message(write, sftrun, tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("")
+    monkeypatch.setenv("SFTRUN_CACHE", str(tmp_path / "cache/below"))
+    assert f"below {tmp_path / 'cache'}, a file; set SFTRUN_CACHE" in sftrun("cache").err
     monkeypatch.setenv("SFTRUN_CACHE", str(tmp_path / "cache"))
     for words in (("prepare", write(ROWS), "--out", tmp_path / "a"), ("cache",), ("cache", "--clear")):
         said = sftrun(*words)

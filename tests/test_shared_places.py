@@ -95,3 +95,21 @@ def test_a_cut_file_of_the_base_is_one_message(write, sftrun, tmp_path, name):
     assert said.code == 1
     assert said.err.count("error: ") == 1
     assert f"{name} cannot be read: it is cut off or damaged; copy or download the model again" in said.err
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "broken/below"])
+def test_a_run_directory_below_a_file_is_one_message(write, sftrun, tmp_path, out):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "broken").symlink_to("nowhere")
+    said = sftrun("prepare", write(ROWS), "--out", tmp_path / out)
+    assert said.code in (1, 2)
+    assert "is not a folder" in said.err or "is a file" in said.err
+    assert "Traceback" not in said.err
+
+
+def test_runs_that_is_a_file_is_one_message(write, sftrun, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("")
+    said = sftrun("prepare", write(ROWS))
+    assert said.code == 1
+    assert "no run directory can be made at runs: runs is not a folder; name another --out" in said.err

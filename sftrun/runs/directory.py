@@ -181,6 +181,10 @@ def create(recipe_file: Path, out: Path | None, root: Path = Path("runs"), again
     Raises UserError if `out` is not empty. With `again`, files of a run that was killed before its first stage do not
     count.
     """
+    if file := files.find_file_above(out or root):
+        raise UserError(
+            f"no run directory can be made at {out or root}: {file} is not a folder", hint="name another --out"
+        )
     if out is None:
         return RunDir(_create_stamped(recipe_file.stem, root).absolute())
     try:
