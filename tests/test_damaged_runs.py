@@ -92,6 +92,18 @@ def test_a_damaged_file_is_one_message_of_each_command_that_reads_it(copy, sftru
         assert "Traceback" not in said.err
 
 
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_that_was_removed_is_named_by_verify(copy, sftrun, name):
+    (copy / "run" / name).unlink()
+    said = sftrun("verify", copy / "run")
+    if Path(name).name == "whole.json":  # a checkpoint whose removal began
+        assert said.code == 0
+        return
+    assert said.code == 1
+    assert said.err.count("error: ") == 1
+    assert Path(name).name in said.err
+
+
 def test_an_edited_recipe_of_a_run_is_not_taken(copy, sftrun):
     file = copy / "run/resolved.yaml"
     file.write_text(file.read_text().replace("max_steps: 2", "max_steps: 3"))

@@ -298,10 +298,12 @@ def _recipe_of(path: Path) -> str | None:
 def open_run(run: str | os.PathLike[str]) -> RunDir:
     """Returns an existing run directory; raises UserError if the folder is not one."""
     path = Path(run)
-    if not (path / RESOLVED).is_file():
-        if (path / BEGUN).is_file():
-            raise UserError(f"{path / RESOLVED} is missing", hint=record.advise(path, RESOLVED))
+    began = (path / BEGUN).is_file() or (path / STATE).is_file()
+    if not began and not (path / RESOLVED).is_file():
         raise UserError(f"{path} is not a run directory", hint="a run directory has a file resolved.yaml; see runs/")
+    for name in (RESOLVED, BEGUN) if began else ():
+        if not (path / name).is_file():
+            raise UserError(f"{path / name} is missing", hint=record.advise(path, name))
     opened = RunDir(path.absolute())
     opened.recipe()
     for name in record.SEALED:

@@ -29,12 +29,19 @@ def verify(path: PathLike) -> Verified:
     state = run.read_json(directory.STATE)
     made_of = manifest.read(run)
     problems = [
+        *_check_state(run),
         *record.find_damage(run.path, state, thorough=True),
         *record.find_damaged_checkpoints(run.checkpoints),
         *_check_recipe(run, made_of),
         *_check_events(run),
     ]
     return Verified(problems, list(_find_notes(run, state, made_of)), len(record.recorded(state)), made_of)
+
+
+def _check_state(run: RunDir) -> Iterator[Problem]:
+    if not (run.path / directory.STATE).is_file():
+        message = f"{run.path / directory.STATE}, the record of the run, is missing: no file can be verified"
+        yield Problem(message, hint=record.advise(run.path, directory.STATE))
 
 
 def _check_recipe(run: RunDir, made_of: dict[str, Any]) -> Iterator[Problem]:
