@@ -32,7 +32,7 @@ def test_of_two_commands_on_a_fresh_folder_the_second_is_told_to_wait(write, sft
         (out / "resolved.yaml").write_text("")  # the first has begun to write
         said = sftrun("prepare", recipe, "--out", out)
         assert said.code == 1
-        assert f"another command is using {out}; wait until it ends, or name another --out" in said.err
+        assert f"another process is using {out}; wait until it ends, or name another --out" in said.err
         assert "remove" not in said.err
     assert "is not empty; name another --out, or remove it" in sftrun("prepare", recipe, "--out", out).err
 

@@ -192,7 +192,7 @@ def create(recipe_file: Path, out: Path | None, root: Path = Path("runs"), again
     except UserError:
         if _is_locked(out):
             hint = "wait until it ends, or name another --out"
-            raise UserError(f"another command is using {out}", hint=hint) from None
+            raise UserError(f"another process is using {out}", hint=hint) from None
         raise
     out.mkdir(parents=True, exist_ok=True)
     return RunDir(out.absolute())
