@@ -1,13 +1,45 @@
-"""Detects full disks, writes folders atomically, hashes files."""
+"""Detects full disks, writes folders atomically, hashes and seals files."""
 
 import contextlib
 import errno
 import hashlib
+import json
 import os
+import re
+import secrets
 import shlex
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from sftrun.errors import UserError
+
+__all__ = [
+    "atomic_folder",
+    "cache_folder",
+    "disk_advice",
+    "file_digest",
+    "first_line",
+    "is_disk_full",
+    "read_sealed",
+    "seal",
+    "shell_path",
+    "sync_to_disk",
+]
+
+UNFINISHED_FOLDER = re.compile(r"\..+\.[0-9a-f]{8}")  # the name that `hidden_folder` gives
+UNFINISHED_FILE = re.compile(r"\..+\.(json|yaml|html|md|jsonl)\.\d+")  # a file and the process that wrote it
+CLONE = 0x40049409  # FICLONE of Linux: two files share their blocks until one of them changes
+SETTLED = 2.0  # seconds; a younger file may change again within the resolution of its time stamps
+
+SEAL = "sha256"  # key of a sealed file: the hash of the others
+
+Signature = tuple[int, int, int, int]
+"""Size, times of change in nanoseconds, and inode of a file: equal as long as nobody writes to it."""
+
+_digests: dict[Path, tuple[Signature, str]] = {}
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -49,19 +81,57 @@ def disk_advice(error: BaseException) -> str | None:
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yields a new folder that replaces `folder` once everything in it is on the disk; it is removed on an error."""
-    new = folder.with_name(f".{folder.name}")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    new = hidden_folder(folder)
     try:
         yield new
+        readable = new.stat().st_mode & 0o666  # some libraries write files that only their owner may read
         for path in (*new.rglob("*"), new):
+            if path.is_file():
+                path.chmod(path.stat().st_mode | readable)
             sync_to_disk(path)
+        put_in_place(new, folder)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
     sync_to_disk(folder.parent)
+
+
+def hidden_folder(folder: Path) -> Path:
+    """Creates an empty folder next to `folder`, under a hidden name that no other process uses."""
+    new = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    new.mkdir(parents=True)
+    return new
+
+
+def put_in_place(new: Path, folder: Path) -> None:
+    """Renames a folder to `folder`; an older `folder` is moved aside first, and removed last."""
+    old = hidden_folder(folder)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(old)  # replaces the empty folder
+    try:
+        new.rename(folder)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_unfinished(parent: Path) -> None:
+    """Removes what killed processes left of folders and files that they wrote atomically, while none is at work."""
+    for path in parent.glob(".*"):
+        if path.is_dir() and UNFINISHED_FOLDER.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_file() and UNFINISHED_FILE.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies the content of a file; the copy takes no space on file systems that can share blocks until a change."""
+    import fcntl
+
+    target.unlink(missing_ok=True)  # it may be a link to the source, or to another file
+    with source.open("rb") as old, target.open("wb") as new, contextlib.suppress(OSError):
+        fcntl.ioctl(new.fileno(), CLONE, old.fileno())
+        return
+    shutil.copyfile(source, target)
 
 
 def sync_to_disk(path: Path) -> None:
@@ -73,13 +143,52 @@ def sync_to_disk(path: Path) -> None:
         os.close(handle)
 
 
+def read_signature(file: Path) -> Signature:
+    """Returns a file's size, times of change and inode."""
+    found = file.stat()
+    return (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
 def file_digest(file: Path) -> str:
-    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
+    """Returns the SHA-256 of a file's bytes, in hexadecimal; a process reads a file again only if it has changed."""
+    before = read_signature(file)
+    known = _digests.get(file)
+    if known and known[0] == before:
+        return known[1]
     digest = hashlib.sha256()
     with file.open("rb") as data:
         while block := data.read(1 << 20):
             digest.update(block)
+    if before == read_signature(file) and time.time() - before[2] / 1e9 > SETTLED:
+        _digests[file] = before, digest.hexdigest()
     return digest.hexdigest()
+
+
+def seal(data: dict[str, Any]) -> dict[str, Any]:
+    """Returns data for a JSON file, with the hash of their content."""
+    return {**data, SEAL: _content_digest(data)}
+
+
+def read_sealed(file: Path) -> dict[str, Any]:
+    """Returns the data of a JSON file that were sealed; raises UserError if they have changed."""
+    data = parse_object(file.read_bytes()) or {}
+    content = {key: value for key, value in data.items() if key != SEAL}
+    if data.get(SEAL) != _content_digest(content):
+        raise UserError(f"{file} is not what the run wrote: it was edited, or is cut off or damaged")
+    return content
+
+
+def parse_object(text: bytes) -> dict[str, Any] | None:
+    """Returns a JSON object; None for any other text."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _content_digest(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def shell_path(path: Path) -> str:
@@ -90,6 +199,26 @@ def shell_path(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Returns the folder of caches: SFTRUN_CACHE, else the user's cache folder."""
+    """Returns the folder of caches: SFTRUN_CACHE, else the user's cache folder; raises UserError if it is none."""
     own = os.environ.get("SFTRUN_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sftrun"
+    try:
+        folder = Path(own).expanduser() if own else _user_cache() / "sftrun"
+    except RuntimeError:  # no HOME, and no user of this number
+        hint = "set SFTRUN_CACHE to a folder that this user may write to"
+        raise UserError("this user has no home folder for the cache", hint=hint) from None
+    if file := find_file_above(folder):
+        name = "SFTRUN_CACHE" if own else "the cache"
+        where = "" if file == folder else f", below {file}"
+        raise UserError(f"{name} is {folder}{where}, a file", hint="set SFTRUN_CACHE to a folder, or remove the file")
+    return folder
+
+
+def find_file_above(folder: Path) -> Path | None:
+    """Returns the file that a folder cannot be made in the place of, or below; None if there is none."""
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
+    return there if there is not None and not there.is_dir() else None
+
+
+def _user_cache() -> Path:
+    own = os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else Path.home() / ".cache"

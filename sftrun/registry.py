@@ -310,7 +310,28 @@ def create(kind: str, use: str | Use) -> Any:
     return current().create(kind, as_use(use))
 
 
-def module_file(item: Registered) -> str | None:
-    """Returns the source file of the plugin module that registered a component."""
-    module = sys.modules.get(item.module.split(":", 1)[0])
-    return getattr(module, "__file__", None)
+def source_files(item: Registered) -> list[Path]:
+    """Returns the source files that a component may depend on.
+
+    They are the folder of a component of sftrun, the whole package of a plugin, or for a plugin of single modules the
+    modules of its distribution.
+    """
+    name = item.module.split(":", 1)[0]
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if not file:
+        return []
+    if item.distribution == PROJECT:
+        return list(Path(file).parent.glob("*.py"))
+    top = name.split(".", 1)[0]
+    roots = list(getattr(sys.modules.get(top), "__path__", ()))
+    if roots:
+        return [path for root in roots for path in Path(root).rglob("*.py")]
+    return sorted({Path(file), *_list_installed(item.distribution)})
+
+
+def _list_installed(distribution: str) -> list[Path]:
+    try:
+        listed = metadata.files(distribution) or []
+    except metadata.PackageNotFoundError:
+        return []
+    return [path for each in listed if each.suffix == ".py" and (path := Path(str(each.locate()))).is_file()]

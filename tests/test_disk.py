@@ -20,6 +20,14 @@ def test_a_folder_is_there_when_all_of_it_is_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_file_that_only_its_owner_may_read_is_as_readable_as_its_folder(tmp_path):
+    with files.atomic_folder(tmp_path / "model") as making:
+        (making / "weights").touch(mode=0o600)
+    usual = tmp_path / "usual"
+    usual.touch()
+    assert (tmp_path / "model/weights").stat().st_mode == usual.stat().st_mode
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_what_fails_leaves_the_folder_that_was_there_and_no_rest(tmp_path, error):
     (tmp_path / "model").mkdir()

@@ -398,9 +398,8 @@ def test_a_missing_file_takes_only_its_own_facts_away(run: RunDir, name: str) ->
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".json")])
 def test_a_file_that_says_little_is_enough(run: RunDir, name: str) -> None:
-    file = fill(run).path / name
-    thinner = {key: {} for key, value in json.loads(file.read_text()).items() if isinstance(value, dict)}
-    file.write_text(json.dumps(thinner))
+    thinner = {key: {} for key, value in fill(run).read_json(name).items() if isinstance(value, dict)}
+    run.write_json(name, thinner)
     assert made(run)[0].ids >= SECTIONS
 
 

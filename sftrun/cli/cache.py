@@ -24,13 +24,12 @@ def command(clear: bool, older_than: float | None) -> None:
         raise click.UsageError("--older-than needs --clear")
     if clear:
         removed = eviction.clear((older_than or 0) * eviction.DAY)
-        freed = byte_count(sum(entry.frees for entry in removed))
-        print(f"{len(removed)} removed, {freed} freed; runs keep the data that they use", file=sys.stderr)
+        freed = byte_count(sum(entry.size for entry in removed))
+        print(f"{len(removed)} removed, {freed} freed; runs have their own copies", file=sys.stderr)
         return
     entries = eviction.list_entries()
     rows = []
     for kind in eviction.KINDS:
         of_kind = [entry for entry in entries if entry.kind == kind]
-        size, frees = sum(entry.size for entry in of_kind), sum(entry.frees for entry in of_kind)
-        rows.append([kind, str(len(of_kind)), byte_count(size), byte_count(frees)])
-    table.show(["kind", "entries", "size", "in no run"], rows, title=str(cache_folder()))
+        rows.append([kind, str(len(of_kind)), byte_count(sum(entry.size for entry in of_kind))])
+    table.show(["kind", "entries", "size"], rows, title=str(cache_folder()))

@@ -24,6 +24,7 @@ COMMANDS = {
     "resume": ("sftrun.cli.resume", "Resume a run that was stopped."),
     "plan": ("sftrun.cli.plan", "Estimate what a recipe needs: parameters, steps, memory, disk."),
     "rehearse": ("sftrun.cli.rehearse", "Try out every stage of a recipe with a tiny random model."),
+    "verify": ("sftrun.cli.verify", "Check every file of a run, and show what its model was made of."),
     "eval": ("sftrun.cli.eval", "Score the base and the tuned model of a run again."),
     "chat": ("sftrun.cli.chat", "Chat with the model of a run."),
     "generate": ("sftrun.cli.generate", "Answer a file of prompts with the model of a run."),
@@ -90,12 +91,24 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs one command line and exits."""
+    _open_closed_streams()
     codecs.register_error("escape", _escape)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character is no reason to fail
             stream.reconfigure(errors="escape")
     gc.set_threshold(50_000)  # start-up makes long-lived objects; collecting them takes a fifth of `validate`'s time
     sys.exit(run(sys.argv[1:] if args is None else list(args)))
+
+
+def _open_closed_streams() -> None:
+    """Opens standard streams that the caller has closed (`>&-`) as /dev/null; a file would get their number instead."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(number, mode))
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:

@@ -1,7 +1,6 @@
 """Eviction: lists what the cache holds, and clears it while other processes may use it."""
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,15 +17,11 @@ KINDS = ("prepared", "models", LEFT_BEHIND)
 
 
 class CacheEntry(msgspec.Struct, frozen=True):
-    """A folder in the cache: its bytes, the bytes that its removal would free, and seconds since its last use.
-
-    Prepared data are hard links if the file system allows it, so files that a run directory shares are not freed.
-    """
+    """A folder in the cache: its bytes, and seconds since its last use."""
 
     kind: str
     path: Path
     size: int
-    frees: int
     age: float
 
 
@@ -35,8 +30,23 @@ def list_entries() -> list[CacheEntry]:
     root = files.cache_folder()
     found = [_measure_entry("prepared", path) for path in _list_folders(root / "prepared") if path.name[0] != "."]
     found += [_measure_entry("models", path) for path in _list_folders(root / "models") if path.name[0] != "."]
+    found += [_measure_entry(LEFT_BEHIND, path) for path in _list_unfinished(root / "prepared")]
     hidden = [path for folder in (root, root / "models") for path in _list_folders(folder) if path.name[0] == "."]
     return [*found, *(entry for entry in (_measure_entry(LEFT_BEHIND, path) for path in hidden) if entry.age > DAY)]
+
+
+def _list_unfinished(root: Path) -> Iterator[Path]:
+    """Yields the folders of preparations whose process was killed: nobody locks their key."""
+    for path in _list_folders(root):
+        if path.name.startswith(store.MAKING):
+            with store.idle_entry(_get_key(path)) as is_idle:
+                if is_idle:
+                    yield path
+
+
+def _get_key(path: Path) -> str:
+    """Returns the cache key of an entry, or of an unfinished one."""
+    return path.name.removeprefix(store.MAKING).partition(".")[0]
 
 
 def clear(older_than: float = 0) -> list[CacheEntry]:
@@ -50,13 +60,15 @@ def clear(older_than: float = 0) -> list[CacheEntry]:
 def _remove(entry: CacheEntry) -> bool:
     if entry.kind == "models":
         return False
-    if entry.kind == LEFT_BEHIND:
+    if entry.path.parent.name != "prepared":
         shutil.rmtree(entry.path, ignore_errors=True)
-        return True
-    with store.idle_entry(entry.path.name) as is_idle:  # False while another process makes or takes it
+        return not entry.path.exists()
+    with store.idle_entry(_get_key(entry.path)) as is_idle:  # False while another process makes or takes it
         if is_idle:
             shutil.rmtree(entry.path, ignore_errors=True)
-        return is_idle
+            with contextlib.suppress(OSError):  # a process that waits for it makes the entry anew, without harm
+                store.lock_file(_get_key(entry.path)).unlink()
+    return is_idle and not entry.path.exists()
 
 
 def _list_folders(folder: Path) -> Iterator[Path]:
@@ -64,12 +76,10 @@ def _list_folders(folder: Path) -> Iterator[Path]:
 
 
 def _measure_entry(kind: str, path: Path) -> CacheEntry:
-    size = frees = 0
-    used = 0.0
+    size, used = 0, 0.0
     for file in [path, *path.rglob("*")]:
         with contextlib.suppress(OSError):  # another process may be removing it
             found = file.stat()
             used = max(used, found.st_mtime)
-            if os.path.isfile(file):
-                size, frees = size + found.st_size, frees + found.st_size * (found.st_nlink == 1)
-    return CacheEntry(kind, path, size, frees, max(time.time() - used, 0))
+            size += found.st_size if file.is_file() else 0
+    return CacheEntry(kind, path, size, max(time.time() - used, 0))

@@ -36,7 +36,6 @@ class Ledger:
         self.counts: dict[str, Counter[str]] = {}
         self.tokens: Counter[str] = Counter()
         self.trained: Counter[str] = Counter()
-        self.first: dict[str, Entry] = {}
 
     def add(self, entry: Entry) -> None:
         """Writes one entry; `reason` groups entries, `detail` describes this row."""
@@ -45,17 +44,14 @@ class Ledger:
         self.counts.setdefault(entry.split, Counter())[label] += 1
         self.tokens[entry.split] += entry.tokens
         self.trained[entry.split] += entry.trained
-        self.first.setdefault(f"{entry.split} {label}", entry)
-
-    def count_lost(self, split: str) -> int:
-        """Returns how many rows of a split were dropped or truncated."""
-        counts = self.counts.get(split, Counter())
-        return sum(number for label, number in counts.items() if label.startswith(LOST))
-
-    def find_first_lost(self, split: str) -> Entry:
-        """Returns the first entry of a split that lost something."""
-        return next(e for e in self.first.values() if e.split == split and e.action in LOST)
 
     def close(self) -> None:
         """Closes the file."""
         self.file.close()
+
+
+def find_first_lost(file: Path, split: str) -> Entry:
+    """Returns the first entry of a split in a ledger file that lost something."""
+    decoder = msgspec.json.Decoder(Entry)
+    with file.open("rb") as lines:
+        return next(entry for entry in map(decoder.decode, lines) if entry.split == split and entry.action in LOST)

@@ -1,7 +1,10 @@
 """The data pipeline: turns the rows of a source into samples, split by split and batch by batch."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,7 +18,7 @@ from sftrun.data.reasoning import split_reasoning
 from sftrun.data.tokens import encode, offsets, tokenizer
 from sftrun.data.tokens.borders import Borders, Joined
 from sftrun.errors import Place, Problem, RowError, UserError
-from sftrun.kinds import Context
+from sftrun.kinds import Context, Source
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry
 from sftrun.types import BadRow, Conversation, NoteAction, Rendered, Sample
@@ -59,6 +62,7 @@ class Pipeline:
         self.add = add
         self.problems: list[Problem] = []
         self.rows_in: dict[str, int] = {}
+        self.rows_by_file: dict[str, Counter[str]] = {}  # by the origins without the number of the row; by split
         self.source = registry.create("source", recipe.source)
         self.transforms = [registry.create("transform", use) for use in recipe.transforms]
         self.formatter = registry.create("formatter", recipe.formatter)
@@ -169,6 +173,8 @@ class Pipeline:
     ) -> Iterator[Conversation]:
         for number, row in enumerate(self.source.rows(split), 1):
             rows_in[split] = number
+            if rows_in is self.rows_in:  # else a transform looks at another split
+                self.rows_by_file.setdefault(row.origin.rpartition(":")[0], Counter())[split] += 1
             if isinstance(row, BadRow):
                 bad(split, row.origin, row.reason)
                 continue
@@ -197,6 +203,12 @@ class Pipeline:
 
     def _add_problem(self, origin: str, message: str) -> None:
         self.problems.append(Problem(message, Place(self.source.locate(origin))))
+
+
+def locate_file(source: Source, name: str) -> Path | None:
+    """Returns the file of the origins `name:1`, `name:2`, …; None if they are in no local file."""
+    place = re.sub(r"(:|, row )\d+$", "", source.locate(f"{name}:1"))
+    return Path(place) if Path(place).is_file() else None
 
 
 def _group_into_batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:

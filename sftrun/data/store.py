@@ -4,15 +4,19 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sftrun import files
 from sftrun.files import cache_folder, sync_to_disk
 
 IGNORED = -100  # label of tokens without loss; torch's cross-entropy ignores it
-DONE = "done.json"  # completion marker of a cache entry: the size of each of its files
+DONE = "done.json"  # completion marker of a cache entry: signature and hash of each of its files
+MAKING = ".making-"  # prefix of an unfinished entry
+SHARED = 0o666  # mode of a lock file: every user of a shared cache may lock an entry
 
 
 def make_key(parts: dict[str, Any]) -> str:
@@ -75,31 +79,74 @@ def to_string_array(values: Sequence[str]) -> Any:
     return pa.StringArray.from_buffers(len(values), pa.py_buffer(starts), pa.py_buffer(b"".join(encoded)))
 
 
-def find_entry(key: str) -> Path | None:
-    """Returns the finished cache entry of a key, or None; its files must have the sizes that its marker lists."""
+def find_entry(key: str, on_damage: Callable[[str], None] = lambda name: None) -> Path | None:
+    """Returns the finished cache entry of a key, or None; its files must be those that were published.
+
+    `on_damage` is called with the name of a file that has changed since.
+    """
     entry = cache_folder() / "prepared" / key
-    try:
-        sizes = json.loads((entry / DONE).read_text())
-        whole = all((entry / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
+    listed = _read_marker(entry)
+    if listed is None:
         return None
-    if not whole:
-        return None
+    touched = [name for name, facts in listed.items() if not _has_signature(entry / name, facts["signature"])]
+    for name in touched:  # changed, or part of a cache that was copied
+        if not _has_digest(entry / name, listed[name]["sha256"]):
+            on_damage(str(entry / name))
+            return None
     with contextlib.suppress(OSError):  # the cache may be read-only
+        if touched:
+            _write_marker(entry, {name: facts["sha256"] for name, facts in listed.items()})
         os.utime(entry / DONE)  # marks the entry as used
     return entry
 
 
+def _has_signature(file: Path, signature: list[int]) -> bool:
+    return file.is_file() and list(files.read_signature(file)) == signature
+
+
+def _has_digest(file: Path, digest: str) -> bool:
+    return file.is_file() and files.file_digest(file) == digest
+
+
+def _read_marker(entry: Path) -> dict[str, Any] | None:
+    try:
+        listed = json.loads((entry / DONE).read_text())
+        whole = all({"signature", "sha256"} <= facts.keys() for facts in listed.values())
+    except (OSError, ValueError, AttributeError):
+        return None
+    return listed if whole else None
+
+
+def _write_marker(entry: Path, digests: dict[str, str]) -> None:
+    listed = {
+        name: {"signature": files.read_signature(entry / name), "sha256": digest} for name, digest in digests.items()
+    }
+    making = entry / f".{DONE}.{os.getpid()}"
+    making.write_text(json.dumps(listed))
+    sync_to_disk(making)
+    making.replace(entry / DONE)
+
+
+def lock_file(key: str) -> Path:
+    """Returns the file that processes lock while they make, take or remove the entry of a key."""
+    return cache_folder() / "prepared" / f".{key}.lock"
+
+
 @contextlib.contextmanager
 def idle_entry(key: str) -> Iterator[bool]:
-    """A lock on a cache entry that does not wait: yields False if another process uses the entry."""
+    """A lock on a cache entry that does not wait: yields False if another process, or another user, has the entry."""
     from filelock import FileLock, Timeout
 
+    lock = FileLock(lock_file(key), mode=SHARED)
     try:
-        with FileLock(cache_folder() / "prepared" / f".{key}.lock", timeout=0):
-            yield True
-    except Timeout:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
         yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -112,7 +159,7 @@ def entry_lock(key: str, on_wait: Callable[[], None]) -> Iterator[None]:
 
     root = cache_folder() / "prepared"
     root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / f".{key}.lock")
+    lock = FileLock(lock_file(key), mode=SHARED)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -129,32 +176,32 @@ def entry_lock(key: str, on_wait: Callable[[], None]) -> Iterator[None]:
 
 def begin_entry(key: str) -> Path:
     """Creates a folder in the cache, invisible to `find_entry` until published; the caller holds the key's lock."""
-    making = cache_folder() / "prepared" / f".making-{key}"
-    shutil.rmtree(making, ignore_errors=True)  # a killed process may have left one
+    root = cache_folder() / "prepared"
+    for left in root.glob(f"{MAKING}{key}*"):  # a killed process may have left one
+        shutil.rmtree(left, ignore_errors=True)
+    making = root / f"{MAKING}{key}.{secrets.token_hex(4)}"  # what is left may be another user's
     making.mkdir(parents=True)
     return making
 
 
 def publish_entry(making: Path, key: str) -> Path:
-    """Makes a folder the cache entry of a key, replacing an unfinished one."""
-    sizes = {file.name: file.stat().st_size for file in sorted(making.iterdir())}
-    for name in sizes:
-        sync_to_disk(making / name)
-    (making / DONE).write_text(json.dumps(sizes))
-    sync_to_disk(making / DONE)
+    """Makes a folder the cache entry of a key, replacing an unfinished one; its files are read-only from then on."""
+    digests = {}
+    for file in sorted(making.iterdir()):
+        file.chmod(file.stat().st_mode & 0o444)
+        sync_to_disk(file)
+        digests[file.name] = files.file_digest(file)
+    _write_marker(making, digests)
     entry = making.parent / key
-    shutil.rmtree(entry, ignore_errors=True)
-    making.rename(entry)
+    files.put_in_place(making, entry)
     return entry
 
 
-def link_files(entry: Path, folder: Path) -> None:
-    """Puts the files of a cache entry into a folder, as hard links if the file system allows it, else as copies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in entry.iterdir():
-        target = folder / file.name
-        target.unlink(missing_ok=True)
-        try:
-            os.link(file, target)
-        except OSError:
-            shutil.copy2(file, target)
+def copy_entry(entry: Path, folder: Path) -> dict[str, str]:
+    """Copies the files of a cache entry into a folder, which has no others then; returns the hash of each."""
+    listed = _read_marker(entry) or {}
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in listed:
+        files.copy_file(entry / name, folder / name)
+    return {name: facts["sha256"] for name, facts in listed.items()}

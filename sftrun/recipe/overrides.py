@@ -51,6 +51,11 @@ def parse_options(sets: Iterable[str]) -> tuple[list[Override], list[Problem]]:
     return parsed, problems
 
 
+def environment_overrides(environment: Mapping[str, str]) -> list[str]:
+    """Returns the variables that override keys, as `NAME=value`."""
+    return [f"{name}={value}" for name, value in sorted(environment.items()) if name.upper().startswith(PREFIX)]
+
+
 def parse_environment(environment: Mapping[str, str]) -> tuple[list[Override], list[Problem]]:
     """Parses the variables `SFTRUN_SET__A__B=value`; the case of keys does not matter."""
     parsed, problems = [], []

@@ -1,5 +1,6 @@
 """Writes the complete recipe, with every default, as resolved.yaml, and reads it back in each process."""
 
+import hashlib
 import io
 import re
 import sys
@@ -17,16 +18,29 @@ from sftrun.recipe.compose import LINE_BREAK, compose, scalar
 from sftrun.recipe.document import Origin
 from sftrun.recipe.model import Recipe, typed_recipe
 
+SEAL = re.compile(r"# sha256 of the lines above: ([0-9a-f]{64})\n")
 PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
 
 
 def resolved_yaml(recipe: Recipe) -> str:
-    """Returns a recipe as YAML with every default; `${env:NAME}` stays as it is."""
+    """Returns a recipe as YAML with every default, sealed by its hash; `${env:NAME}` stays as it is."""
     data = msgspec.to_builtins(recipe)
     del data["extends"]
     if data["train"]["batch_size"] == "auto":  # auto sets grad_accum
         del data["train"]["grad_accum"]
-    return _dump(data)
+    text = _dump(data)
+    return f"{text}# sha256 of the lines above: {_hash(text)}\n"
+
+
+def unsealed(text: str) -> str | None:
+    """Returns a resolved recipe without its seal; None if it is not what `resolved_yaml` wrote."""
+    content, _, last = text.removesuffix("\n").rpartition("\n")
+    found = SEAL.fullmatch(f"{last}\n")
+    return f"{content}\n" if found and text.endswith("\n") and found[1] == _hash(f"{content}\n") else None
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def written_yaml(recipe: Recipe) -> str:
@@ -36,7 +50,10 @@ def written_yaml(recipe: Recipe) -> str:
 
 def from_resolved(text: str) -> Recipe:
     """Returns the recipe that `resolved_yaml` wrote; raises UserError for any other text."""
-    node, problems = compose(text, Origin("resolved.yaml", Path(), LINE_BREAK.split(text)))
+    content = unsealed(text)
+    if content is None:
+        raise UserError("resolved.yaml is not what the run wrote: it was edited, or is cut off")
+    node, problems = compose(content, Origin("resolved.yaml", Path(), LINE_BREAK.split(content)))
     if problems or node is None:
         raise UserError(problems or "resolved.yaml is empty")
     return typed_recipe(node.plain())

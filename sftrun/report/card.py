@@ -16,6 +16,7 @@ from sftrun.report.markdown import Plain, finalize, literal
 from sftrun.runs import history
 from sftrun.runs.numbers import format_duration, format_number, format_share
 
+MOST_FILES = 50  # files of rows that the card lists
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9._-]{1,96})?", re.ASCII)
 
 
@@ -37,8 +38,36 @@ def card(recipe: Recipe, facts: Facts) -> str:
             metrics=scores.metrics(facts),
             groups=[group for group in scores.groups(facts) if group.right + group.wrong],
             stop=stop_ids(facts),
+            made_of=parts(recipe, facts),
+            most_files=MOST_FILES,
+            versions=versions(facts),
         )
     )
+
+
+def parts(recipe: Recipe, facts: Facts) -> list[dict[str, Any]]:
+    """Returns what the model was made of: recipe, base, files of rows, mask; each with its hash. Empty if unknown."""
+    made_of = facts.lock.get("made_of", {})
+    base = made_of.get("base") or {}
+    listed = [{"name": name, "sha256": digest} for name, digest in made_of.get("recipe", {}).items()]
+    listed += [{**each, "name": f"base: {name}"} for name, each in base.get("files", {}).items()]
+    if commit := base.get("commit"):
+        listed.append({"name": f"base: {recipe.model.name}", "sha256": f"commit {commit}"})
+    elif fingerprint := base.get("fingerprint"):
+        listed.append({"name": f"base: {recipe.model.name}, seed {base.get('seed')}", "sha256": fingerprint})
+    for each in made_of.get("data", [])[:MOST_FILES]:
+        rows = ", ".join(f"{format_number(number)} in {split}" for split, number in each["rows"].items())
+        listed.append({**each, "rows": rows})
+    if made_of.get("mask"):
+        listed.append({"name": "mask", "sha256": made_of["mask"]})
+    return [{"size": None, "sha256": "", "rows": "", **each} for each in listed]
+
+
+def versions(facts: Facts) -> str:
+    """Returns the versions of sftrun, Python and the packages on one line."""
+    found = facts.lock.get("made_of", {}).get("versions", {})
+    packages = {"sftrun": found.get("sftrun"), "Python": found.get("python"), **found.get("packages", {})}
+    return ", ".join(f"{name} {version}" for name, version in packages.items() if version)
 
 
 @lru_cache(maxsize=1)

@@ -1,12 +1,11 @@
 """Reads the files of a run directory; a missing file counts as empty."""
 
-import json
-from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 import msgspec
 
+from sftrun.runs import record
 from sftrun.runs.directory import RunDir
 
 SPLITS = ("train", "val", "test")
@@ -66,12 +65,12 @@ def gather(run: RunDir) -> Facts:
         resolved=resolved.read_text("utf-8") if resolved.is_file() else "",
         lock=run.read_json("lock.json"),
         state=run.read_json("state.json"),
-        events=list(_lines(run, "events.jsonl")),
+        events=list(record.read_lines(run.path, "events.jsonl")),
         stats=in_order(run.read_json("prepared/stats.json")),
         proof=_ordered_proof(run.read_json("prepared/proof.json")),
-        ledger=list(islice(_lines(run, "prepared/ledger.jsonl"), LEDGER_SHOWN)),
+        ledger=list(islice(record.read_lines(run.path, "prepared/ledger.jsonl"), LEDGER_SHOWN)),
         scores=run.read_json("eval/scores.json"),
-        samples=list(_lines(run, "eval/samples.jsonl")),
+        samples=list(record.read_lines(run.path, "eval/samples.jsonl")),
         exports=run.read_json("export/facts.json"),
         trained=run.model.is_dir(),
         adapter=(run.model / "adapter_config.json").is_file(),
@@ -86,11 +85,3 @@ def in_order(splits: dict[str, Any]) -> dict[str, Any]:
 
 def _ordered_proof(proof: dict[str, Any]) -> dict[str, Any]:
     return {**proof, "splits": in_order(proof["splits"])} if "splits" in proof else proof
-
-
-def _lines(run: RunDir, name: str) -> Iterator[dict[str, Any]]:
-    """Yields the objects of a file of JSON lines, without a last line that a kill cut short."""
-    file = run.path / name
-    if file.is_file():
-        with file.open(encoding="utf-8", newline="\n") as lines:
-            yield from (json.loads(line) for line in lines if line.endswith("\n"))

@@ -7,15 +7,17 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sftrun import files
 from sftrun.errors import UserError
 from sftrun.events import Event, Warned, encode, to_json
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.resolved import from_resolved, resolved_yaml
+from sftrun.runs import record
 
 STAMPED = re.compile(r"(.+)-(\d{8}-\d{6})(?:-(\d+))?")  # name of a run directory without --out: recipe, time, number
 RESOLVED, STATE = "resolved.yaml", "state.json"
@@ -48,22 +50,29 @@ class RunDir:
             self._recipe = None
 
     def write_json(self, name: str, data: Any) -> None:
-        """Writes a JSON file atomically."""
-        self.write(name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+        """Writes a JSON file atomically; state.json and lock.json are sealed by their hash."""
+        sealed = files.seal(data) if name in record.SEALED else data
+        self.write(name, json.dumps(sealed, indent=2, ensure_ascii=False) + "\n")
 
     def read_json(self, name: str) -> Any:
-        """Returns the content of a JSON file; {} if the file does not exist yet."""
-        file = self.path / name
-        return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        """Returns the content of a JSON file; {} if the file does not exist yet.
+
+        Raises UserError, with what to do, if it is damaged.
+        """
+        return record.read_json(self.path, name)
 
     def merge_json(self, name: str, data: dict[str, Any]) -> None:
         """Adds keys to a JSON file."""
         self.write_json(name, {**self.read_json(name), **data})
 
     def recipe(self) -> Recipe:
-        """Returns the resolved recipe, parsed once; raises UserError if resolved.yaml is not one."""
+        """Returns the resolved recipe, parsed once; raises UserError if resolved.yaml is not what the run wrote."""
         if self._recipe is None:
-            self._recipe = from_resolved((self.path / RESOLVED).read_text("utf-8"))
+            try:
+                self._recipe = from_resolved((self.path / RESOLVED).read_text("utf-8"))
+            except (UserError, UnicodeDecodeError):
+                message = f"{self.path / RESOLVED} is not what the run wrote: it was edited, or is cut off"
+                raise UserError(message, hint=record.advise(self.path, RESOLVED)) from None
         return self._recipe
 
     def write_recipe(self, recipe: Recipe) -> None:
@@ -82,16 +91,20 @@ class RunDir:
 
     def events(self) -> list[dict[str, Any]]:
         """Returns the events so far, without a last line that a kill cut short."""
-        file = self.path / "events.jsonl"
-        *whole, _cut = (file.read_text("utf-8") if file.is_file() else "").split("\n")
-        return [json.loads(line) for line in whole]
+        return list(record.read_lines(self.path, "events.jsonl"))
 
     def mend(self) -> None:
-        """Removes a last event that a kill cut short, so that the next event starts a new line."""
+        """Removes what a kill left: a last event that it cut short, and folders that were not finished."""
         file = self.path / "events.jsonl"
         if file.is_file():
             with file.open("r+b") as lines:
                 lines.truncate(lines.read().rfind(b"\n") + 1)
+        for folder in (self.path, self.model, self.eval, self.export):
+            files.remove_unfinished(folder)
+
+    def check(self, within: Sequence[str] = record.EVERYTHING) -> None:
+        """Raises UserError, with what to do, if files are missing or not as their stages left them."""
+        record.check(self.path, self.read_json(STATE), within)
 
     def done(self, name: str) -> bool:
         """Returns True if a stage is done."""
@@ -178,11 +191,35 @@ def create(recipe_file: Path, out: Path | None, root: Path = Path("runs"), again
     Raises UserError if `out` is not empty. With `again`, files of a run that was killed before its first stage do not
     count.
     """
+    if file := files.find_file_above(out or root):
+        raise UserError(
+            f"no run directory can be made at {out or root}: {file} is not a folder", hint="name another --out"
+        )
     if out is None:
         return RunDir(_create_stamped(recipe_file.stem, root).absolute())
-    _check_empty(out, again)
+    try:
+        _check_empty(out, again)
+    except UserError:
+        if _is_locked(out):
+            hint = "wait until it ends, or name another --out"
+            raise UserError(f"another process is using {out}", hint=hint) from None
+        raise
     out.mkdir(parents=True, exist_ok=True)
     return RunDir(out.absolute())
+
+
+def _is_locked(out: Path) -> bool:
+    """Returns True if another process works in a run directory."""
+    import fcntl
+
+    try:
+        with (out / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # not locked by anyone, or a file system without locks
+        return False
+    return False
 
 
 def _create_stamped(stem: str, root: Path) -> Path:
@@ -231,6 +268,9 @@ def point_latest(run: RunDir, emit: Callable[[Event], None]) -> None:
     if not name:
         return
     link = run.path.parent / f"{name[1]}-latest"
+    before, now = _recipe_of(link), _recipe_of(run.path)
+    if before and now and before != now:
+        emit(Warned(message=f"{link.name} was a run of {before}; from now on it is one of {now}"))
     making = link.with_name(f".{link.name}.{os.getpid()}")
     try:
         making.symlink_to(run.path.name)
@@ -244,14 +284,38 @@ def find_latest(recipe_file: Path, root: Path = Path("runs")) -> RunDir | None:
     found = []
     for path in root.glob(f"{recipe_file.stem}-*"):
         name = STAMPED.fullmatch(path.name)
-        if name and name[1] == recipe_file.stem and (path / BEGUN).is_file():
+        is_run = name and name[1] == recipe_file.stem and (path / BEGUN).is_file()
+        # another recipe of the same name has another file
+        if name and is_run and _recipe_of(path) in (None, name_recipe(recipe_file)):
             found.append((name[2], int(name[3] or 1), path))
     return RunDir(max(found)[2].absolute()) if found else None
+
+
+def name_recipe(recipe_file: Path) -> str:
+    """Returns a recipe file relative to the folder of `runs`, so that a project can be moved."""
+    return Path(os.path.relpath(recipe_file)).as_posix()
+
+
+def _recipe_of(path: Path) -> str | None:
+    """Returns the recipe file of a run; None if it is unknown."""
+    try:
+        named: str | None = record.read_json(path, BEGUN).get("recipe_file")
+    except UserError:  # opening the run says so
+        return None
+    return named
 
 
 def open_run(run: str | os.PathLike[str]) -> RunDir:
     """Returns an existing run directory; raises UserError if the folder is not one."""
     path = Path(run)
-    if not (path / "resolved.yaml").is_file():
+    began = (path / BEGUN).is_file() or (path / STATE).is_file()
+    if not began and not (path / RESOLVED).is_file():
         raise UserError(f"{path} is not a run directory", hint="a run directory has a file resolved.yaml; see runs/")
-    return RunDir(path.absolute())
+    for name in (RESOLVED, BEGUN) if began else ():
+        if not (path / name).is_file():
+            raise UserError(f"{path / name} is missing", hint=record.advise(path, name))
+    opened = RunDir(path.absolute())
+    opened.recipe()
+    for name in record.SEALED:
+        opened.read_json(name)
+    return opened

@@ -61,6 +61,22 @@ def _ask(kind: str, use: Use, check: str, *given: Any) -> list[Problem]:
         return [failed_check(item, error, f"running its {check}")]
 
 
+def check_tokenizer(recipe: Recipe, run: RunDir) -> None:
+    """Raises UserError if the base has another tokenizer or chat template than the run was prepared with."""
+    from sftrun.data.tokens.tokenizer import load_tokenizer
+
+    before = run.facts("prepare").get("prepared")
+    if not before:
+        return
+    tokenizer = load_tokenizer(recipe.model)
+    now = {"tokenizer": tokenizer.fingerprint, "chat template": tokenizer.template.fingerprint}
+    then = {"tokenizer": before["tokenizer"], "chat template": before["template"]}
+    changed = [name for name, fingerprint in now.items() if fingerprint != then[name]]
+    if changed:
+        message = f"the {' and the '.join(changed)} of {recipe.model.name} changed since the run was prepared"
+        raise UserError(Problem(message, path=("model",), hint="restore the files of the base, or start a new run"))
+
+
 def _warnings(problems: list[Problem]) -> list[Problem]:
     if any(problem.severity == "error" for problem in problems):
         raise UserError(problems)

@@ -9,7 +9,8 @@ import msgspec
 from sftrun import files
 from sftrun.errors import Problem, UserError
 from sftrun.recipe.model import Recipe
-from sftrun.runs import directory
+from sftrun.registry import current
+from sftrun.runs import directory, record
 from sftrun.runs.directory import RunDir
 from sftrun.runs.stage import Stage
 
@@ -34,7 +35,8 @@ SPLIT = (("batch_size", "grad_accum"), ("eval_batch_size",))  # keys in `train` 
 def find_run(recipe_file: Path, out: Path | None) -> RunDir | None:
     """Returns the run to resume: the one in `out`, else the newest of the recipe; None if there is none."""
     if out is None:
-        return directory.find_latest(recipe_file)
+        newest = directory.find_latest(recipe_file)
+        return directory.open_run(newest.path) if newest else None
     if (out / directory.BEGUN).is_file():
         return directory.open_run(out)
     return None
@@ -60,19 +62,65 @@ def reconcile(recipe: Recipe, run: RunDir, processes: int, stages: Sequence[Stag
         raise UserError(_problem(key, *values, run) for key, values in wrong.items())
     if not (run.prepared / "proof.json").is_file():  # deleted to free the disk; training compares hashes of the new one
         run.mark_undone("prepare")
-    again = [name for key, name in later.items() if key in changed]
+    removed = list(_find_removed(run, stages))
+    again = [name for key, name in later.items() if key in changed] + [stage.name for stage in removed]
     if again:
         run.mark_undone(*again)
     *earlier, last = [stage.name for stage in stages if stage.when(recipe)]
     if not all(run.done(name) for name in earlier):
         run.mark_undone(last)
-    return list(_warn_of_rounding(changed.keys() & ROUNDING))
+    lost = [f"{run.path / stage.writes[0]} is missing: the stage {stage.name} runs again" for stage in removed]
+    return [*_warn_of_rounding(changed.keys() & ROUNDING), *lost]
+
+
+def _find_removed(run: RunDir, stages: Sequence[Stage]) -> Iterator[Stage]:
+    """Yields the done stages of which no file is left."""
+    for stage in stages:
+        files = [name for name in run.facts(stage.name).get("files", {}) if name not in record.LOGS]
+        if run.done(stage.name) and files and not any((run.path / name).exists() for name in files):
+            yield stage
 
 
 def _warn_of_rounding(rounded: set[str]) -> Iterator[str]:
     if rounded:
         draws = ", and dropout draws other numbers" if rounded & COUNTS else ""
         yield f"{', '.join(sorted(rounded))} changed: the weights will differ by rounding from now on{draws}"
+
+
+def check_data(recipe: Recipe, run: RunDir, same_rows: bool) -> Iterator[Problem]:
+    """Yields a warning if the rows are no longer those that the run has prepared.
+
+    Raises UserError instead with `same_rows`, or if the rows must be prepared again.
+    """
+    before = run.facts("prepare").get("prepared")
+    if not before:
+        return
+    try:
+        is_same = _fingerprint_data(recipe) == (before["source"]["fingerprint"], before["transform_files"])
+    except UserError as error:
+        yield Problem(
+            f"the data cannot be compared with those of the run: {error.problems[0].message}", severity="warning"
+        )
+        return
+    if is_same:
+        return
+    message = "the data have changed since the run prepared them"
+    if same_rows or not run.done("prepare"):
+        hint = (
+            f"put them back, or start a new run, without --resume; {_resume_command(run)} keeps the rows as they were"
+        )
+        raise UserError(Problem(message, path=("source",), hint=hint))
+    yield Problem(message, hint="the run goes on with the rows as they were", severity="warning")
+
+
+def _fingerprint_data(recipe: Recipe) -> tuple[str, list[str]]:
+    source = current().create("source", recipe.source)
+    transforms = [current().create("transform", use) for use in recipe.transforms]
+    return source.fingerprint(), [each.fingerprint() for each in transforms if hasattr(each, "fingerprint")]
+
+
+def _resume_command(run: RunDir) -> str:
+    return f"sftrun resume {files.shell_path(run.path)}"
 
 
 def keep_chosen_batch(recipe: Recipe, run: RunDir) -> Recipe:
@@ -98,7 +146,7 @@ def describe_resume(run: RunDir, stages: Sequence[Stage]) -> str:
     """Returns where the run stopped, and the command that resumes it."""
     if not (run.path / directory.BEGUN).is_file():
         return "nothing was done yet: start the run again, with --resume"
-    again = f"sftrun resume {files.shell_path(run.path)}"
+    again = _resume_command(run)
     if run.done("train"):
         left = [stage.name for stage in stages if stage.when(run.recipe()) and not run.done(stage.name)]
         return f"the model is trained; to continue with {', '.join(left)}: {again}"

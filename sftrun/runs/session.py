@@ -20,7 +20,7 @@ from sftrun.options import variables
 from sftrun.recipe.document import Document
 from sftrun.recipe.model import Recipe
 from sftrun.registry import current
-from sftrun.runs import resume
+from sftrun.runs import record, resume
 from sftrun.runs.directory import RunDir
 from sftrun.runs.recorder import Recorder
 from sftrun.runs.stage import Stage, StageWork
@@ -126,7 +126,7 @@ def run_stage(stage: Stage, work: StageWork) -> None:
         record_failure(stage, work, error)
         raise
     seconds = round(time.monotonic() - started, 2)
-    run.stage(name, "done", seconds=seconds)
+    run.stage(name, "done", seconds=seconds, files=record.list_files(run.path, stage.writes))
     emit(StageChanged(stage=name, status="done", seconds=seconds))
 
 

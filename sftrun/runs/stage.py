@@ -36,7 +36,8 @@ class Stage:
     """One entry of the flow: `target` (`"package.module:function"`) is called with a `StageWork`.
 
     `when` returns True if a recipe has the stage. `after` is called each time the run passes the stage, even if it is
-    already done. `redo_for` is the recipe key whose change makes a resumed run do the stage again.
+    already done. `redo_for` is the recipe key whose change makes a resumed run do the stage again. `writes` are the
+    files and folders of the run directory that the stage leaves.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Stage:
     when: Callable[[Recipe], bool] = _always
     after: str | None = None
     redo_for: str | None = None
+    writes: tuple[str, ...] = ()
 
     def call(self, target: str, work: StageWork) -> None:
         """Imports a function and calls it."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,28 @@ import numpy as np
 
 from sftrun import events
 from sftrun.data import stats, store
-from sftrun.data.ledger import LOST, Ledger
+from sftrun.data.ledger import Ledger, find_first_lost
 from sftrun.data.masks.crosscheck import HINTS
-from sftrun.data.pipeline import Pipeline
+from sftrun.data.pipeline import Pipeline, locate_file
 from sftrun.data.prompts import PromptWriter
 from sftrun.data.proof import Proof, Tally
 from sftrun.errors import Place, Problem, UserError
 from sftrun.kinds import Emit
 from sftrun.options import Use
 from sftrun.recipe.model import Recipe
-from sftrun.registry import Registry, current, module_file
+from sftrun.registry import Registry, current, source_files
+from sftrun.runs import manifest
 from sftrun.runs.directory import RunDir
 from sftrun.runs.preflight import check_prepared
 from sftrun.runs.stage import StageWork
 
 SHOWN = 20  # problems in an error
 PACKAGE = Path(__file__).parent.parent
+DECISIVE = ("jinja2", "tokenizers", "pyarrow", "msgspec")  # packages that decide what is read, rendered and encoded
 
 
 def prepare(work: StageWork) -> None:
-    """Writes `prepared/`, or links it from the cache if the same was prepared before.
+    """Writes `prepared/`, or copies it from the cache if the same was prepared before.
 
     Raises UserError if a row is malformed, if too many rows are lost, or if the proof fails.
     """
@@ -43,14 +46,20 @@ def prepare(work: StageWork) -> None:
     parts = key_parts(recipe, pipeline, registry)
     key = store.make_key(parts)
     with store.entry_lock(key, lambda: emit(events.Prepare(waiting=True))):
-        entry = store.find_entry(key)
+        entry = store.find_entry(key, lambda file: emit(_warn_of_damage(file)))
         emit(events.Prepare(cached=entry is not None))
-        store.link_files(entry or _prepare_entry(recipe, pipeline, key, emit), run.prepared)
+        store.copy_entry(entry or _prepare_entry(recipe, pipeline, parts, emit), run.prepared)
+    _check_lost(recipe, pipeline, run)
     _check_masks(recipe, pipeline, run, emit)
     _warn_of_borders(pipeline, run, emit)
     _check_expected(recipe, run)
     mask = run.read_json("prepared/proof.json")["hash"]
     run.add_facts("prepare", model=_describe_model(recipe, pipeline), prepared={"key": key, **parts}, mask=mask)
+    manifest.write(run)
+
+
+def _warn_of_damage(file: str) -> events.Warned:
+    return events.Warned(message=f"{file} in the cache has changed since it was written: the data are prepared again")
 
 
 def check_components(work: StageWork) -> None:
@@ -108,8 +117,8 @@ def key_parts(recipe: Recipe, pipeline: Pipeline, registry: Registry) -> dict[st
     return {
         "code": _hash_code([*(PACKAGE / "data").rglob("*.py"), Path(__file__)]),
         "source": {"use": recipe.source.use, "fingerprint": pipeline.source.fingerprint()},
+        "transform_files": _fingerprint_transforms(pipeline),
         "components": [_component(registry, kind, use) for kind, named in uses.items() for use in named],
-        "transform_files": [each.fingerprint() for each in pipeline.transforms if hasattr(each, "fingerprint")],
         "source_code": _component(registry, "source", recipe.source),
         "tokenizer": pipeline.tokenizer.fingerprint,
         "template": pipeline.tokenizer.template.fingerprint,
@@ -121,8 +130,13 @@ def key_parts(recipe: Recipe, pipeline: Pipeline, registry: Registry) -> dict[st
         "max_seq_len": recipe.model.max_seq_len,
         "packing": recipe.packing.strategy,
         "seed": recipe.seed if recipe.transforms else None,
-        "data": [recipe.data.on_bad_row, recipe.data.on_too_long, recipe.data.max_lost],
+        "data": [recipe.data.on_bad_row, recipe.data.on_too_long],
+        "packages": {name: metadata.version(name) for name in DECISIVE},
     }
+
+
+def _fingerprint_transforms(pipeline: Pipeline) -> list[str]:
+    return [each.fingerprint() for each in pipeline.transforms if hasattr(each, "fingerprint")]
 
 
 def _template_date(pipeline: Pipeline) -> str | None:
@@ -133,9 +147,13 @@ def _template_date(pipeline: Pipeline) -> str | None:
 
 def _component(registry: Registry, kind: str, use: Use) -> dict[str, Any]:
     item = registry.get(kind, use.use)
-    file = module_file(item)
-    code = _hash_code(Path(file).parent.glob("*.py")) if file else ""
-    return {"kind": kind, "use": use.use, "with": use.with_, "version": item.version, "code": code}
+    return {
+        "kind": kind,
+        "use": use.use,
+        "with": use.with_,
+        "version": item.version,
+        "code": _hash_code(source_files(item)),
+    }
 
 
 def _hash_code(files: Iterable[Path]) -> str:
@@ -145,15 +163,26 @@ def _hash_code(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _prepare_entry(recipe: Recipe, pipeline: Pipeline, key: str, emit: Emit) -> Path:
+def _prepare_entry(recipe: Recipe, pipeline: Pipeline, parts: dict[str, Any], emit: Emit) -> Path:
+    key = store.make_key(parts)
     making = store.begin_entry(key)
     try:
         with _frozen_garbage():
             _prepare_splits(recipe, pipeline, making, emit)
+        _check_unchanged(pipeline, parts)
     except BaseException:
         shutil.rmtree(making)
         raise
     return store.publish_entry(making, key)
+
+
+def _check_unchanged(pipeline: Pipeline, parts: dict[str, Any]) -> None:
+    """Raises UserError if a file of the rows was written while it was read: nobody knows which rows were read."""
+    source = pipeline.source.fingerprint() != parts["source"]["fingerprint"]
+    if source or _fingerprint_transforms(pipeline) != parts["transform_files"]:
+        key = "source" if source else "transforms"
+        hint = "run it again when no other program writes to them"
+        raise UserError(Problem(f"files of the {key} changed while they were read", path=(key,), hint=hint))
 
 
 @contextlib.contextmanager
@@ -174,17 +203,29 @@ def _prepare_splits(recipe: Recipe, pipeline: Pipeline, making: Path, emit: Emit
         _prepare_split(pipeline, split, making, proof)
         emit(events.Prepared(split=split, rows=pipeline.rows_in[split]))
     ledger.close()
-    problems = _shorten(pipeline.problems) or [*_check_lost(recipe, pipeline, ledger), *proof.find_problems()]
-    if problems:
-        raise UserError(problems)
     found = {
         split: stats.compute_stats(tally, split, pipeline.rows_in[split], ledger)
         for split, tally in proof.splits.items()
     }
+    unfit = proof.find_problems()
+    if unfit:
+        unfit = [*_find_lost(recipe, pipeline, found, making), *unfit]
+    if problems := _shorten(pipeline.problems) or unfit:
+        raise UserError(problems)
     if recipe.packing.strategy != "none":
         found["train"]["packing"] = _pack(recipe, proof.splits["train"], making)
+    _write_json(making / "data.json", {"files": _list_data(pipeline)})
     _write_json(making / "proof.json", proof.to_json())
     _write_json(making / "stats.json", found)
+
+
+def _list_data(pipeline: Pipeline) -> list[dict[str, Any]]:
+    """Returns the files that the rows came from, with size, hash and rows by split; other places without a hash."""
+    listed = []
+    for name, rows in sorted(pipeline.rows_by_file.items()):
+        file = locate_file(pipeline.source, name)
+        listed.append({"name": name, **(manifest.describe_file(file) if file else {}), "rows": dict(rows)})
+    return listed
 
 
 def _prepare_split(pipeline: Pipeline, split: str, making: Path, proof: Proof) -> None:
@@ -220,21 +261,26 @@ def _shorten(problems: list[Problem]) -> list[Problem]:
     return [*problems[:SHOWN], rest]
 
 
-def _check_lost(recipe: Recipe, pipeline: Pipeline, ledger: Ledger) -> list[Problem]:
-    problems = []
-    for split, rows in pipeline.rows_in.items():
-        lost = ledger.count_lost(split)
+def _check_lost(recipe: Recipe, pipeline: Pipeline, run: RunDir) -> None:
+    """Raises UserError if more rows are lost than `data.max_lost` allows; what was prepared stays in the cache."""
+    problems = list(_find_lost(recipe, pipeline, run.read_json("prepared/stats.json"), run.prepared))
+    if problems:
+        raise UserError(problems)
+
+
+def _find_lost(recipe: Recipe, pipeline: Pipeline, found: dict[str, Any], prepared: Path) -> Iterator[Problem]:
+    for split, each in found.items():
+        lost, rows = sum(each["lost"].values()), each["rows_in"]
         if lost > recipe.data.max_lost * rows:
-            counts = ledger.counts[split].most_common()
-            reasons = ", ".join(f"{number} {label}" for label, number in counts if label.startswith(LOST))
+            counts = sorted(each["lost"].items(), key=lambda item: -item[1])
+            reasons = ", ".join(f"{number} {label}" for label, number in counts)
             message = (
                 f"{split}: {lost} of {rows} rows are lost, more than data.max_lost={recipe.data.max_lost:g} ({reasons})"
             )
-            example = ledger.find_first_lost(split)
+            example = find_first_lost(prepared / "ledger.jsonl", split)
             first = f"first: {pipeline.source.locate(example.origin)}: {example.detail}"
             hint = f"{first}; fix the rows, or raise model.max_seq_len or data.max_lost"
-            problems.append(Problem(message, path=("data", "max_lost"), hint=hint))
-    return problems
+            yield Problem(message, path=("data", "max_lost"), hint=hint)
 
 
 def _write_json(file: Path, data: Any) -> None:

@@ -4,12 +4,14 @@ from sftrun.recipe.model import Recipe
 from sftrun.report.card import card
 from sftrun.report.facts import gather
 from sftrun.report.page import page
+from sftrun.runs import manifest
 from sftrun.runs.directory import RunDir
 from sftrun.runs.stage import StageWork
 
 
 def report(work: StageWork) -> None:
     """Writes the report and the model card of a run."""
+    manifest.write(work.run)
     write_report(work.recipe, work.run)
 
 

@@ -7,6 +7,7 @@ from sftrun.launch import topology, workers
 from sftrun.memory import recover
 from sftrun.recipe.model import Recipe
 from sftrun.registry import current
+from sftrun.runs import manifest
 from sftrun.runs.advice import Watch
 from sftrun.runs.directory import RunDir
 from sftrun.runs.stage import StageWork
@@ -22,6 +23,7 @@ def train(work: StageWork) -> None:
     """
     recipe, run, node = work.recipe, work.run, work.node
     _check_samples(run)
+    manifest.pin_base(recipe, run)
     run.add_facts("train", launch=topology.facts(recipe))
 
     def attempt(recipe: Recipe, run: RunDir, emit: Emit) -> None:

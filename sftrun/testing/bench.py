@@ -103,7 +103,7 @@ def _row(number: int) -> str:
 
 
 def change_rows(run: RunDir, change: Callable[[dict[str, Any]], None]) -> None:
-    """Changes every prepared training row (`input_ids`, `labels`) in place; the cache keeps what it has."""
+    """Changes every prepared training row (`input_ids`, `labels`); the cache keeps what it has."""
     import pyarrow as pa
 
     file = run.prepared / "train.arrow"
@@ -111,6 +111,5 @@ def change_rows(run: RunDir, change: Callable[[dict[str, Any]], None]) -> None:
     rows = table.to_pylist()
     for row in rows:
         change(row)
-    file.unlink()  # a hard link into the cache
     with pa.OSFile(str(file), "wb") as out, pa.ipc.new_stream(out, table.schema) as stream:
         stream.write_table(pa.Table.from_pylist(rows, schema=table.schema))

@@ -10,10 +10,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sftrun.files import file_digest
+
 if TYPE_CHECKING:
     import torch
 
 NAME = "sftrun/tiny"
+SEAL = "sealed.json"  # hashes of the files of a model folder in the cache
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 PADDING, END_OF_TURN = 0, 2  # <|endoftext|> and <|im_end|>
@@ -63,6 +66,21 @@ def save(directory: Path, seed: int) -> None:
     save_file(_weights(shapes, seed), directory / "model.safetensors", metadata={"format": "pt"})
     for name in TOKENIZER_FILES:
         shutil.copyfile(folder() / name, directory / name)
+
+
+def seal(directory: Path) -> None:
+    """Writes the hash of every file of a model folder into it, for `is_intact`."""
+    hashes = {file.name: file_digest(file) for file in sorted(directory.iterdir())}
+    (directory / SEAL).write_text(json.dumps(hashes))
+
+
+def is_intact(directory: Path) -> bool:
+    """Returns True if a model folder has the files that were sealed in it, and no others."""
+    try:
+        hashes = json.loads((directory / SEAL).read_text())
+        return bool(hashes == {file.name: file_digest(file) for file in directory.iterdir() if file.name != SEAL})
+    except (OSError, ValueError):
+        return False
 
 
 def _weights(shapes: "dict[str, torch.Size]", seed: int) -> "dict[str, torch.Tensor]":

@@ -47,7 +47,9 @@ def load_answerer(run: PathLike, which: Literal["base", "tuned"] = "tuned") -> A
     """Loads the model of a run; raises as `generate` does."""
     folder = directory.open_run(run)
     recipe = folder.recipe()
+    folder.check(("prepared/proof.json", "model") if which == "tuned" else ("prepared/proof.json",))
     preflight.check_machine(recipe, ("backend",))
+    preflight.check_tokenizer(recipe, folder)
     from sftrun.data.asking import prompt_encoder
 
     encode = prompt_encoder(recipe.model)  # before the weights are loaded: it may refuse

@@ -1,9 +1,7 @@
 """Locates the base model of a recipe, and checks that an adapter meets the base that it was trained on."""
 
-import contextlib
 import hashlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +35,14 @@ def read_config(recipe: sftrun.Recipe) -> dict[str, Any]:
 
 def _embedded(recipe: sftrun.Recipe) -> str:
     folder = sftrun.files.cache_folder() / "models" / f"tiny-{tiny.fingerprint()[:16]}-seed{recipe.seed}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
-        tiny.save(making, recipe.seed)
-        with contextlib.suppress(OSError):  # another process was faster
-            making.rename(folder)
+    if not tiny.is_intact(folder):
+        try:
+            with sftrun.files.atomic_folder(folder) as making:
+                tiny.save(making, recipe.seed)
+                tiny.seal(making)
+        except OSError:
+            if not tiny.is_intact(folder):  # else another process was faster
+                raise
     return str(folder)
 
 

@@ -75,7 +75,7 @@ def seal(saving: Path, **facts: Any) -> Path:
     for name in list_files(saving):
         sftrun.files.sync_to_disk(saving / name)
         files[name] = ((saving / name).stat().st_size, sftrun.files.file_digest(saving / name))
-    (saving / MARKER).write_text(json.dumps({**facts, "files": files}), "utf-8")
+    (saving / MARKER).write_text(json.dumps(sftrun.files.seal({**facts, "files": files})), "utf-8")
     sftrun.files.sync_to_disk(saving / MARKER)
     for folder in (saving, *(path for path in saving.rglob("*") if path.is_dir())):
         sftrun.files.sync_to_disk(folder)
@@ -94,7 +94,8 @@ def complete_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def latest_intact(folder: Path, emit: sftrun.kinds.Emit) -> Checkpoint | None:
-    """Returns the newest checkpoint with intact files; removes later ones."""
+    """Returns the newest checkpoint with intact files; warns of damaged ones, and removes later ones."""
+    _warn_of_markers(folder, emit)
     for each in reversed(complete_checkpoints(folder)):
         broken = each.broken_file()
         if broken is None:
@@ -158,9 +159,17 @@ def _clean(folder: Path, steps: set[int]) -> None:
 
 def _read(folder: Path) -> Checkpoint | None:
     try:
-        facts = json.loads((folder / MARKER).read_text("utf-8"))
+        facts = sftrun.files.read_sealed(folder / MARKER)
         files = {name: (int(size), str(digest)) for name, (size, digest) in facts.pop("files").items()}
         complete = all((folder / name).stat().st_size == size for name, (size, _) in files.items())
         return Checkpoint(folder=folder, files=files, **facts) if complete else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, sftrun.UserError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _warn_of_markers(folder: Path, emit: sftrun.kinds.Emit) -> None:
+    """Warns of checkpoints whose marker is no longer the one that was written; those without one are half removed."""
+    for each in sorted(folder.glob(f"checkpoint-*/{MARKER}")):
+        if _read(each.parent) is None:
+            message = f"{each.parent} is not used: {MARKER} or a file that it names has changed since it was written"
+            emit(sftrun.events.Warned(message=message))
