@@ -13,7 +13,7 @@ from sftrun.launch.heartbeat import RESTART_HINT, HeartbeatMonitor
 from sftrun.launch.topology import Node
 from sftrun.recipe.resolved import resolved_yaml
 from sftrun.recipe.validate import Loaded
-from sftrun.runs import directory
+from sftrun.runs import directory, resume
 from sftrun.runs.directory import RunDir
 
 POLL_INTERVAL = 0.5  # seconds between two reads of the run directory
@@ -33,7 +33,8 @@ def join(loaded: Loaded, out: Path, node: Node, watch: Emit, target: str, stages
         if not _wait_for_training(run, stages):
             return run
         watch(Joining(status="training", node=node.rank, nodes=recipe.launch.nodes))
-        workers.run_in_worker(target, run, watch, workers.plan_ranks(recipe, node, resolved_yaml(recipe)))
+        resolved = resolved_yaml(resume.keep_choices(recipe, run))  # node 0 has chosen the commit of the model
+        workers.run_in_worker(target, run, watch, workers.plan_ranks(recipe, node, resolved))
     return run
 
 

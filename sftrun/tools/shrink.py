@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sftrun.errors import Problem, UserError
+from sftrun.recipe.model import ModelOptions
 
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab*", "merges.txt")
 HEADS = 4  # attention heads
@@ -32,7 +33,7 @@ SIZES = {  # other sizes, by their keys in configs
 }
 
 
-def save_tiny_model(source: Path, folder: Path, seed: int) -> None:
+def save_tiny_model(source: Path, folder: Path, seed: int, options: ModelOptions) -> None:
     """Writes a model folder: the config of `source` made small, random weights, and the unchanged tokenizer.
 
     Raises UserError if the architecture cannot be made small.
@@ -40,15 +41,19 @@ def save_tiny_model(source: Path, folder: Path, seed: int) -> None:
     import torch
     import transformers
 
+    from sftrun.training import pretrained
+
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(source)
+        config = pretrained.load_config(source, options)
         shrink_config(config)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = pretrained.build_model(config, options, dtype=torch.float32)
             model(input_ids=torch.zeros(1, 4, dtype=torch.long))
+    except UserError:
+        raise
     except Exception as error:  # a config may have other keys that must agree with the small sizes
         message = f"the model in {source} cannot be made small: {type(error).__name__}: {str(error).splitlines()[0]}"
         hint = "name a small model of the same family: --set model.name=…"

@@ -2,15 +2,14 @@
 
 from typing import Any
 
-import transformers
-
 import sftrun
 import sftrun.data
+from sftrun.training import pretrained
 
 
 def load_transformers_tokenizer(recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.kinds.Emit) -> Any:
     """Loads the tokenizer; warns if its ids of a prepared row differ from the ids by tokenizer.json."""
-    tokens = transformers.AutoTokenizer.from_pretrained(sftrun.data.load_tokenizer(recipe.model).folder)
+    tokens = pretrained.load_tokenizer(sftrun.data.load_tokenizer(recipe.model).folder, recipe.model)
     examples = run.read_json("prepared/proof.json")["splits"]["train"]["examples"]
     for example, sample in zip(examples, sftrun.data.Samples(run.prepared / "train.arrow"), strict=False):
         text = "".join(piece for piece, _ in example["pieces"])
