@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from sftrun import events
+from sftrun import events, scrub
 from sftrun.errors import Interrupted, UserError
 from sftrun.events import Failure
 from sftrun.kinds import Emit
@@ -138,11 +138,12 @@ def serve(job: Callable[[Emit], None], descriptor: int, lifeline: int) -> None:
     """Calls `job` and sends its events and its failure through a pipe; the process ends if the lifeline is cut."""
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     os.set_inheritable(descriptor, False)
+    sys.stdout, sys.stderr = scrub.Hiding(sys.stdout), scrub.Hiding(sys.stderr)
     pipe = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
 
     def emit(event: events.Event) -> None:
         # raises BrokenPipeError if the parent is gone
-        pipe.write(events.to_json(event) + "\n")
+        pipe.write(scrub.hide(events.to_json(event)) + "\n")
 
     try:
         job(emit)
