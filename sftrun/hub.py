@@ -3,6 +3,7 @@
 - `fetch(name, revision, patterns, path)`: a local folder with files of a model, named after the commit.
 - `find_commit(name, revision, path)`: the commit of a model, checked for weights that cannot be loaded safely.
 - `check_weights(name, files, path)`: the same check for the files of a folder.
+- `check_code(name, folder, path)`, `explain_code(name, path)`: Python code that comes with a model.
 - `check_dataset(name, revision, path)`: the commit of a dataset, checked before `datasets` starts to load it.
 - `explain_failure(kind, name, error, path)`: an error of the Hub as a problem that says what to do.
 
@@ -10,16 +11,27 @@ All but the last raise UserError within seconds. `path` is the key of the name i
 """
 
 import contextlib
+import json
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from sftrun.errors import Problem, RecipePath, UserError
 
-__all__ = ["check_dataset", "check_weights", "explain_failure", "fetch", "find_commit", "is_commit"]
+__all__ = [
+    "check_code",
+    "check_dataset",
+    "check_weights",
+    "explain_code",
+    "explain_failure",
+    "fetch",
+    "find_commit",
+    "is_commit",
+]
 
 TIMEOUT = 4.0  # seconds; huggingface_hub retries for minutes if nothing answers
 COMMIT = re.compile(r"[0-9a-f]{40}")
+CODE = ("config.json", "tokenizer_config.json")  # files whose `auto_map` names Python classes
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # loading one can run any code
 
 
@@ -62,6 +74,28 @@ def check_weights(name: str, files: Collection[str], path: RecipePath) -> None:
             "AutoTokenizer, and name FOLDER"
         )
         raise UserError(Problem(message, path=path, hint=hint))
+
+
+def explain_code(name: str, path: RecipePath) -> Problem:
+    """Returns the problem of a model that comes with Python code, which does not run unless the recipe allows it."""
+    hint = "use a model that transformers has; or read its code, and set model.trust_remote_code: true"
+    if not Path(name).is_absolute():
+        hint += " and model.revision: the commit that you have read"
+    return Problem(
+        f"the model {name} comes with Python code of its own, which sftrun does not run", path=path, hint=hint
+    )
+
+
+def check_code(name: str, folder: Path, path: RecipePath) -> None:
+    """Raises UserError if a model takes code from another repository, whose commit no recipe names."""
+    for file in CODE:
+        found = json.loads((folder / file).read_text("utf-8")) if (folder / file).is_file() else {}
+        for value in found.get("auto_map", {}).values():
+            for each in value if isinstance(value, list) else [value]:
+                if "--" in (each or ""):
+                    message = f"{file} of {name} takes code from another repository: {each}"
+                    hint = "copy that code into the folder of the model, and name it in auto_map without repository"
+                    raise UserError(Problem(message, path=path, hint=hint))
 
 
 def fetch(name: str, revision: str | None, patterns: Sequence[str], path: RecipePath) -> Path:

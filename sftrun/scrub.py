@@ -4,12 +4,14 @@ Secrets are the values of variables that a recipe uses as `${env:NAME}`, of vari
 token, and values that a recipe has written out where a secret belongs.
 """
 
+import contextlib
 import difflib
 import html
 import json
 import os
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 TOKEN_NAME = re.compile(
@@ -86,6 +88,29 @@ class Hiding:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+class Guarded(Hiding):
+    """A text stream that hides secrets, and writes control characters as `\\u001b`."""
+
+    def shown(self, text: str) -> str:
+        """Returns what is written for a text; a carriage return may begin it, as in the bars of libraries."""
+        start = "\r" if text.startswith("\r") else ""
+        return start + printable(super().shown(text[len(start) :]))
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """A context in which nothing reaches standard output or standard error unguarded.
+
+    Data for programs on standard output keep their control characters, except in a terminal.
+    """
+    out, err = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (Guarded if out.isatty() else Hiding)(out), Guarded(err)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = out, err
 
 
 def _replacements() -> list[tuple[str, str]]:

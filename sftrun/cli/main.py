@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 import sftrun
-from sftrun.cli import output
+from sftrun import scrub
 from sftrun.errors import UserError
 
 DONE, FIXABLE, USAGE, BUG, INTERRUPTED = 0, 1, 2, 3, 130
@@ -109,7 +109,7 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
 
 def run(args: list[str]) -> int:
     """Runs one command line and returns its exit code."""
-    with output.guarded():
+    with scrub.guarded():
         return _run(args)
 
 

@@ -5,11 +5,11 @@ import os
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import sftrun.data
-from sftrun.recipe.model import ModelOptions
 from sftrun.training import pretrained
 
 CONTEXT = 600 * 2**20  # bytes of a CUDA context with its kernels, outside torch's allocator; usual, not measured
@@ -20,7 +20,7 @@ IMPORTED = ("sftrun.training.train", "torch.utils.tensorboard", "deepspeed")  # 
 
 
 @functools.cache  # read once, so that earlier estimates do not count
-def library_bytes(options: ModelOptions) -> int:
+def library_bytes(options: Any) -> int:
     """Returns the bytes of this process after the imports of a training; with a GPU, the bytes of its CUDA context."""
     if torch.cuda.is_available():
         return CONTEXT

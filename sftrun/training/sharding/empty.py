@@ -11,7 +11,6 @@ import torch
 from torch import distributed
 
 import sftrun
-from sftrun.recipe.model import ModelOptions
 from sftrun.training import pretrained, ranks
 
 
@@ -24,7 +23,7 @@ def loads_weights(strategy: str | None, recipe: sftrun.Recipe, quantisation: Any
     return ranks.is_first() or not shared or quantisation is not None
 
 
-def empty_model(location: str, options: ModelOptions, revision: str, dtype: torch.dtype) -> Any:
+def empty_model(location: str, options: Any, revision: str, dtype: torch.dtype) -> Any:
     """Builds a model from its config, with uninitialised weights."""
     config = pretrained.load_config(location, options, revision=revision)
     with torch.device("meta"):
