@@ -79,7 +79,7 @@ def run(
     if node and node.rank and out:
         return follower.join(loaded, Path(out), node, watch, TRAIN, _up_to_training())
     if resume and (found := resuming.find_run(Path(loaded.name), Path(out) if out else None)):
-        settled = resuming.keep_chosen_batch(loaded.recipe, found)
+        settled = resuming.keep_choices(loaded.recipe, found)
         return _resume(found, msgspec.structs.replace(loaded, recipe=settled), watch, node, same_rows=True)
     with (
         new_run(loaded, out, watch, again=resume, stop_when=stop_when) as work,

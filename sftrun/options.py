@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from sftrun import scrub
 from sftrun.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -126,17 +127,9 @@ def expand(value: Any) -> Any:
     return ENV.sub(_variable, value) if isinstance(value, str) else value
 
 
-def variables(value: Any) -> Iterator[str]:
-    """Yields the names of the environment variables in every string below `value` that are set."""
-    if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from variables(item)
-    elif isinstance(value, str):
-        yield from (name for name in ENV.findall(value) if name in os.environ)
-
-
 def _variable(match: re.Match[str]) -> str:
     name = match[1]
+    scrub.use_variable(name)
     if name not in os.environ:
         raise UserError(Problem(f"the environment variable {name} is not set", hint=f"set it: export {name}=…"))
     return os.environ[name]

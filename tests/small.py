@@ -10,6 +10,7 @@ import tokenizers
 import trl
 
 from sftrun import tiny
+from sftrun.recipe.model import ModelOptions
 from sftrun.tools import shrink
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -71,7 +72,7 @@ def model(family: str, folder: Path, weights: bool = True) -> Path:
     if not weights:
         return whole
     (folder / family).mkdir()
-    shrink.save_tiny_model(whole, folder / family, seed=0)
+    shrink.save_tiny_model(whole, folder / family, 0, ModelOptions(name=str(whole)))
     shutil.copyfile(whole / "tokenizer_config.json", folder / family / "tokenizer_config.json")
     return folder / family
 

@@ -16,7 +16,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 # A module imports from its own line and from those above it.
 LAYERS = [
-    {"errors", "options", "types"},
+    {"errors", "options", "scrub", "types"},
     {"events", "files", "gpus", "hub", "tiny"},
     {"api_changes", "hookspecs", "kinds"},
     {"sftrun"},  # the public face; what is heavy in it is loaded on first use

@@ -98,6 +98,7 @@ PREPARED = {
 ELSEWHERE = {
     "model.space_to_answer": "test_borders.py: the space at the end of a prompt is trained with the answer",
     "data.split_reasoning": "test_ways_out.py: thoughts in a content become reasoning_content",
+    "model.trust_remote_code": "test_remote_code.py: code of the model runs, or is refused",
     "data.crosscheck": "test_crosscheck.py: a difference is a warning, or stops the run",
     "description": "test_report.py: it heads the report",
     "extends": "test_recipe_load.py: another file is merged in",
@@ -113,6 +114,7 @@ ELSEWHERE = {
         f"launch.{name}": "test_elastic.py: so many train, and start again so often"
         for name in ("processes", "nodes", "restarts")
     },
+    "train.attention_revision": "test_remote_code.py: attention hub runs that commit",
     "train.attention": "test_switches.py: the model computes it so",
     "train.cross_entropy": "test_switches.py: a kernel that is not there, or not for this machine, is refused",
     "train.compile": "test_switches.py: layers are compiled",

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from sftrun import scrub
+from sftrun.cli import output
 from sftrun.cli.options import overrides
 
 
@@ -78,10 +80,9 @@ def _show(pieces: list[tuple[str, bool]]) -> None:
     if not sys.stderr.isatty():
         print("".join(f"⟦{text}⟧" if trained else text for text, trained in pieces), file=sys.stderr)
         return
-    from rich.console import Console
     from rich.text import Text
 
     text = Text()
     for piece, trained in pieces:
-        text.append(piece, "bold green" if trained else "dim")
-    Console(stderr=True, highlight=False).print(text)
+        text.append(scrub.printable(piece), "bold green" if trained else "dim")
+    output.console().print(text)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 import sftrun
+from sftrun import scrub
 from sftrun.errors import UserError
 
 DONE, FIXABLE, USAGE, BUG, INTERRUPTED = 0, 1, 2, 3, 130
@@ -121,6 +122,11 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
 
 def run(args: list[str]) -> int:
     """Runs one command line and returns its exit code."""
+    with scrub.guarded():
+        return _run(args)
+
+
+def _run(args: list[str]) -> int:
     try:
         code = cli.main(args, prog_name="sftrun", standalone_mode=False)
         sys.stdout.flush()

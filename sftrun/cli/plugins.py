@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from sftrun import scrub
 from sftrun.registry import Registry, current
 
 
@@ -13,7 +14,7 @@ from sftrun.registry import Registry, current
 def command(as_json: bool) -> None:
     """List installed components with the distribution of each, and plugins that are broken."""
     data = _data(current())
-    print(json.dumps(data, indent=2) if as_json else _table(data))
+    print(json.dumps(data, indent=2) if as_json else scrub.printable(_table(data)))
 
 
 def _data(registry: Registry) -> dict[str, Any]:

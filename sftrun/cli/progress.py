@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sftrun import events
+from sftrun import events, scrub
+from sftrun.cli import output
 from sftrun.events import Event
 from sftrun.runs.numbers import byte_count
 
@@ -75,12 +76,10 @@ class Bar:
     """A progress bar with step, loss, tokens per second and the time left."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        console = Console(stderr=True, highlight=False)
         columns = [TextColumn("train"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}")]
-        self.progress = Progress(*columns, TimeRemainingColumn(), console=console)
+        self.progress = Progress(*columns, TimeRemainingColumn(), console=output.console())
         self.task: Any = None
 
     def __enter__(self) -> "Bar":
@@ -94,7 +93,7 @@ class Bar:
         if not isinstance(event, events.Step):
             line = line_of(event)
             if line:
-                self.progress.console.print(line, markup=False)
+                self.progress.console.print(scrub.printable(line), markup=False)
             return
         if self.task is None:
             self.task = self.progress.add_task("train", total=event.steps, facts="")

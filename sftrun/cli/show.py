@@ -6,6 +6,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from sftrun import scrub
+from sftrun.cli import output
 from sftrun.errors import Place, Problem
 
 WIDEST = 160  # characters of a source line; a longer one is cut around the caret
@@ -23,7 +25,7 @@ def print_problems(problems: Iterable[Problem]) -> None:
 
 def print_line(text: str) -> None:
     """Prints one line to stderr."""
-    _write([("text", text + "\n")])
+    _write([("text", scrub.printable(text) + "\n")])
 
 
 def text(problem: Problem) -> str:
@@ -75,13 +77,12 @@ def _write(parts: list[Piece]) -> None:
     if not sys.stderr.isatty() or os.environ.get("NO_COLOR"):
         sys.stderr.write("".join(piece for _, piece in parts))
         return
-    from rich.console import Console
     from rich.text import Text
 
     out = Text()
     for style, piece in parts:
-        out.append(piece, STYLES[style])
-    Console(stderr=True, highlight=False).print(out, end="", soft_wrap=True)
+        out.append(scrub.hide(piece), STYLES[style])
+    output.console().print(out, end="", soft_wrap=True)
 
 
 def as_data(problem: Problem) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 import sys
 from collections.abc import Sequence
 
+from sftrun import scrub
+from sftrun.cli import output
+
 
 def show(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """Prints a table; the first column is text, the others are numbers."""
@@ -21,13 +24,12 @@ def show(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") 
 
 
 def _rich(header: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, title_justify="left")
+    table = Table(title=Text(scrub.printable(title)) if title else None, title_justify="left")
     for index, name in enumerate(header):
         table.add_column(Text(name), justify="right" if index else "left")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console(stderr=True, highlight=False).print(table)
+        table.add_row(*(Text(scrub.printable(cell)) for cell in row))
+    output.console().print(table)

@@ -42,8 +42,8 @@ def _train(recipe: Recipe, run: RunDir, node: Node, watch: Emit, target: str) ->
     """Trains with the other nodes; returns False if memory ran out and node 0 has chosen a smaller batch."""
     watch(Joining(status="training", node=node.rank, nodes=recipe.launch.nodes))
     shrunk = _count_shrunk(run)
-    # node 0 may have chosen the batch, in this attempt or an earlier one
-    agreed = resume.keep_chosen_batch(recipe, RunDir(run.path))
+    # node 0 has chosen the commit of the model, and may have chosen the batch, in this attempt or an earlier one
+    agreed = resume.keep_choices(recipe, RunDir(run.path))
     try:
         workers.run_in_worker(target, run, watch, workers.plan_ranks(agreed, node, resolved_yaml(agreed)))
         return True

@@ -17,7 +17,7 @@ from typing import TextIO
 
 import msgspec
 
-from sftrun import events, gpus
+from sftrun import events, gpus, scrub
 from sftrun.errors import UserError
 from sftrun.events import Failure
 from sftrun.kinds import Emit
@@ -151,11 +151,12 @@ def serve(job: Callable[[Emit], None], descriptor: int, lifeline: int) -> None:
     """Calls `job` and sends its events and its failure through a pipe; the process ends if the lifeline is cut."""
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     os.set_inheritable(descriptor, False)
+    sys.stdout, sys.stderr = scrub.Hiding(sys.stdout), scrub.Hiding(sys.stderr)
     pipe = os.fdopen(descriptor, "w", encoding="utf-8", buffering=1)
     oom_kills = failures.count_oom_kills()
 
     def emit(event: events.Event) -> None:
-        line = events.to_json(event) + "\n"
+        line = scrub.hide(events.to_json(event)) + "\n"
         try:
             pipe.write(line)
         except BrokenPipeError:  # the parent is gone

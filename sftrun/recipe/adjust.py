@@ -1,5 +1,6 @@
 """Adjusts a document before it is validated: types overrides, makes paths absolute, checks `${env:NAME}`."""
 
+import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -7,11 +8,12 @@ from typing import Any
 
 import msgspec
 
+from sftrun import scrub
 from sftrun.errors import Place, Problem
 from sftrun.options import ENV, is_path
 from sftrun.recipe.compose import MAX_INTEGER
 from sftrun.recipe.document import Document, Node
-from sftrun.recipe.walk import Visit, walk
+from sftrun.recipe.walk import Visit, alternatives, walk
 from sftrun.registry import Registry
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -59,8 +61,12 @@ def variable_problems(document: Document, schema: dict[str, Any], registry: Regi
     """Yields a problem for every malformed or misplaced variable, and for every secret that is written out."""
     for visit in walk(document.root, schema, registry):
         value, formats = visit.node.value, visit.formats()
+        if isinstance(value, dict):
+            _hide_secrets(visit)
         if not isinstance(value, str):
             continue
+        for variable in ENV.findall(value):
+            scrub.use_variable(variable)
         name = ".".join(map(str, visit.path))
         if "secret" in formats and not ENV.fullmatch(value):
             hint = "write ${env:NAME}, and set the environment variable NAME where the recipe runs"
@@ -73,6 +79,29 @@ def variable_problems(document: Document, schema: dict[str, Any], registry: Regi
             yield Problem(f"${{env:…}} is not allowed in {name}", visit.node.place, hint=hint)
         elif "${env:" in ENV.sub("", value):
             yield Problem(f"{name} holds a malformed variable", visit.node.place, hint="write ${env:NAME}")
+
+
+def _hide_secrets(visit: Visit) -> None:
+    """Hides values that are written out where a secret belongs, also under a misspelled key."""
+    known = {name: about for choice in visit.choices for name, about in choice.get("properties", {}).items()}
+    secrets = [
+        name for name, about in known.items() if any(each.get("format") == "secret" for each in alternatives(about))
+    ]
+    for key, node in visit.node.value.items():
+        unknown = key not in known and (scrub.is_secret_name(key) or difflib.get_close_matches(key, secrets, n=1))
+        if key in secrets or unknown:
+            for text in _texts(node):
+                for part in ENV.sub("\0", text).split("\0"):
+                    scrub.hide_literal(part)
+
+
+def _texts(node: Node) -> Iterator[str]:
+    """Yields every text and number below a node, as it is written."""
+    if isinstance(node.value, dict | list):
+        for child in node.value.values() if isinstance(node.value, dict) else node.value:
+            yield from _texts(child)
+    elif node.raw or isinstance(node.value, str):
+        yield node.raw or node.value
 
 
 def _without_value(place: Place) -> Place:

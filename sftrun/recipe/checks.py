@@ -8,20 +8,56 @@ from typing import Any
 import msgspec
 
 from sftrun.errors import Problem, UserError
-from sftrun.options import ENV, Options, Use, changed_leaves, usual_leaves
+from sftrun.hub import is_commit
+from sftrun.options import ENV, Options, Use, changed_leaves, is_path, usual_leaves
 from sftrun.recipe.document import Document
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.train_options import TrainOptions
 from sftrun.registry import Registered, Registry, describe_exception, plugin_code
+from sftrun.tiny import NAME as TINY
 
 
 def key_problems(document: Document) -> Iterator[Problem]:
     """Yields problems of keys that have no effect, contradict another key, or need another key."""
+    yield from _revision_problems(document)
+    yield from _kernel_problems(document)
     for word in ("eval", "save"):
         yield from _steps_problems(document, word)
     yield from _best_checkpoint_problems(document)
     yield from _batch_problems(document)
     yield from _adapter_problems(document)
+
+
+def _revision_problems(document: Document) -> Iterator[Problem]:
+    """Yields problems of a revision that has no effect, or that is not enough to trust code."""
+    paths = [("model", key) for key in ("name", "revision", "trust_remote_code")]
+    name, revision, trust = (node.value if (node := document.find(path)) else None for path in paths)
+    if not isinstance(name, str) or not isinstance(revision, str | None):
+        return
+    if is_path(name) or name == TINY:
+        if revision is not None:
+            message = f"model.revision has no effect on {name}, which is not on the Hub"
+            yield Problem(message, document.key_place(paths[1]), paths[1], "leave it out", severity="warning")
+    elif trust is True and not is_commit(revision):
+        message = "model.trust_remote_code runs code of the Hub, and a branch or a tag may have other code tomorrow"
+        hint = "read the code, and write its full commit of 40 characters as model.revision"
+        yield Problem(message, document.key_place(paths[2]), paths[2], hint)
+
+
+def _kernel_problems(document: Document) -> Iterator[Problem]:
+    """Yields a problem if code of the Hub is wanted without its commit, or a commit without that code."""
+    path, other = ("train", "attention_revision"), ("train", "attention")
+    revision = _train_value(document, path[1])
+    if not isinstance(revision, str | None):
+        return
+    if _train_value(document, other[1]) == "hub":
+        if not is_commit(revision):
+            message = "train.attention hub runs native code of the Hub, and needs its full commit"
+            hint = "write as attention_revision the 40 characters of a commit of kernels-community/flash-attn2"
+            yield Problem(message, document.place(path if revision else other), path, hint)
+    elif revision is not None:
+        message = "train.attention_revision has no effect without train.attention hub"
+        yield Problem(message, document.key_place(path), path, "write attention: hub, or leave it out")
 
 
 def _steps_problems(document: Document, word: str) -> Iterator[Problem]:

@@ -1,5 +1,6 @@
 """Parses YAML 1.2 text into nodes with places: plain data only, with limits on depth, size and numbers."""
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import msgspec
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
+from sftrun import scrub
 from sftrun.errors import Problem, UserError
 from sftrun.recipe.document import Node, Origin
 
@@ -18,6 +20,13 @@ MAX_INTEGER = 2**63
 
 LINE_BREAK = re.compile(r"\r\n|\n|\r")
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
+
+# What libyaml may read otherwise than YAML 1.2: tabs, tags, escapes, directives, line breaks of Unicode, marks of keys
+# and documents, odd names of anchors, comments after the mark of a block.
+ODD = re.compile(
+    r"[\t\x85\u2028\u2029\ufeff!\\]|^(%|---|\.\.\.)|(^|[\s,\[{:-])(\?|[&*](?![\w-]+([\s,\]}]|\Z)))|[|>][-+0-9]*#",
+    re.MULTILINE,
+)
 
 # The core schema of YAML 1.2: `no` and `on` are text, `2e-4` is a number.
 NULL = re.compile(r"|~|null|Null|NULL")
@@ -87,8 +96,48 @@ def compose(text: str, origin: Origin) -> tuple[Node | None, list[Problem]]:
         raise UserError(
             Problem(f"a recipe must not contain the character U+{ord(bad[0]):04X}", origin.place(line, column))
         )
-    composer = _Composer(text, origin)
-    return composer.document(), composer.problems
+    if quick := _compose_quickly(text, origin):
+        return quick.node, []
+    composer = _Composer(text, origin, _parse_slowly(text))
+    try:
+        document = composer.document()
+    except UserError:
+        scrub.hide_written_out(text)
+        raise
+    if composer.problems:
+        scrub.hide_written_out(text)
+    return document, composer.problems
+
+
+class _Quick(msgspec.Struct):
+    """A document that libyaml has read without any problem; its node is None if it is empty."""
+
+    node: Node | None
+
+
+def _compose_quickly(text: str, origin: Origin) -> _Quick | None:
+    """Reads a text with libyaml, five times as fast; None if anything is wrong: ruamel.yaml explains it better.
+
+    None too for what libyaml reads as YAML 1.1, and for what it accepts and YAML 1.2 does not.
+    """
+    if ODD.search(text):
+        return None
+    composer = _Composer(text, origin, _parse_quickly(text))
+    try:
+        document = composer.document()
+    except Exception:  # said by the other parser
+        return None
+    return None if composer.problems else _Quick(document)
+
+
+def _parse_quickly(text: str) -> Iterator[Any]:
+    import yaml
+
+    yield from yaml.parse(text, Loader=yaml.CBaseLoader)
+
+
+def _parse_slowly(text: str) -> Iterator[Any]:
+    yield from YAML(typ="safe", pure=True).parse(text)
 
 
 def _position(text: str, index: int) -> tuple[int, int]:
@@ -97,11 +146,11 @@ def _position(text: str, index: int) -> tuple[int, int]:
 
 
 class _Composer:
-    def __init__(self, text: str, origin: Origin) -> None:
-        self.origin = origin
+    def __init__(self, text: str, origin: Origin, events: Iterator[Any]) -> None:
+        self.origin, self._text = origin, text
         self.problems: list[Problem] = []
         self._anchors: dict[str, _Part | None] = {}
-        self._events = self._parse(text)
+        self._events = self._parse(events)
         self._count = 0
 
     def document(self) -> Node | None:
@@ -117,10 +166,10 @@ class _Composer:
             raise self._error("a recipe must be one YAML document, and a second one starts here", event)
         return part.node
 
-    def _parse(self, text: str) -> Iterator[Any]:
+    def _parse(self, events: Iterator[Any]) -> Iterator[Any]:
         line = column = 0
         try:
-            for event in YAML(typ="safe", pure=True).parse(text):
+            for event in events:
                 line, column = event.end_mark.line, event.end_mark.column
                 yield event
         except MarkedYAMLError as error:
@@ -131,12 +180,30 @@ class _Composer:
             raise UserError(Problem(f"not valid YAML after this: {error}", self.origin.place(line, column))) from None
 
     def _not_yaml(self, error: MarkedYAMLError) -> UserError:
+        if opened := self._find_open_quote(error):
+            return opened
         unclosed = "end of stream" in str(error.problem)  # its start is more helpful than the end of the file
         mark = error.context_mark if unclosed and error.context_mark else error.problem_mark or error.context_mark
         where = self.origin.place(mark.line, mark.column) if mark else self.origin.place(0, 0)
         reason = " ".join(str(part) for part in (error.problem, error.context) if part)
         hint = next((hint for sign, hint in HINTS if sign in reason), None)
         return UserError(Problem(f"not valid YAML: {reason}", where, hint=hint))
+
+    def _find_open_quote(self, error: MarkedYAMLError) -> UserError | None:
+        """Returns the error of a quote that only a later quote closes, in front of which everything is text."""
+        mark = error.problem_mark or error.context_mark
+        line = mark.line if mark else -1
+        if "end of stream" in str(error.problem) and error.context_mark:
+            line = error.context_mark.line
+        found = None
+        for start, end in reversed(list(_long_quotes(self._text))):
+            if end.line == line and start.line < line:
+                found, line = (start, end), start.line
+        if found is None:
+            return None
+        start, end = found
+        message = f"not valid YAML: the quote that opens here is closed only on line {end.line + 1}, in other text"
+        return UserError(Problem(message, self.origin.place(start.line, start.column), hint="close it on its own line"))
 
     def _error(self, message: str, event: Any, hint: str | None = None) -> UserError:
         return UserError(Problem(message, self._place(event), hint=hint))
@@ -262,6 +329,15 @@ class _Composer:
             return sources
         self._note("<< takes a mapping, or a list of mappings", event)
         return []
+
+
+def _long_quotes(text: str) -> Iterator[tuple[Any, Any]]:
+    """Yields the start and the end of each text in quotes that spans several lines, up to the first error."""
+    with contextlib.suppress(Exception):
+        for token in YAML(typ="safe", pure=True).scan(text):
+            quoted = type(token).__name__ == "ScalarToken" and token.style in ("'", '"')
+            if quoted and token.end_mark.line > token.start_mark.line:
+                yield token.start_mark, token.end_mark
 
 
 def _is(event: Any, name: str) -> bool:

@@ -20,8 +20,20 @@ class ModelOptions(Options):
         ),
     ]
     revision: Annotated[
-        str | None, Meta(description="Branch, tag or commit on the Hub; null for the default branch.")
+        str | None,
+        Meta(
+            description="Branch, tag or commit on the Hub; null for the default branch. A run looks up the commit "
+            "once, writes it to lock.json and resolved.yaml, and keeps it."
+        ),
     ] = None
+    trust_remote_code: Annotated[
+        bool,
+        Meta(
+            description="Run the Python code that comes with the model, for an architecture that transformers does "
+            "not have. It can do anything on this machine: read it first. A model of the Hub needs its full commit as "
+            "revision."
+        ),
+    ] = False
     max_seq_len: Annotated[
         Count, Meta(description="Longest sequence to train on, in tokens; see data.on_too_long for longer rows.")
     ] = 2048

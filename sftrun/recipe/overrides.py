@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from sftrun import scrub
 from sftrun.errors import Place, Problem, UserError
 from sftrun.recipe.compose import LINE_BREAK, MAX_DEPTH, UNPRINTABLE, compose
 from sftrun.recipe.document import Document, Node, Origin
@@ -78,6 +79,8 @@ def parse_environment(environment: Mapping[str, str]) -> tuple[list[Override], l
 def _override(keys: list[str], separator: str, lead: str, name: str, value: str) -> Override:
     """Makes an override that was written as `lead` + `name` + "=" + `value`."""
     prefix = f"{lead}{name}="
+    if scrub.is_secret_name(keys[-1]) and "${env:" not in value:
+        scrub.hide_literal(value)
     origin = Origin(prefix + value, Path.cwd(), LINE_BREAK.split(value), prefix)
     places, column = [], len(lead) + 1 + len(name) - len(name.lstrip())
     for key in keys:

@@ -87,12 +87,15 @@ class TrainOptions(Options):
         Meta(description="Number format of the computation; auto is bf16 on a GPU that supports it, else fp32."),
     ] = "auto"
     attention: Annotated[
-        Literal["auto", "eager", "sdpa", "flash-attn", "flex"],
+        Literal["auto", "eager", "sdpa", "flash-attn", "flex", "hub"],
         Meta(
-            description="Implementation of attention; auto is flash-attn if it is installed and works, else a kernel "
-            "from the Hub if the package kernels is installed, else sdpa."
+            description="Implementation of attention; auto is flash-attn if it is installed and works, else sdpa. hub "
+            "is native code from the Hub, kernels-community/flash-attn2, of attention_revision (package kernels)."
         ),
     ] = "auto"
+    attention_revision: Annotated[
+        str | None, Meta(description="With attention hub: the full commit of the kernel's repository, whose code runs.")
+    ] = None
     cross_entropy: Annotated[
         Literal["torch", "liger", "cut-cross-entropy"],
         Meta(

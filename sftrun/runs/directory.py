@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sftrun import files
+from sftrun import files, scrub
 from sftrun.errors import UserError
 from sftrun.events import Event, Warned, encode, to_json
 from sftrun.recipe.model import Recipe
@@ -45,7 +45,7 @@ class RunDir:
 
     def write(self, name: str, text: str) -> None:
         """Writes a text file atomically: a temporary file, fsync, rename."""
-        write_atomically(self.path / name, text)
+        write_atomically(self.path / name, text if name == RESOLVED else scrub.hide(text))
         if name == RESOLVED:
             self._recipe = None
 
@@ -82,7 +82,7 @@ class RunDir:
 
     def event(self, event: Event) -> None:
         """Appends one line to events.jsonl."""
-        line = to_json({"time": round(time.time(), 3), **encode(event)}) + "\n"
+        line = scrub.hide(to_json({"time": round(time.time(), 3), **encode(event)})) + "\n"
         with (self.path / "events.jsonl").open("ab", buffering=0) as file:
             end = file.tell()
             if file.write(line.encode()) < len(line.encode()):  # a full disk takes what it can

@@ -1,10 +1,12 @@
 """Records the events of a run in events.jsonl, and passes them to the display and the trackers."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 
+from sftrun import scrub
 from sftrun.errors import Interrupted
-from sftrun.events import Event, Malformed, StageChanged, Warned, decode
+from sftrun.events import Event, Malformed, StageChanged, Warned, decode, to_json
 from sftrun.kinds import Emit
 from sftrun.runs.directory import RunDir
 
@@ -21,12 +23,12 @@ class Recorder:
     def __init__(self, run: RunDir, watch: Emit, stop_when: Callable[[Event], bool] | None = None) -> None:
         self.run, self.stop_when = run, stop_when
         self.listeners: dict[str, Emit] = {DISPLAY: watch}
-        self.secrets: dict[str, str] = {}  # texts that no warning may contain: their replacements
         self.malformed: Counter[str] = Counter()
         self.stage = ""
 
     def __call__(self, event: Event) -> None:
         event, bad = decode(event)
+        event = _without_secrets(event)
         if isinstance(event, StageChanged):
             self.stage = event.stage
         if not isinstance(event, Malformed):
@@ -38,11 +40,8 @@ class Recorder:
             raise Interrupted
 
     def warn_of(self, what: str, error: BaseException) -> None:
-        """Records a warning about a failure, without secrets."""
-        message = f"{what}: {type(error).__name__}: {error}"
-        for secret, replacement in self.secrets.items():
-            message = message.replace(secret, replacement)
-        self(Warned(message=message))
+        """Records a warning about a failure."""
+        self(Warned(message=f"{what}: {type(error).__name__}: {error}"))
 
     def _count(self, bad: Malformed | None) -> None:
         if bad is None:
@@ -73,3 +72,10 @@ class Recorder:
         # each warning is an event too; the remaining listeners get it after this one
         for name, reason in failed.items():
             self.warn_of(f"the {name} failed and gets no more events", reason)
+
+
+def _without_secrets(event: Event) -> Event:
+    """Returns an event as the display and the trackers may see it."""
+    line = to_json(event)
+    hidden = scrub.hide(line)
+    return event if hidden == line else decode(json.loads(hidden))[0]

@@ -26,7 +26,7 @@ FREE = {
 }
 # Keys that may change after running out of memory: the same sums in another order.
 COUNTS = {"launch.processes", "launch.nodes"}
-KERNELS = {f"train.{name}" for name in ("attention", "cross_entropy", "compile", "tf32")}
+KERNELS = {f"train.{name}" for name in ("attention", "attention_revision", "cross_entropy", "compile", "tf32")}
 ROUNDING = {"train.batch_size", "train.grad_accum", "train.gradient_checkpointing", *KERNELS, *COUNTS}
 SAME = {"train.effective_batch_size"}  # may change if an optimizer step sees as many rows as before
 SPLIT = (("batch_size", "grad_accum"), ("eval_batch_size",))  # keys in `train` that a run changes by itself
@@ -123,8 +123,21 @@ def _resume_command(run: RunDir) -> str:
     return f"sftrun resume {files.shell_path(run.path)}"
 
 
-def keep_chosen_batch(recipe: Recipe, run: RunDir) -> Recipe:
-    """Returns the recipe with the batch that the run chose, if it still asks for the batch that the run began with."""
+def keep_choices(recipe: Recipe, run: RunDir) -> Recipe:
+    """Returns the recipe with the batch and the commit that the run chose, if it still asks for what the run began
+    with.
+    """
+    return _keep_commit(_keep_batch(recipe, run), run)
+
+
+def _keep_commit(recipe: Recipe, run: RunDir) -> Recipe:
+    pinned, model = run.read_json(directory.BEGUN).get("model", {}), recipe.model
+    if pinned.get("commit") and (model.name, model.revision) == (pinned["name"], pinned["revision"]):
+        model = msgspec.structs.replace(model, revision=pinned["commit"])
+    return msgspec.structs.replace(recipe, model=model)
+
+
+def _keep_batch(recipe: Recipe, run: RunDir) -> Recipe:
     asked = run.facts("train").get("batch", {}).get("asked", {})
     now = run.recipe().train
     sets: dict[str, Any] = {}

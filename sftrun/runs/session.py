@@ -1,7 +1,6 @@
 """The life of a run in this process: its lock, its record of stages and events, and errors with their place."""
 
 import contextlib
-import os
 import shutil
 import tempfile
 import time
@@ -16,7 +15,6 @@ from sftrun import files
 from sftrun.errors import Interrupted, Problem, UserError
 from sftrun.events import StageChanged
 from sftrun.kinds import Tracker, Tracking
-from sftrun.options import variables
 from sftrun.recipe.document import Document
 from sftrun.recipe.model import Recipe
 from sftrun.registry import current
@@ -102,7 +100,6 @@ def _start_trackers(recipe: Recipe, recorder: Recorder, resumed: bool) -> Iterat
     for use in recipe.trackers:
         counts[use.use] += 1
         name = f"tracker {use.use}" + (f" #{counts[use.use]}" if counts[use.use] > 1 else "")
-        recorder.secrets |= {os.environ[each]: f"${{env:{each}}}" for each in variables(use.with_) if os.environ[each]}
         try:
             tracker: Tracker = current().create("tracker", use)
             tracker.start(Tracking(recipe=recipe, run=recorder.run, resumed=resumed))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sftrun import events
-from sftrun.data import stats, store
+from sftrun.data import base, stats, store
 from sftrun.data.ledger import Ledger, find_first_lost
 from sftrun.data.masks.crosscheck import HINTS
 from sftrun.data.pipeline import Pipeline, locate_file
@@ -25,7 +25,7 @@ from sftrun.options import Use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry, current, source_files
 from sftrun.runs import manifest
-from sftrun.runs.directory import RunDir
+from sftrun.runs.directory import BEGUN, RunDir
 from sftrun.runs.preflight import check_prepared
 from sftrun.runs.stage import StageWork
 
@@ -39,7 +39,7 @@ def prepare(work: StageWork) -> None:
 
     Raises UserError if a row is malformed, if too many rows are lost, or if the proof fails.
     """
-    recipe, run, emit, registry = work.recipe, work.run, work.emit, current()
+    recipe, run, emit, registry = base.pin_commit(work.recipe, work.run), work.run, work.emit, current()
     pipeline = Pipeline(recipe, registry)
     for warning in pipeline.warnings:
         emit(events.Warned(message=warning.message))
@@ -54,7 +54,7 @@ def prepare(work: StageWork) -> None:
     _warn_of_borders(pipeline, run, emit)
     _check_expected(recipe, run)
     mask = run.read_json("prepared/proof.json")["hash"]
-    run.add_facts("prepare", model=_describe_model(recipe, pipeline), prepared={"key": key, **parts}, mask=mask)
+    run.add_facts("prepare", model=run.read_json(BEGUN)["model"], prepared={"key": key, **parts}, mask=mask)
     manifest.write(run)
 
 
@@ -102,13 +102,6 @@ def _check_expected(recipe: Recipe, run: RunDir) -> None:
         message = f"the mask is {found}, not the expected one: rows, template, tokenizer or masker have changed"
         hint = "check the mask with sftrun inspect; if it is right, write that hash"
         raise UserError(Problem(message, path=("expect_mask",), hint=hint))
-
-
-def _describe_model(recipe: Recipe, pipeline: Pipeline) -> dict[str, Any]:
-    """Returns the model's name, and its commit if it comes from the Hub."""
-    folder = pipeline.tokenizer.folder
-    commit = folder.name if folder.parent.name == "snapshots" else None
-    return {"name": recipe.model.name, "revision": recipe.model.revision, "commit": commit}
 
 
 def key_parts(recipe: Recipe, pipeline: Pipeline, registry: Registry) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from sftrun import flow, tiny
+from sftrun.data import base
 from sftrun.errors import Interrupted, UserError
 from sftrun.events import Checkpoint, Event, RehearsedStop
 from sftrun.kinds import Emit
@@ -117,6 +118,7 @@ def _make_tiny_model(recipe: Recipe, folder: Path) -> str:
     """Returns the name of the model to train: the embedded one, or the path of a new tiny one."""
     if recipe.model.name == tiny.NAME:
         return tiny.NAME
+    base.find_commit(recipe.model)  # raises, as the run would, if its weights are pickled
     making = RunDir(folder)
     making.write_recipe(recipe)
     workers.run_in_worker("sftrun.tools.rehearse:shrink_in_worker", making, lambda event: None)
@@ -128,7 +130,7 @@ def shrink_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     from sftrun.data.tokens.tokenizer import load_tokenizer
     from sftrun.tools import shrink
 
-    shrink.save_tiny_model(load_tokenizer(recipe.model).folder, run.model, recipe.seed)
+    shrink.save_tiny_model(load_tokenizer(recipe.model).folder, run.model, recipe.seed, recipe.model)
 
 
 def _shrink_recipe(recipe: Recipe, rows: Path, model: str) -> Iterator[str]:

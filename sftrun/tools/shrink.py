@@ -4,7 +4,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from sftrun import hub
 from sftrun.errors import Problem, UserError
+from sftrun.recipe.model import ModelOptions
 
 COPIED = (
     "generation_config.json",
@@ -40,7 +42,7 @@ SIZES = {  # other sizes, by their keys in configs
 }
 
 
-def save_tiny_model(source: Path, folder: Path, seed: int) -> None:
+def save_tiny_model(source: Path, folder: Path, seed: int, options: ModelOptions) -> None:
     """Writes a model folder: the config of `source` made small, random weights, the same tokenizer and way to generate.
 
     Raises UserError if the architecture cannot be made small.
@@ -50,14 +52,19 @@ def save_tiny_model(source: Path, folder: Path, seed: int) -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    trust = options.trust_remote_code
+    if trust:
+        hub.check_code(options.name, source, ("model", "trust_remote_code"))
     try:
-        config = transformers.AutoConfig.from_pretrained(source)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust)
         shrink_config(config)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust, dtype=torch.float32)
             model(input_ids=torch.zeros(1, 4, dtype=torch.long))
     except Exception as error:  # a config may have other keys that must agree with the small sizes
+        if "trust_remote_code" in str(error):
+            raise UserError(hub.explain_code(options.name, ("model", "name"))) from error
         message = f"the model in {source} cannot be made small: {type(error).__name__}: {str(error).splitlines()[0]}"
         hint = "name a small model of the same family: --set model.name=…"
         raise UserError(Problem(message, path=("model", "name"), hint=hint)) from error

@@ -14,9 +14,14 @@ For plugins:
 - `model`: `load_base`, `load_tuned`, `merge_adapter`, and comparing two models.
 - `loaded.LoadedModel`: a transformers model as evaluators use it.
 
-Provisional, and free to change in any release: `memory`, `sharding`, `ranks`, `weights`, `sft_trainer`, `train`, and in
-`model` every module but `load` and `merge`.
+Provisional, and free to change in any release: `memory`, `sharding`, `ranks`, `weights`, `sft_trainer`, `train`,
+`pretrained`, and in `model` every module but `load` and `merge`.
 """
+
+import os
+
+# models like mamba load native code of the Hub, of no fixed commit, if the package kernels is installed
+os.environ.setdefault("USE_HUB_KERNELS", "NO")
 
 __all__ = [
     "base_model",

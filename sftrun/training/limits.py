@@ -21,7 +21,14 @@ MODEL_KEYS = frozenset(
     {
         *("tuning.lora.r", "tuning.lora.alpha", "tuning.lora.dropout", "tuning.lora.target_modules"),
         *("tuning.lora.modules_to_save", "tuning.lora.rslora", "tuning.lora.dora", "tuning.lora.init"),
-        *("train.attention", "train.cross_entropy", "train.compile", "train.activation_offload", "train.tf32"),
+        *(
+            "train.attention",
+            "train.attention_revision",
+            "train.cross_entropy",
+            "train.compile",
+            "train.activation_offload",
+            "train.tf32",
+        ),
         *("launch.strategy", "launch.zero_stage", "packing.strategy"),
     }
 )

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import transformers
-
 import sftrun
 import sftrun.data
+from sftrun.training import pretrained
 
 ROLES = (
     "bos_token",
@@ -16,8 +15,9 @@ ROLES = (
 
 def load_transformers_tokenizer(recipe: sftrun.Recipe, run: sftrun.RunDir, emit: sftrun.kinds.Emit) -> Any:
     """Loads the tokenizer; warns if its ids of a prepared row differ from the ids by tokenizer.json."""
-    tokens = transformers.AutoTokenizer.from_pretrained(sftrun.data.load_tokenizer(recipe.model).folder)
-    _unset_unknown(tokens, sftrun.data.load_tokenizer(recipe.model), emit)
+    own = sftrun.data.load_tokenizer(recipe.model)
+    tokens = pretrained.load_tokenizer(own.folder, recipe.model)
+    _unset_unknown(tokens, own, emit)
     examples = run.read_json("prepared/proof.json")["splits"]["train"]["examples"]
     for example, sample in zip(examples, sftrun.data.Samples(run.prepared / "train.arrow"), strict=False):
         text = "".join(piece for piece, _ in example["pieces"])

@@ -40,6 +40,7 @@ def load(location: str, recipe: sftrun.Recipe, merged: bool = False, **also: Any
             max_seq_length=recipe.model.max_seq_len,
             dtype=compute.weights_dtype(recipe),
             load_in_4bit=four_bit,
+            trust_remote_code=recipe.model.trust_remote_code,
             full_finetuning=full,
             use_gradient_checkpointing=checkpointing(recipe),
             use_exact_model_name=True,  # else unsloth may load weights of another repository

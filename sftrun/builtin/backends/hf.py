@@ -7,7 +7,12 @@ import sftrun
 from sftrun.training import limits
 from sftrun.training.sharding import strategies
 
-KERNELS = {"liger": "liger_kernel", "cut-cross-entropy": "cut_cross_entropy", "flash-attn": "flash_attn"}
+KERNELS = {
+    "liger": "liger_kernel",
+    "cut-cross-entropy": "cut_cross_entropy",
+    "flash-attn": "flash_attn",
+    "hub": "kernels",
+}
 
 
 @sftrun.hookimpl

@@ -5,7 +5,8 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
-from functools import cached_property
+from datetime import date
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ FILES = (
     "generation_config.json",
 )
 BUILT_IN = Path(__file__).parent.parent / "masks" / "templates"
+CODE = ("*.py",)  # fetched too with `model.trust_remote_code`
 NAME = ("model", "name")  # path in the recipe, for problems
 
 
@@ -147,8 +149,24 @@ class Tokenizer:
 
 
 def load_tokenizer(model: ModelOptions) -> Tokenizer:
-    """Loads the tokenizer of a recipe's model; raises UserError if it is not available."""
-    return Tokenizer(find_folder(model), model)
+    """Loads the tokenizer of a recipe's model, once for the same files; raises UserError if it is not available."""
+    folder = find_folder(model)
+    template = Path(model.chat_template or "").expanduser()
+    files = [template, *(folder / name for name in FILES)]
+    return _load(folder, model, (date.today(), *map(_stamp, files)))  # templates may print the date
+
+
+@lru_cache(maxsize=4)
+def _load(folder: Path, model: ModelOptions, stamps: tuple[Any, ...]) -> Tokenizer:
+    return Tokenizer(folder, model)
+
+
+def _stamp(file: Path) -> tuple[int, ...] | None:
+    """Returns what changes if a file is written again; None if there is no such file."""
+    if not file.is_file():
+        return None
+    found = file.stat()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def find_folder(model: ModelOptions) -> Path:
@@ -172,7 +190,7 @@ def _check_folder(name: str) -> Path:
 def _fetch_from_hub(model: ModelOptions) -> Path:
     from sftrun.hub import fetch
 
-    return fetch(model.name, model.revision, FILES, NAME)
+    return fetch(model.name, model.revision, (*FILES, *CODE) if model.trust_remote_code else FILES, NAME)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 import sftrun
 import sftrun.data
 from sftrun import tiny
-from sftrun.training import compute
+from sftrun.training import compute, pretrained
 from sftrun.training.memory import floor, shares, sizes
 from sftrun.training.memory.tracker import MemoryTracker
 from sftrun.training.model import adapter, attention, head, vocabulary
@@ -40,7 +40,7 @@ def estimate(
     at once. Loading takes no more: weights are read through memory-mapped files. If processes share the model, the
     memory is for one process.
     """
-    libraries = floor.library_bytes(sftrun.data.load_tokenizer(recipe.model).folder)
+    libraries = floor.library_bytes(recipe.model)
     device = compute.device().type
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
@@ -153,11 +153,7 @@ def _config(recipe: sftrun.Recipe) -> Any:
     if recipe.model.name == tiny.NAME:
         return transformers.Qwen3Config(**tiny.ARCHITECTURE)
     tokenizer = sftrun.data.load_tokenizer(recipe.model)
-    try:
-        config = transformers.AutoConfig.from_pretrained(tokenizer.folder)
-    except (OSError, ValueError) as error:
-        message = f"the config of {recipe.model.name} cannot be read: {str(error).splitlines()[0]}"
-        raise sftrun.UserError(sftrun.Problem(message, path=("model", "name"))) from error
+    config = pretrained.load_config(tokenizer.folder, recipe.model)
     text = config.get_text_config()
     text.vocab_size = max(text.vocab_size, vocabulary.id_count(tokenizer))
     return config
@@ -168,7 +164,7 @@ def _build(recipe: sftrun.Recipe) -> Any:
     dtype = compute.weights_dtype(recipe)
     with torch.device("meta"):
         eager = {"attn_implementation": "eager"} if recipe.train.attention == "eager" else {}
-        model = transformers.AutoModelForCausalLM.from_config(_config(recipe), dtype=dtype, **eager)
+        model = pretrained.build_model(_config(recipe), recipe.model, dtype=dtype, **eager)
         if recipe.train.gradient_checkpointing:
             model.gradient_checkpointing_enable()
             model.enable_input_require_grads()

@@ -5,9 +5,12 @@ import os
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
-import transformers
+
+import sftrun.data
+from sftrun.training import pretrained
 
 CONTEXT = 600 * 2**20  # bytes of a CUDA context with its kernels, outside torch's allocator; usual, not measured
 KERNELS = 40 * 2**20  # bytes of code that the first training step maps on a CPU
@@ -17,14 +20,14 @@ IMPORTED = ("sftrun.training.train", "torch.utils.tensorboard", "deepspeed")  # 
 
 
 @functools.cache  # read once, so that earlier estimates do not count
-def library_bytes(tokenizer: Path) -> int:
+def library_bytes(options: Any) -> int:
     """Returns the bytes of this process after the imports of a training; with a GPU, the bytes of its CUDA context."""
     if torch.cuda.is_available():
         return CONTEXT
     for name in IMPORTED:
         if find_spec(name):
             import_module(name)
-    transformers.AutoTokenizer.from_pretrained(tokenizer)
+    pretrained.load_tokenizer(sftrun.data.load_tokenizer(options).folder, options)
     return _resident() + KERNELS
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import sftrun
 import sftrun.data
-from sftrun.training import base_model, compute, ranks, weights
+from sftrun.training import base_model, compute, pretrained, ranks, weights
 from sftrun.training.model import load, quantise, vocabulary
 
 # pissa: 16 iterations make the SVD nearly exact, in seconds instead of minutes a layer.
@@ -150,7 +150,7 @@ def _loftq(model: Any, recipe: sftrun.Recipe) -> None:
 
 def _new_tokens(base: Any, recipe: sftrun.Recipe, run: sftrun.RunDir) -> list[int]:
     location, commit = base_model.location(recipe), base_model.commit(recipe)
-    rows = transformers.AutoConfig.from_pretrained(location, revision=commit).get_text_config().vocab_size
+    rows = pretrained.load_config(location, recipe.model, revision=commit).get_text_config().vocab_size
     return vocabulary.untrained_ids(base, sftrun.data.load_tokenizer(recipe.model), rows, run.prepared / "train.arrow")
 
 

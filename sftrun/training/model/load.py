@@ -8,7 +8,7 @@ import transformers
 
 import sftrun
 import sftrun.data
-from sftrun.training import base_model, compute, saved
+from sftrun.training import base_model, compute, pretrained, saved
 from sftrun.training.loaded import LoadedModel
 from sftrun.training.model import head, quantise, vocabulary
 from sftrun.training.sharding.empty import empty_model
@@ -33,12 +33,8 @@ def load_base(
     dtype = dtype or compute.weights_dtype(recipe)
     device = device or compute.device()
     settings = quantise.load_settings(quantisation, compute.precision(recipe), device) if quantisation else {}
-    load = empty_model if empty else transformers.AutoModelForCausalLM.from_pretrained
-    try:
-        model = load(location, revision=base_model.commit(recipe), dtype=dtype, **settings)
-    except (OSError, ValueError) as error:
-        message = f"the model {location} cannot be loaded: {str(error).splitlines()[0]}"
-        raise sftrun.UserError(sftrun.Problem(message, path=("model", "name"))) from error
+    load = empty_model if empty else pretrained.load_model
+    model = load(location, recipe.model, revision=base_model.commit(recipe), dtype=dtype, **settings)
     if quantisation:
         quantise.disable_cpu_repacking(model)
     else:
@@ -52,7 +48,7 @@ def load_tuned(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Any:
     saved.check(run)
     if not saved.has_adapter(run.model):
         dtype = compute.DTYPES[compute.precision(recipe)]
-        return transformers.AutoModelForCausalLM.from_pretrained(run.model, dtype=dtype).to(compute.device())
+        return pretrained.load_model(run.model, recipe.model, dtype=dtype).to(compute.device())
     from peft import PeftModel
 
     base_model.check_adapter_base(recipe, run)

@@ -1,6 +1,5 @@
 """Applies the switches for speed and memory, and checks which of them are available on this machine."""
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from sftrun.training import compute
 from sftrun.training.model import attention
 
 OWN = {"eager": "eager", "sdpa": "sdpa", "flash-attn": "flash_attention_2", "flex": "flex_attention"}
-HUB_KERNEL = "kernels-community/flash-attn2"  # transformers' choice if flash-attn is not installed
+HUB_KERNEL = "kernels-community/flash-attn2"
 PATH = ("train", "attention")
 
 
@@ -44,9 +43,9 @@ def _unavailable(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
     if train.attention == "flex" and not gpu:
         message = "flex attention trains on a GPU only, and there is none"
         yield sftrun.Problem(message, path=PATH, hint="use attention: sdpa")
-    reason = _why_no_flash(recipe) if train.attention == "flash-attn" else None
+    reason = _why_no_flash(recipe, train.attention) if train.attention in ("flash-attn", "hub") else None
     if reason:
-        yield sftrun.Problem(f"flash-attn is not available: {reason}", path=PATH, hint="use attention: sdpa")
+        yield sftrun.Problem(f"{train.attention} is not available: {reason}", path=PATH, hint="use attention: sdpa")
 
 
 def _has_compiler() -> bool:
@@ -54,15 +53,15 @@ def _has_compiler() -> bool:
     return torch.cuda.is_available() or any(shutil.which(name) for name in (own, "g++", "clang++") if name)
 
 
-def _why_no_flash(recipe: sftrun.Recipe) -> str | None:
-    """Returns the reason why flash-attn is not available; None if it is."""
+def _why_no_flash(recipe: sftrun.Recipe, wanted: str = "flash-attn") -> str | None:
+    """Returns the reason why flash-attn, or with `hub` its build of the Hub, is not available; None if it is."""
     if not torch.cuda.is_available():
         return "it needs a GPU, and there is none"
     if not attention.has_ampere_gpu():
         return "it needs an NVIDIA GPU since Ampere, and this one is older"
     if compute.precision(recipe) == "fp32":
         return "it computes in bf16 or fp16, and train.precision is fp32"
-    if not is_flash_attn_2_available():
+    if wanted == "flash-attn" and not is_flash_attn_2_available():
         return "the package flash-attn is not installed"
     return None
 
@@ -89,41 +88,32 @@ def _set_packed_attention(model: Any, recipe: sftrun.Recipe, emit: sftrun.kinds.
     if wanted in ("auto", "sdpa", "flash-attn") and attention.isolate(model, flash):
         return f"{attention.kernel_name(flash, compute.precision(recipe))}, sequence by sequence"
     if wanted != "auto":
-        _set(model, wanted)
+        _set(model, recipe)
     if model.config._attn_implementation in ("eager", "sdpa"):
         message = "this attention does not split packed rows, so its memory grows with the square of their length"
         emit(sftrun.events.Warned(message=message))
     return str(model.config._attn_implementation)
 
 
-def _set_padded_attention(model: Any, recipe: sftrun.Recipe, emit: sftrun.kinds.Emit) -> str:
-    wanted = recipe.train.attention
-    if wanted != "auto":
-        _set(model, wanted)
+def _set_padded_attention(model: Any, recipe: sftrun.Recipe, _: sftrun.kinds.Emit) -> str:
+    if recipe.train.attention != "auto":
+        _set(model, recipe)
     elif _why_no_flash(recipe) is None and model._supports_flash_attn:
-        _set(model, "flash-attn")
-    elif _has_hub_kernel(recipe) and model._supports_flash_attn:
-        try:
-            model.set_attn_implementation(HUB_KERNEL)
-        except Exception as error:  # a download or a binary may fail in any way
-            emit(sftrun.events.Warned(message=f"{HUB_KERNEL} is not available: {error}; sdpa is used instead"))
+        model.set_attn_implementation(OWN["flash-attn"])
     return str(model.config._attn_implementation)
 
 
-def _has_hub_kernel(recipe: sftrun.Recipe) -> bool:
-    half = attention.has_ampere_gpu() and compute.precision(recipe) != "fp32"
-    return half and importlib.util.find_spec("kernels") is not None
-
-
-def _set(model: Any, wanted: str) -> None:
+def _set(model: Any, recipe: sftrun.Recipe) -> None:
+    wanted = recipe.train.attention
+    name = f"{HUB_KERNEL}@{recipe.train.attention_revision}" if wanted == "hub" else OWN[wanted]
     try:
-        model.set_attn_implementation(OWN[wanted])
+        model.set_attn_implementation(name)
     except (ValueError, ImportError) as error:
         problem = sftrun.Problem(
             f"{wanted} is not available for this model: {error}", path=PATH, hint="use attention: auto"
         )
         raise sftrun.UserError(problem) from error
-    if model.config._attn_implementation != OWN[wanted]:
+    if model.config._attn_implementation != name:
         message = f"this model does not support {wanted}, and has {model.config._attn_implementation} instead"
         raise sftrun.UserError(sftrun.Problem(message, path=PATH, hint="use attention: auto"))
 

@@ -8,11 +8,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import transformers
 from torch import distributed
 
 import sftrun
-from sftrun.training import ranks
+from sftrun.training import pretrained, ranks
 
 
 def loads_weights(strategy: str | None, recipe: sftrun.Recipe, quantisation: Any) -> bool:
@@ -24,11 +23,11 @@ def loads_weights(strategy: str | None, recipe: sftrun.Recipe, quantisation: Any
     return ranks.is_first() or not shared or quantisation is not None
 
 
-def empty_model(location: str, revision: str, dtype: torch.dtype) -> Any:
+def empty_model(location: str, options: Any, revision: str, dtype: torch.dtype) -> Any:
     """Builds a model from its config, with uninitialised weights."""
-    config = transformers.AutoConfig.from_pretrained(location, revision=revision)
+    config = pretrained.load_config(location, options, revision=revision)
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = pretrained.build_model(config, options, dtype=dtype)
     model.to_empty(device="cpu")
     model.tie_weights()  # to_empty has untied them
     return model.eval()
