@@ -1,5 +1,6 @@
 """The data pipeline: turns the rows of a source into samples, split by split and batch by batch."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from sftrun.data.answers import check_answers
 from sftrun.data.ledger import Entry
 from sftrun.data.length import LengthPolicy, Piece
 from sftrun.data.masks.crosscheck import CrossCheck
@@ -22,6 +24,7 @@ BATCH = 1024  # rows in a batch, at most; two batches are in memory at once
 CHARACTERS = 1 << 19  # characters in a batch, at most; encoding takes some 30 bytes for each
 
 Pair = tuple[Conversation, Rendered]
+ReportBadRow = Callable[[str, str, RowError], None]
 PendingBatch = tuple[list[Pair], "Future[tuple[Any, Any]]"]
 
 
@@ -125,7 +128,7 @@ class Pipeline:
         self,
         split: str,
         count: int,
-        bad: Callable[[str, str, str], None],
+        bad: ReportBadRow,
         add: Callable[[Entry], None],
         rows_in: dict[str, int],
     ) -> Iterable[Conversation]:
@@ -148,18 +151,16 @@ class Pipeline:
 
         return Context(split, self.source.splits(), self.recipe.seed, note, read_other_split, self.tokenizer.count)
 
-    def _read_conversations(
-        self, split: str, bad: Callable[[str, str, str], None], rows_in: dict[str, int]
-    ) -> Iterator[Conversation]:
+    def _read_conversations(self, split: str, bad: ReportBadRow, rows_in: dict[str, int]) -> Iterator[Conversation]:
         for number, row in enumerate(self.source.rows(split), 1):
             rows_in[split] = number
             if isinstance(row, BadRow):
-                bad(split, row.origin, row.reason)
+                bad(split, row.origin, RowError(row.reason))
                 continue
             try:
                 yield self.formatter.format(row)
             except RowError as error:
-                bad(split, row.origin, str(error))
+                bad(split, row.origin, error)
 
     def _render_all(self, conversations: Iterable[Conversation], split: str) -> Iterator[Pair]:
         for conversation in conversations:
@@ -167,16 +168,17 @@ class Pipeline:
                 rendered = self.renderer.render(conversation)
                 if refusal := self.encoder.find_refusal(rendered):
                     raise RowError(refusal)
+                check_answers(conversation.messages, functools.partial(self.encoder.find_trained_answers, rendered))
                 self.crosscheck.compare(conversation, rendered)
                 yield conversation, rendered
             except RowError as error:
-                self._report_bad_row(split, conversation.origin, str(error))
+                self._report_bad_row(split, conversation.origin, error)
 
-    def _report_bad_row(self, split: str, origin: str, reason: str) -> None:
+    def _report_bad_row(self, split: str, origin: str, error: RowError) -> None:
         if self.recipe.data.on_bad_row == "error":
-            self._add_problem(origin, reason)
+            self._add_problem(origin, str(error))
         else:
-            self.add(Entry(split, origin, "dropped", "bad row", reason))
+            self.add(Entry(split, origin, "dropped", error.reason, str(error)))
 
     def _add_problem(self, origin: str, message: str) -> None:
         self.problems.append(Problem(message, Place(self.source.locate(origin))))

@@ -61,7 +61,7 @@ class Alpaca:
     def _read_turn(self, data: dict[str, Any]) -> tuple[str, str]:
         instruction = _columns.get_text(data, self.fields.instruction)
         given = _columns.get_optional_text(data, self.fields.input)
-        answer = _columns.get_text(data, self.fields.output)
+        answer = _columns.get_answer(data, self.fields.output)
         if given is None:
             return instruction, answer
         return self.prompt.fill({"instruction": instruction, "input": given}), answer

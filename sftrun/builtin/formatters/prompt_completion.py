@@ -46,7 +46,7 @@ class PromptCompletion:
     def _format_texts(self, row: sftrun.Row) -> sftrun.Conversation:
         if _tools.read_tools(row.data) or _tools.read_template_kwargs(row.data):
             raise sftrun.RowError("has tools or chat_template_kwargs, but texts are rendered without a chat template")
-        completion = _columns.get_text(row.data, self.fields.completion)
+        completion = _columns.get_answer(row.data, self.fields.completion)
         messages = [
             {"role": "prompt", "content": row.data[self.fields.prompt]},
             {"role": "completion", "content": completion},

@@ -37,5 +37,5 @@ class Text:
             )
 
     def format(self, row: sftrun.Row) -> sftrun.Conversation:
-        content = _columns.get_text(row.data, self.field)
+        content = _columns.get_answer(row.data, self.field)
         return sftrun.Conversation([{"role": "text", "content": content}], row.origin, plain=True)
