@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from sftrun.data.ledger import Counts, describe_reasons
 from sftrun.data.masks.skeleton import Skeleton
 from sftrun.data.pipeline import Batch, Pipeline
 from sftrun.data.tokens import offsets
@@ -90,11 +91,14 @@ class Proof:
         """Takes the hash of a split's ids and masks."""
         self.splits.setdefault(split, Tally(lengths=np.zeros(self.limit + 1, dtype=np.int64))).hash = digest
 
-    def find_problems(self) -> list[Problem]:
-        """Returns the reasons why these masks are unfit for training."""
+    def find_problems(self, entries: Counts) -> list[Problem]:
+        """Returns the reasons why these masks are unfit for training; `entries` explain the rows that are missing."""
         found = []
         if "train" not in self.splits or not self.splits["train"].rows:
-            found.append(Problem("no row to train on is left", path=("source",)))
+            read = self.pipeline.rows_in.get("train", 0)
+            reasons = describe_reasons(entries.list_left_out("train"))
+            message = f"no row to train on is left: {read:,} read" + (f", {reasons}" if reasons else "")
+            found.append(Problem(message, path=("source",)))
         for split, tally in self.splits.items():
             if tally.without_trained:
                 found.append(Problem(f"{split}: {tally.without_trained} rows have no trained token", path=("masker",)))

@@ -13,7 +13,7 @@ import numpy as np
 
 from sftrun import events
 from sftrun.data import stats, store
-from sftrun.data.ledger import LOST, Ledger
+from sftrun.data.ledger import Counts, Ledger, describe_reasons, select_filtered
 from sftrun.data.masks.crosscheck import HINTS
 from sftrun.data.pipeline import Pipeline
 from sftrun.data.prompts import PromptWriter
@@ -45,11 +45,24 @@ def prepare(work: StageWork) -> None:
     with store.entry_lock(key, lambda: emit(events.Prepare(waiting=True))):
         entry = store.find_entry(key)
         emit(events.Prepare(cached=entry is not None))
-        store.link_files(entry or _prepare_entry(recipe, pipeline, key, emit), run.prepared)
+        store.link_files(entry or _prepare_entry(recipe, pipeline, key), run.prepared)
+    _report_rows(pipeline, run, emit)
     _check_masks(recipe, pipeline, run, emit)
     _check_expected(recipe, run)
     mask = run.read_json("prepared/proof.json")["hash"]
     run.add_facts("prepare", model=_describe_model(recipe, pipeline), prepared={"key": key, **parts}, mask=mask)
+
+
+def _report_rows(pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
+    """Emits how many rows each split has, and a warning with the reasons if rows were lost."""
+    for split, stats_of_split in run.read_json("prepared/stats.json").items():
+        rows, lost = stats_of_split["rows_in"], stats_of_split["lost"]
+        emit(events.Prepared(split=split, rows=rows, left_out={**lost, **select_filtered(stats_of_split["changed"])}))
+        if lost:
+            first = stats_of_split["first_lost"]
+            where = f"first: {pipeline.source.locate(first['origin'])}: {first['detail']}"
+            message = f"{split}: {sum(lost.values()):,} of {rows:,} rows are lost ({describe_reasons(lost)})"
+            emit(events.Warned(message=f"{message}; {where}; prepared/ledger.jsonl has all"))
 
 
 def check_components(work: StageWork) -> None:
@@ -133,11 +146,11 @@ def _hash_code(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _prepare_entry(recipe: Recipe, pipeline: Pipeline, key: str, emit: Emit) -> Path:
+def _prepare_entry(recipe: Recipe, pipeline: Pipeline, key: str) -> Path:
     making = store.begin_entry(key)
     try:
         with _frozen_garbage():
-            _prepare_splits(recipe, pipeline, making, emit)
+            _prepare_splits(recipe, pipeline, making)
     except BaseException:
         shutil.rmtree(making)
         raise
@@ -154,19 +167,21 @@ def _frozen_garbage() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _prepare_splits(recipe: Recipe, pipeline: Pipeline, making: Path, emit: Emit) -> None:
+def _prepare_splits(recipe: Recipe, pipeline: Pipeline, making: Path) -> None:
     ledger = Ledger(making / "ledger.jsonl")
     pipeline.add = ledger.add
     proof = Proof(pipeline)
     for split in pipeline.source.splits():
         _prepare_split(pipeline, split, making, proof)
-        emit(events.Prepared(split=split, rows=pipeline.rows_in[split]))
     ledger.close()
-    problems = _shorten(pipeline.problems) or [*_check_lost(recipe, pipeline, ledger), *proof.find_problems()]
+    problems = _shorten(pipeline.problems) or [
+        *_check_lost(recipe, pipeline, ledger.counts),
+        *proof.find_problems(ledger.counts),
+    ]
     if problems:
         raise UserError(problems)
     found = {
-        split: stats.compute_stats(tally, split, pipeline.rows_in[split], ledger)
+        split: stats.compute_stats(tally, split, pipeline.rows_in[split], ledger.counts)
         for split, tally in proof.splits.items()
     }
     if recipe.packing.strategy != "none":
@@ -208,20 +223,19 @@ def _shorten(problems: list[Problem]) -> list[Problem]:
     return [*problems[:SHOWN], rest]
 
 
-def _check_lost(recipe: Recipe, pipeline: Pipeline, ledger: Ledger) -> list[Problem]:
+def _check_lost(recipe: Recipe, pipeline: Pipeline, counts: Counts) -> list[Problem]:
     problems = []
     for split, rows in pipeline.rows_in.items():
-        lost = ledger.count_lost(split)
+        reasons = counts.list_lost(split)
+        lost = sum(reasons.values())
         if lost > recipe.data.max_lost * rows:
-            counts = ledger.counts[split].most_common()
-            reasons = ", ".join(f"{number} {label}" for label, number in counts if label.startswith(LOST))
-            message = (
-                f"{split}: {lost} of {rows} rows are lost, more than data.max_lost={recipe.data.max_lost:g} ({reasons})"
-            )
-            example = ledger.find_first_lost(split)
+            limit = f"more than data.max_lost={recipe.data.max_lost:g} ({describe_reasons(reasons)})"
+            example = counts.find_first_lost(split)
             first = f"first: {pipeline.source.locate(example.origin)}: {example.detail}"
             hint = f"{first}; fix the rows, or raise model.max_seq_len or data.max_lost"
-            problems.append(Problem(message, path=("data", "max_lost"), hint=hint))
+            problems.append(
+                Problem(f"{split}: {lost} of {rows} rows are lost, {limit}", path=("data", "max_lost"), hint=hint)
+            )
     return problems
 
 
