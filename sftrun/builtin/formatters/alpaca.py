@@ -2,8 +2,10 @@
 
 from typing import Annotated, Any
 
+import msgspec
+
 import sftrun
-from sftrun.builtin.formatters import _columns
+from sftrun.builtin.formatters import _columns, _media
 from sftrun.builtin.formatters._values import describe_type
 
 
@@ -48,9 +50,11 @@ class Alpaca:
         if problems:
             raise sftrun.UserError(problems)
         self.fields = options.fields
+        self.used = msgspec.structs.astuple(options.fields)
         self.prompt = _columns.parse_template(options.prompt)
 
     def format(self, row: sftrun.Row) -> sftrun.Conversation:
+        _media.check_media(row.data, self.used)
         system = _columns.get_optional_text(row.data, self.fields.system)
         turns = [*_read_history(row.data, self.fields.history), self._read_turn(row.data)]
         messages: list[sftrun.Message] = [] if system is None else [{"role": "system", "content": system}]

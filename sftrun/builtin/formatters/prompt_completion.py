@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 import sftrun
-from sftrun.builtin.formatters import _columns, _messages, _tools
+from sftrun.builtin.formatters import _columns, _media, _messages, _tools
 from sftrun.builtin.formatters._values import describe_type
 
 
@@ -35,6 +35,7 @@ class PromptCompletion:
 
     def format(self, row: sftrun.Row) -> sftrun.Conversation:
         names = (self.fields.prompt, self.fields.completion)
+        _media.check_media(row.data, names)
         given = {name: _columns.get_column(row.data, name) for name in names}
         if all(isinstance(value, str) for value in given.values()):
             return self._format_texts(row)
