@@ -13,6 +13,7 @@ from sftrun.data.ledger import Entry
 from sftrun.data.length import LengthPolicy, Piece
 from sftrun.data.masks.crosscheck import CrossCheck
 from sftrun.data.masks.render import Renderer
+from sftrun.data.masks.tools import ToolCheck
 from sftrun.data.tokens import encode, offsets, tokenizer
 from sftrun.errors import Place, Problem, RowError, UserError
 from sftrun.kinds import Context
@@ -52,6 +53,14 @@ class InspectedSample(msgspec.Struct, frozen=True):
     pieces: list[tuple[str, bool]]
 
 
+class RowTemplate(NamedTuple):
+    """A template of rows: its renderer and its checks."""
+
+    renderer: Renderer
+    crosscheck: CrossCheck
+    tools: ToolCheck
+
+
 class Pipeline:
     """The data components of a recipe. `problems` collects fatal row errors; `add` takes ledger entries."""
 
@@ -65,15 +74,36 @@ class Pipeline:
         self.formatter = registry.create("formatter", recipe.formatter)
         self.masker = registry.create("masker", recipe.masker)
         self.tokenizer = tokenizer.load_tokenizer(recipe.model)
-        self.renderer = Renderer(
-            self.tokenizer.template, eot_token=recipe.model.eot_token, adds_bos=self.tokenizer.adds_bos
-        )
-        self.crosscheck = CrossCheck(self.renderer)
+        self._templates = self._make_templates(recipe.model.eot_token)
         refused = self.renderer.check_template()
         if any(problem.severity == "error" for problem in refused):
             raise UserError(refused)
         self.warnings = refused
         self.encoder = encode.Encoder(self.tokenizer, self.masker, recipe.model.max_seq_len)
+
+    def _make_templates(self, eot_token: str | None) -> list["RowTemplate"]:
+        """Makes the template of rows without tools, and the one of rows with tools, which is often the same."""
+        first, second = self.tokenizer.template, self.tokenizer.tool_template
+        renderer = Renderer(first, eot_token=eot_token, adds_bos=self.tokenizer.adds_bos)
+        usual = RowTemplate(renderer, CrossCheck(renderer), ToolCheck(first))
+        if second is first:
+            return [usual, usual]
+        renderer = Renderer(second, eot_token=eot_token, adds_bos=self.tokenizer.adds_bos)
+        return [usual, RowTemplate(renderer, usual.crosscheck.for_renderer(renderer), ToolCheck(second))]
+
+    @property
+    def renderer(self) -> Renderer:
+        """The renderer of rows without tools."""
+        return self._templates[0].renderer
+
+    @property
+    def crosscheck(self) -> CrossCheck:
+        """The cross-check, whose counts are of all rows."""
+        return self._templates[0].crosscheck
+
+    def choose_template(self, conversation: Conversation) -> "RowTemplate":
+        """Returns the template of a row."""
+        return self._templates[bool(conversation.tools)]
 
     def inspect(self, split: str) -> Iterator[InspectedSample]:
         """Yields every sample of a split, with its text cut where training starts and stops."""
@@ -165,11 +195,13 @@ class Pipeline:
     def _render_all(self, conversations: Iterable[Conversation], split: str) -> Iterator[Pair]:
         for conversation in conversations:
             try:
-                rendered = self.renderer.render(conversation)
+                template = self.choose_template(conversation)
+                rendered = template.renderer.render(conversation)
+                template.tools.check(conversation, rendered.text)
                 if refusal := self.encoder.find_refusal(rendered):
                     raise RowError(refusal)
                 check_answers(conversation.messages, functools.partial(self.encoder.find_trained_answers, rendered))
-                self.crosscheck.compare(conversation, rendered)
+                template.crosscheck.compare(conversation, rendered)
                 yield conversation, rendered
             except RowError as error:
                 self._report_bad_row(split, conversation.origin, error)

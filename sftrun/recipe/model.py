@@ -27,7 +27,9 @@ class ModelOptions(Options):
     ] = 2048
     chat_template: Annotated[
         NameOrPath | None,
-        Meta(description="A built-in name (chatml) or a .jinja file; null for the tokenizer's own template."),
+        Meta(
+            description="A built-in name (chatml), a .jinja file, or a template that the tokenizer names; null for its own."
+        ),
     ] = None
     eot_token: Annotated[
         str | None,

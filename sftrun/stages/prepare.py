@@ -117,6 +117,7 @@ def key_parts(recipe: Recipe, pipeline: Pipeline, registry: Registry) -> dict[st
         "source_code": _component(registry, "source", recipe.source),
         "tokenizer": pipeline.tokenizer.fingerprint,
         "template": pipeline.tokenizer.template.fingerprint,
+        "tool_template": pipeline.tokenizer.tool_template.fingerprint,
         "date": _template_date(pipeline),
         "eot_token": recipe.model.eot_token,
         "max_seq_len": recipe.model.max_seq_len,
@@ -129,7 +130,8 @@ def key_parts(recipe: Recipe, pipeline: Pipeline, registry: Registry) -> dict[st
 def _template_date(pipeline: Pipeline) -> str | None:
     """Returns the day for a template that prints it; None for any other."""
     template = pipeline.tokenizer.template
-    return template.now.date().isoformat() if "strftime_now" in template.source else None
+    sources = (template.source, pipeline.tokenizer.tool_template.source)
+    return template.now.date().isoformat() if any("strftime_now" in source for source in sources) else None
 
 
 def _component(registry: Registry, kind: str, use: Use) -> dict[str, Any]:
