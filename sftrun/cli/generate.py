@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from sftrun.cli.options import choose_system_prompt
 from sftrun.errors import Place, Problem, UserError
 
 Prompt = tuple[dict[str, Any], list[dict[str, Any]]]
@@ -18,25 +19,30 @@ Prompt = tuple[dict[str, Any], list[dict[str, Any]]]
 @click.argument("prompts", type=click.Path(exists=True, dir_okay=False))
 @click.option("--out", type=click.Path(dir_okay=False), help="Write JSON lines to this file, not to standard output.")
 @click.option("--base", is_flag=True, help="Use the base model instead of the tuned one.")
+@click.option("--no-system", is_flag=True, help="Do not add the system prompt of the training to prompts without one.")
 @click.option(
     "--max-new-tokens", default=256, type=click.IntRange(min=1), show_default=True, help="Longest answer, in tokens."
 )
 @click.option(
     "--batch-size", default=16, type=click.IntRange(min=1), show_default=True, help="Prompts answered at the same time."
 )
-def command(run: str, prompts: str, out: str | None, base: bool, max_new_tokens: int, batch_size: int) -> None:
+def command(
+    run: str, prompts: str, out: str | None, base: bool, no_system: bool, max_new_tokens: int, batch_size: int
+) -> None:
     """Answer each line of PROMPTS with the model of a run directory.
 
     Each line of a .jsonl file is {"messages": […]} or {"prompt": "…"}; each line of any other file is a prompt. The
     answers are JSON lines: the line's keys, and the answer.
     """
+    from sftrun.runs.persona import add_persona
     from sftrun.tools.generate import load_answerer
     from sftrun.types import Decoding
 
+    system = choose_system_prompt(run, None, no_system)
     prompted = _read_prompts(Path(prompts))
     answer = load_answerer(run, "base" if base else "tuned")
     decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
-    answers = answer([messages for _, messages in prompted], decoding)
+    answers = answer([add_persona(messages, system) for _, messages in prompted], decoding)
     lines = [
         json.dumps({**row, "answer": text}, ensure_ascii=False) + "\n"
         for (row, _), text in zip(prompted, answers, strict=True)

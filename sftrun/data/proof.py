@@ -10,6 +10,7 @@ import numpy as np
 from sftrun.data.ledger import Counts, describe_reasons
 from sftrun.data.masks.skeleton import Skeleton
 from sftrun.data.pipeline import Batch, Pipeline
+from sftrun.data.system_prompts import SystemPrompts
 from sftrun.data.tokens import offsets
 from sftrun.data.tokens.tokenizer import Tokenizer
 from sftrun.errors import Problem
@@ -30,6 +31,7 @@ class Tally(msgspec.Struct):
     sizes: list[Any] = msgspec.field(default_factory=list)
     examples: list[dict[str, Any]] = msgspec.field(default_factory=list)
     hash: str = ""
+    system_prompts: SystemPrompts = msgspec.field(default_factory=SystemPrompts)
 
     @property
     def tokens(self) -> int:
@@ -78,6 +80,7 @@ class Proof:
             tally.examples.append({"origin": inspected.sample.origin, "pieces": inspected.pieces})
         for row in {row for row, _ in batch.cut_from}:
             self._collect_endings(batch.pairs[row][1])
+            tally.system_prompts.add(batch.pairs[row][0].messages)
 
     def _collect_endings(self, rendered: Rendered) -> None:
         """Collects the texts that end turns, which are equal in all rows of one skeleton."""

@@ -24,6 +24,7 @@ def compute_stats(tally: Tally, split: str, rows_in: int, entries: Counts) -> di
         "trained_tokens": tally.trained,
         "tokens_lost": entries.tokens[split],
         "trained_tokens_lost": entries.trained[split],
+        "system_prompts": tally.system_prompts.to_json(),
         "by_role": count_by_role(tally.counts),
         "duplicates": tally.count_duplicates(),
         "length": _summarise_lengths(tally.lengths),

@@ -28,7 +28,7 @@ class ModelOptions(Options):
     chat_template: Annotated[
         NameOrPath | None,
         Meta(
-            description="A built-in name (chatml), a .jinja file, or a template that the tokenizer names; null for its own."
+            description="chatml, a .jinja file, or the name of one of the tokenizer's templates; null for its default."
         ),
     ] = None
     eot_token: Annotated[
