@@ -21,6 +21,29 @@ def check_answers(messages: Sequence[Message], find_trained: Callable[[], set[in
         raise RowError(f"{who} is empty: {why}", EMPTY_ANSWER)
 
 
+def remove_ends(messages: Sequence[Message], ends: tuple[str, ...], plain: bool) -> list[Message] | None:
+    """Returns messages without end-of-turn tokens at the ends of answers; None if there are none.
+
+    In plain text, only the last message is an answer that ends.
+    """
+    found = None
+    for index, message in enumerate(messages):
+        content = message.get("content")
+        if (index == len(messages) - 1 if plain else message.get("role") == "assistant") and isinstance(content, str):
+            text = _remove_end(content, ends)
+            if text != content:
+                found = list(messages) if found is None else found
+                found[index] = {**message, "content": text}
+    return found
+
+
+def _remove_end(text: str, ends: tuple[str, ...]) -> str:
+    while text.rstrip().endswith(ends):
+        text = text.rstrip()
+        text = text.removesuffix(next(end for end in ends if text.endswith(end)))
+    return text
+
+
 def _is_empty_answer(message: Message) -> bool:
     return (
         message.get("role") in ANSWERING

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from sftrun.data.answers import check_answers
+from sftrun.data import answers
 from sftrun.data.ledger import Entry
 from sftrun.data.length import LengthPolicy, Piece
 from sftrun.data.masks.crosscheck import CrossCheck
+from sftrun.data.masks.dates import DateCheck
 from sftrun.data.masks.render import Renderer
 from sftrun.data.masks.tools import ToolCheck
 from sftrun.data.tokens import encode, offsets, tokenizer
@@ -59,6 +60,7 @@ class RowTemplate(NamedTuple):
     renderer: Renderer
     crosscheck: CrossCheck
     tools: ToolCheck
+    date: DateCheck
 
 
 class Pipeline:
@@ -79,17 +81,25 @@ class Pipeline:
         if any(problem.severity == "error" for problem in refused):
             raise UserError(refused)
         self.warnings = refused
+        self._ends = self._find_ends()
         self.encoder = encode.Encoder(self.tokenizer, self.masker, recipe.model.max_seq_len)
 
     def _make_templates(self, eot_token: str | None) -> list["RowTemplate"]:
         """Makes the template of rows without tools, and the one of rows with tools, which is often the same."""
         first, second = self.tokenizer.template, self.tokenizer.tool_template
         renderer = Renderer(first, eot_token=eot_token, adds_bos=self.tokenizer.adds_bos)
-        usual = RowTemplate(renderer, CrossCheck(renderer), ToolCheck(first))
+        usual = RowTemplate(renderer, CrossCheck(renderer), ToolCheck(first), DateCheck(first))
         if second is first:
             return [usual, usual]
         renderer = Renderer(second, eot_token=eot_token, adds_bos=self.tokenizer.adds_bos)
-        return [usual, RowTemplate(renderer, usual.crosscheck.for_renderer(renderer), ToolCheck(second))]
+        crosscheck = usual.crosscheck.for_renderer(renderer)
+        return [usual, RowTemplate(renderer, crosscheck, ToolCheck(second), DateCheck(second))]
+
+    def _find_ends(self) -> tuple[str, ...]:
+        """Returns the special tokens that end an answer, which the template or plain text adds itself."""
+        texts: set[str | None] = {self.recipe.model.eot_token, self.tokenizer.special.get("eos_token")}
+        texts.update(ending.strip() for each in self._templates for ending in each.renderer.endings)
+        return tuple(sorted({*self.tokenizer.added.values()} & texts))
 
     @property
     def renderer(self) -> Renderer:
@@ -100,6 +110,16 @@ class Pipeline:
     def crosscheck(self) -> CrossCheck:
         """The cross-check, whose counts are of all rows."""
         return self._templates[0].crosscheck
+
+    @property
+    def date(self) -> str | None:
+        """The date that a template has written into a row, because it is today's; None if none has."""
+        return next((each.date.found for each in self._templates if each.date.found), None)
+
+    @property
+    def date_advice(self) -> str:
+        """How to fix the date that a template writes."""
+        return self._templates[0].date.advice
 
     def choose_template(self, conversation: Conversation) -> "RowTemplate":
         """Returns the template of a row."""
@@ -193,18 +213,30 @@ class Pipeline:
                 bad(split, row.origin, error)
 
     def _render_all(self, conversations: Iterable[Conversation], split: str) -> Iterator[Pair]:
-        for conversation in conversations:
+        for given in conversations:
+            conversation = self._remove_ends(given, split)
             try:
                 template = self.choose_template(conversation)
                 rendered = template.renderer.render(conversation)
                 template.tools.check(conversation, rendered.text)
                 if refusal := self.encoder.find_refusal(rendered):
                     raise RowError(refusal)
-                check_answers(conversation.messages, functools.partial(self.encoder.find_trained_answers, rendered))
+                answers.check_answers(
+                    conversation.messages, functools.partial(self.encoder.find_trained_answers, rendered)
+                )
+                template.date.check(conversation)
                 template.crosscheck.compare(conversation, rendered)
                 yield conversation, rendered
             except RowError as error:
                 self._report_bad_row(split, conversation.origin, error)
+
+    def _remove_ends(self, conversation: Conversation, split: str) -> Conversation:
+        """Removes end-of-turn tokens from the ends of answers, because the template writes them."""
+        messages = answers.remove_ends(conversation.messages, self._ends, plain=conversation.plain)
+        if messages is None:
+            return conversation
+        self.add(Entry(split, conversation.origin, "changed", "end of turn removed from an answer, which had two"))
+        return msgspec.structs.replace(conversation, messages=messages)
 
     def _report_bad_row(self, split: str, origin: str, error: RowError) -> None:
         if self.recipe.data.on_bad_row == "error":

@@ -47,6 +47,7 @@ def prepare(work: StageWork) -> None:
         emit(events.Prepare(cached=entry is not None))
         store.link_files(entry or _prepare_entry(recipe, pipeline, key), run.prepared)
     _report_rows(pipeline, run, emit)
+    _warn_of_date(recipe, pipeline, run, emit)
     _check_masks(recipe, pipeline, run, emit)
     _check_expected(recipe, run)
     mask = run.read_json("prepared/proof.json")["hash"]
@@ -91,10 +92,23 @@ def _check_masks(recipe: Recipe, pipeline: Pipeline, run: RunDir, emit: Emit) ->
     emit(events.Warned(message=f"{message}; first: {first.where}: {first.message}; {first.hint}"))
 
 
+def _warn_of_date(recipe: Recipe, pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
+    date = run.read_json("prepared/proof.json")["date"]
+    if date is None:
+        return
+    then = "expect_mask fails then" if recipe.expect_mask else "so do the ids and the mask"
+    message = f"the chat template writes today's date, {date}, into the rows, which differ on another day; {then}"
+    emit(events.Warned(message=f"{message}; {pipeline.date_advice}"))
+
+
 def _check_expected(recipe: Recipe, run: RunDir) -> None:
-    found = run.read_json("prepared/proof.json")["hash"]
+    proof = run.read_json("prepared/proof.json")
+    found, date = proof["hash"], proof["date"]
     if recipe.expect_mask not in (None, found):
-        message = f"the mask is {found}, not the expected one: rows, template, tokenizer or masker have changed"
+        changed = "rows, template, tokenizer or masker have changed"
+        if date is not None:
+            changed = f"the chat template writes the date, {date} today, so every day has another mask; or {changed}"
+        message = f"the mask is {found}, not the expected one: {changed}"
         hint = "check the mask with sftrun inspect; if it is right, write that hash"
         raise UserError(Problem(message, path=("expect_mask",), hint=hint))
 

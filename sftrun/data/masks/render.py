@@ -94,6 +94,11 @@ class Renderer:
             return self._bos + "".join(plain_text.get_contents(messages))
         return self.template.render(messages, tools=tools, add_generation_prompt=True, **(kwargs or {}))
 
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """The texts that end turns of the template."""
+        return self._conventions.endings
+
     def check_template(self) -> list[Problem]:
         """Returns the problems of the template itself, seen on a short conversation."""
         return [] if self.template.missing else conventions.find_problems(self._conventions, self.eot_token)
