@@ -39,6 +39,21 @@ def test_prepare_says_how_many_rows_are_lost_and_why(sftrun, write, tmp_path):
         assert "data/train.jsonl:2: message 1 (assistant) is empty" in said.err
 
 
+def test_a_split_without_rows_is_said(sftrun, write, tmp_path):
+    recipe = write({"train": [GOOD], "val": [talk("q", "")]}, data=SKIP)
+    said = sftrun("prepare", recipe, "--out", tmp_path / "out")
+    assert "warning: val: 1 of 1 rows are lost" in said.err
+    assert "warning: val has no row: nothing is evaluated on it" in said.err
+
+
+def test_inspect_passes_on_warnings(sftrun, write):
+    said = sftrun("inspect", write([GOOD], model={"eot_token": "<|im_end|>"}))
+    assert "warning: model.eot_token has no effect" in said.err
+    rows = [talk(f"{number}?", f"{number}!") for number in range(6)]
+    said = sftrun("inspect", write(rows, source_options={"val_share": 0.05}))
+    assert "1 of 6 rows are held out for validation" in said.err
+
+
 def test_prepare_says_why_no_row_is_left(sftrun, write, tmp_path):
     said = sftrun("prepare", write([talk("q", "")], data=SKIP), "--out", tmp_path / "out")
     assert said.code == 1

@@ -37,6 +37,17 @@ def test_a_row_without_media_may_have_the_column(use, value):
     assert formatted(use, {**row, "images": value}, options)
 
 
+@pytest.mark.parametrize("use", ROWS)
+@pytest.mark.parametrize(
+    "value", [b"\x89PNG", {"bytes": b"\x89PNG", "path": None}, {"array": [0.1], "sampling_rate": 1}]
+)
+def test_media_are_recognised_in_columns_of_any_name(use, value):
+    row, options = ROWS[use]
+    with pytest.raises(RowError, match=r"^has picture, but only text is trained"):
+        formatted(use, {**row, "picture": value}, options)
+    assert formatted(use, {**row, "source": {"path": "a.txt"}, "id": 7}, options)
+
+
 def test_a_column_that_is_read_as_text_is_no_image():
     assert formatted("columns", {"image": "A cat.", "a": "b"}, {"user": "{image}", "assistant": "{a}"})
     assert formatted("text", {"image": "A cat."}, {"field": "image"})

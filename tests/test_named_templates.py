@@ -85,3 +85,22 @@ def test_a_tool_that_is_left_out_is_named_even_if_a_message_has_its_name(sftrun,
     assert "does not write the row's tools sing;" in said.err
     row = {**talk("find_weather, how warm is it?", "Mild."), "tools": [TOOL]}
     assert "does not write the row's tools;" in sftrun("inspect", write([row]), "--json").err
+
+
+def test_alpaca_rows_may_have_tools_too(sftrun, write, folder):
+    row = {"instruction": "How warm is it?", "output": "Mild.", "tools": json.dumps([TOOL])}
+    recipe = write([row], formatter="alpaca", model={"name": str(folder), "max_seq_len": 1024})
+    said = sftrun("inspect", recipe, "--json")
+    assert json.loads(said.out)["text"].startswith("<tool>")
+    assert "does not write the row's tools" in sftrun("inspect", write([row], formatter="alpaca"), "--json").err
+
+
+def test_a_variable_that_the_template_does_not_read_is_named(sftrun, write, tmp_path):
+    row = {**talk("2+2?", "4"), "chat_template_kwargs": {"enable_thinking": False, "tone": "dry"}}
+    (tmp_path / "dry.jinja").write_text("{{ tone }}" + DEFAULT)
+    recipe = write([talk("a", "b"), row], model={"chat_template": str(tmp_path / "dry.jinja")})
+    said = sftrun("prepare", recipe, "--out", tmp_path / "out")
+    assert said.code == 0
+    assert "the chat template does not read the variable enable_thinking, which has no effect; first: " in said.err
+    assert "data/train.jsonl:2" in said.err
+    assert "the variable tone" not in said.err

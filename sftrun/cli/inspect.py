@@ -31,11 +31,12 @@ def command(
     recipe: str, sets: tuple[str, ...], split: str, rows: int, shapes: bool, origin: str, html: str, as_json: bool
 ) -> None:
     """Show rows as the model reads them, with their trained tokens marked."""
+    from sftrun.cli import show
     from sftrun.data.ledger import Counts
     from sftrun.tools.inspect import add_titles, describe_left_out, group_by_shape, inspect_and_count
 
     counts = Counts()
-    items = inspect_and_count(recipe, sets, split, origin, counts)
+    items = inspect_and_count(recipe, sets, split, origin, counts, lambda warning: show.print_problems([warning]))
     titled_items = [] if as_json else group_by_shape(items) if shapes else add_titles(islice(items, rows))
     if as_json:
         _print_json(items)

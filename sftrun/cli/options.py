@@ -47,9 +47,11 @@ def choose_system_prompt(run: str, system: str | None, no_system: bool) -> str |
         raise click.UsageError("--system and --no-system exclude each other")
     if no_system or system is not None:
         return system or None
-    from sftrun.tools.generate import load_persona
+    from sftrun.tools.generate import load_persona, needs_system_prompt
 
     persona = load_persona(run)
     if persona is not None:
         print(f"system prompt of the training: {persona!r} (--no-system leaves it out)", file=sys.stderr)
+    elif needs_system_prompt(run):
+        print("warning: every training row had a system prompt, and none is common; give one", file=sys.stderr)
     return persona

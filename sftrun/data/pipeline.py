@@ -14,6 +14,7 @@ from sftrun.data.length import LengthPolicy, Piece
 from sftrun.data.masks.crosscheck import CrossCheck
 from sftrun.data.masks.dates import DateCheck
 from sftrun.data.masks.render import Renderer
+from sftrun.data.masks.template import Template
 from sftrun.data.masks.tools import ToolCheck
 from sftrun.data.tokens import encode, offsets, tokenizer
 from sftrun.errors import Place, Problem, RowError, UserError
@@ -71,6 +72,7 @@ class Pipeline:
         self.add = add
         self.problems: list[Problem] = []
         self.rows_in: dict[str, int] = {}
+        self.unread: dict[str, str] = {}  # template variables without effect, and the origin of a row with each
         self.source = registry.create("source", recipe.source)
         self.transforms = [registry.create("transform", use) for use in recipe.transforms]
         self.formatter = registry.create("formatter", recipe.formatter)
@@ -218,6 +220,7 @@ class Pipeline:
             try:
                 template = self.choose_template(conversation)
                 rendered = template.renderer.render(conversation)
+                self._note_unread(conversation, template.renderer.template)
                 template.tools.check(conversation, rendered.text)
                 if refusal := self.encoder.find_refusal(rendered):
                     raise RowError(refusal)
@@ -229,6 +232,12 @@ class Pipeline:
                 yield conversation, rendered
             except RowError as error:
                 self._report_bad_row(split, conversation.origin, error)
+
+    def _note_unread(self, conversation: Conversation, template: Template) -> None:
+        """Notes the first row of each template variable that the template does not read."""
+        for name in conversation.template_kwargs:
+            if name not in template.variables_read:
+                self.unread.setdefault(name, conversation.origin)
 
     def _remove_ends(self, conversation: Conversation, split: str) -> Conversation:
         """Removes end-of-turn tokens from the ends of answers, because the template writes them."""

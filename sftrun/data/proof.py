@@ -121,6 +121,7 @@ class Proof:
             "hash": hashlib.sha256(together.encode()).hexdigest(),
             "template": self.tokenizer.template.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
+            "unread_variables": self.pipeline.unread,
             "date": self.pipeline.date,
             "crosscheck": self.pipeline.crosscheck.to_json(),
             "end_of_turn": {end: self.tokenizer.encode([end])[0].ids for end in sorted(self.ends)},

@@ -48,6 +48,7 @@ def prepare(work: StageWork) -> None:
         store.link_files(entry or _prepare_entry(recipe, pipeline, key), run.prepared)
     _report_rows(pipeline, run, emit)
     _warn_of_date(recipe, pipeline, run, emit)
+    _warn_of_variables(pipeline, run, emit)
     _check_masks(recipe, pipeline, run, emit)
     _check_expected(recipe, run)
     mask = run.read_json("prepared/proof.json")["hash"]
@@ -64,6 +65,8 @@ def _report_rows(pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
             where = f"first: {pipeline.source.locate(first['origin'])}: {first['detail']}"
             message = f"{split}: {sum(lost.values()):,} of {rows:,} rows are lost ({describe_reasons(lost)})"
             emit(events.Warned(message=f"{message}; {where}; prepared/ledger.jsonl has all"))
+        if not stats_of_split["rows"]:
+            emit(events.Warned(message=f"{split} has no row: nothing is evaluated on it"))
 
 
 def check_components(work: StageWork) -> None:
@@ -99,6 +102,12 @@ def _warn_of_date(recipe: Recipe, pipeline: Pipeline, run: RunDir, emit: Emit) -
     then = "expect_mask fails then" if recipe.expect_mask else "so do the ids and the mask"
     message = f"the chat template writes today's date, {date}, into the rows, which differ on another day; {then}"
     emit(events.Warned(message=f"{message}; {pipeline.date_advice}"))
+
+
+def _warn_of_variables(pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
+    for name, origin in run.read_json("prepared/proof.json")["unread_variables"].items():
+        message = f"the chat template does not read the variable {name}, which has no effect"
+        emit(events.Warned(message=f"{message}; first: {pipeline.source.locate(origin)}"))
 
 
 def _check_expected(recipe: Recipe, run: RunDir) -> None:

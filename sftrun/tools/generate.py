@@ -35,6 +35,12 @@ def load_persona(run: PathLike) -> str | None:
     return find_persona(folder.recipe(), folder.read_json("prepared/stats.json"))
 
 
+def needs_system_prompt(run: PathLike) -> bool:
+    """Returns True if every row that a run's model was trained on had a system prompt."""
+    seen = directory.open_run(run).read_json("prepared/stats.json").get("train", {}).get("system_prompts", {})
+    return bool(seen) and bool(seen["rows"]) and not seen["without"]
+
+
 def load_answerer(run: PathLike, which: Literal["base", "tuned"] = "tuned") -> Answer:
     """Loads a run's model, and returns a function that answers conversations with it; raises as `generate` does."""
     folder = directory.open_run(run)

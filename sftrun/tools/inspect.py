@@ -1,11 +1,11 @@
 """Yields the samples that a recipe trains on, row by row, without running it."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from sftrun.data.ledger import Counts, describe_reasons
-from sftrun.errors import UserError
+from sftrun.errors import Problem, UserError
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.validate import PathLike, load_with_places
 from sftrun.registry import current
@@ -24,19 +24,26 @@ def inspect(
 
     Raises UserError at the end for malformed rows, and if there is no sample.
     """
-    return inspect_and_count(recipe, overrides, split, origin, Counts())
+    return inspect_and_count(recipe, overrides, split, origin, Counts(), lambda warning: None)
 
 
 def inspect_and_count(
-    recipe: PathLike | Recipe, overrides: Sequence[str], split: str, origin: str, counts: Counts
+    recipe: PathLike | Recipe,
+    overrides: Sequence[str],
+    split: str,
+    origin: str,
+    counts: Counts,
+    warn: Callable[[Problem], None],
 ) -> "Iterator[InspectedSample]":
-    """Yields samples as `inspect` does; `counts` counts the rows that are left out or changed."""
+    """Yields samples as `inspect` does; `counts` counts the rows left out or changed, `warn` gets warnings."""
     loaded = load_with_places(recipe, overrides)
     with with_places(loaded.document):
-        check_machine(loaded.recipe, DATA_KINDS)
+        warnings = check_machine(loaded.recipe, DATA_KINDS)
         from sftrun.data.pipeline import Pipeline
 
         pipeline = Pipeline(loaded.recipe, current(), counts.add)
+        for warning in (*loaded.warnings, *warnings, *pipeline.warnings):
+            warn(warning)
         if split not in pipeline.source.splits():
             raise UserError(f"the data has no split {split}; it has {', '.join(pipeline.source.splits())}")
         any_found = False

@@ -8,14 +8,22 @@ import sftrun
 COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
 """Columns of public datasets with something else than text."""
 
+FEATURES = ({"bytes", "path"}, {"array", "sampling_rate"})
+"""Keys of the objects that the library datasets writes for images, videos and audio, in columns of any name."""
+
 
 def check_media(data: dict[str, Any], used: Collection[str | None] = ()) -> None:
     """Raises RowError for a row with media; `used` are the columns that the formatter reads as text."""
-    for column in COLUMNS:
-        if column in data and column not in used and not _is_missing(data[column]):
+    for column, value in data.items():
+        if (column in COLUMNS or is_media(value)) and column not in used and not _is_missing(value):
             why = "only text is trained, and a mark such as <image> would be learned as letters"
             advice = "remove the column and the marks if the text makes sense alone, or leave the row out"
             raise sftrun.RowError(f"has {column}, but {why}; {advice}", "not only text")
+
+
+def is_media(value: Any) -> bool:
+    """Returns True for bytes, and for an image or a sound as an object."""
+    return type(value) is bytes or (type(value) is dict and any(keys <= value.keys() for keys in FEATURES))
 
 
 def _is_missing(value: Any) -> bool:

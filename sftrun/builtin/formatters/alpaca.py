@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import msgspec
 
 import sftrun
-from sftrun.builtin.formatters import _columns, _media
+from sftrun.builtin.formatters import _columns, _media, _tools
 from sftrun.builtin.formatters._values import describe_type
 
 
@@ -42,7 +42,7 @@ def register_formatters(register: sftrun.Register) -> None:
 
 
 class Alpaca:
-    """Rows with instruction and output, and optional input, system and history."""
+    """Rows with instruction and output, and optional input, system, history and tools."""
 
     def __init__(self, options: AlpacaOptions) -> None:
         path = ("formatter", "with", "prompt")
@@ -60,7 +60,8 @@ class Alpaca:
         messages: list[sftrun.Message] = [] if system is None else [{"role": "system", "content": system}]
         for question, answer in turns:
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        return sftrun.Conversation(messages, row.origin)
+        tools, kwargs = _tools.read_tools(row.data), _tools.read_template_kwargs(row.data)
+        return sftrun.Conversation(messages, row.origin, tools, kwargs)
 
     def _read_turn(self, data: dict[str, Any]) -> tuple[str, str]:
         instruction = _columns.get_text(data, self.fields.instruction)

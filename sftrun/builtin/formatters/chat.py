@@ -73,7 +73,8 @@ class Chat:
     def format(self, row: sftrun.Row) -> sftrun.Conversation:
         data = row.data
         messages = data.get("messages")
-        if type(messages) is list and self._more.isdisjoint(data) and _messages.are_plain(messages):
+        has_more = len(data) > 1 and (not self._more.isdisjoint(data) or any(map(_media.is_media, data.values())))
+        if type(messages) is list and not has_more and _messages.are_plain(messages):
             return sftrun.Conversation(messages, row.origin, None, self.template_kwargs)
         _media.check_media(data, (self.fields.system, self.fields.user, self.fields.assistant))
         messages = self._read_messages(data)
