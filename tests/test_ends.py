@@ -79,3 +79,14 @@ def test_a_date_that_the_rows_do_not_show_is_not_named(sftrun, write, tmp_path):
     said = sftrun("prepare", shows, "--set", f"formatter={json.dumps(chat)}", "--out", tmp_path / "fixed")
     assert said.code == 0
     assert "today's date" not in said.err
+
+
+@pytest.mark.parametrize("messages", [[3], [{}], [{"role": "assistant"}], [{"role": "assistant", "content": None}], []])
+def test_malformed_messages_of_a_plugin_are_bad_rows(monkeypatch, sftrun, write, messages):
+    from sftrun.builtin.formatters import chat
+    from sftrun.types import Conversation
+
+    monkeypatch.setattr(chat.Chat, "format", lambda self, row: Conversation(messages, row.origin))
+    said = sftrun("inspect", write([talk("a", "b")]), "--json")
+    assert said.code == 1
+    assert "train.jsonl:1: error: " in said.err

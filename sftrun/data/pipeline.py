@@ -1,6 +1,5 @@
 """The data pipeline: turns the rows of a source into samples, split by split and batch by batch."""
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -220,18 +219,25 @@ class Pipeline:
             try:
                 template = self.choose_template(conversation)
                 rendered = template.renderer.render(conversation)
-                self._note_unread(conversation, template.renderer.template)
+                if conversation.template_kwargs:
+                    self._note_unread(conversation, template.renderer.template)
                 template.tools.check(conversation, rendered.text)
                 if refusal := self.encoder.find_refusal(rendered):
                     raise RowError(refusal)
-                answers.check_answers(
-                    conversation.messages, functools.partial(self.encoder.find_trained_answers, rendered)
-                )
+                if empty := answers.find_empty(conversation.messages):
+                    self._check_empty(conversation, rendered, empty)
                 template.date.check(conversation)
                 template.crosscheck.compare(conversation, rendered)
                 yield conversation, rendered
             except RowError as error:
                 self._report_bad_row(split, conversation.origin, error)
+
+    def _check_empty(self, conversation: Conversation, rendered: Rendered, empty: Sequence[int]) -> None:
+        """Raises RowError if one of the empty answers is trained."""
+        trained = self.encoder.find_trained_answers(rendered)
+        for index in empty:
+            if index in trained:
+                raise answers.make_empty_answer(conversation.messages, index)
 
     def _note_unread(self, conversation: Conversation, template: Template) -> None:
         """Notes the first row of each template variable that the template does not read."""
