@@ -96,6 +96,7 @@ PREPARED = {
     "formatter chat: fields.assistant": "a",
 }
 ELSEWHERE = {
+    "model.space_to_answer": "test_borders.py: the space at the end of a prompt is trained with the answer",
     "data.crosscheck": "test_crosscheck.py: a difference is a warning, or stops the run",
     "description": "test_report.py: it heads the report",
     "extends": "test_recipe_load.py: another file is merged in",

@@ -207,11 +207,13 @@ def test_a_tool_call_is_generated_and_the_tools_answer_is_not():
 
 def test_a_template_without_end_of_turn_needs_one():
     assert refusal(OPEN, user("a"), assistant("b")) == (
-        "message 1 (assistant): the template writes no end-of-turn token after it; set model.eot_token"
+        "message 1 (assistant): the template writes no end-of-turn token after it; set model.eot_token to the stop "
+        "token of the model, often its eos_token"
     )
     conversation = [user("a"), assistant("b"), user("c"), assistant("d")]
-    assert show(OPEN, *conversation, eot_token="</s>") == "<|user|>a<|assistant|>[b]<|user|>c<|assistant|>[d][</s>]"
-    assert show(OPEN, *conversation[:3], eot_token="</s>") == "<|user|>a<|assistant|>[b]<|user|>c"
+    ended = "<|user|>a<|assistant|>[b][</s>]<|user|>c"
+    assert show(OPEN, *conversation, eot_token="</s>") == ended + "<|assistant|>[d][</s>]"
+    assert show(OPEN, *conversation[:3], eot_token="</s>") == ended
     assert show(OPEN, user("a"), assistant(""), eot_token="</s>") == "<|user|>a<|assistant|>[</s>]"
 
 
@@ -415,7 +417,14 @@ def test_rows_of_one_shape_have_spans_that_differ_in_position_alone():
 def test_rows_whose_spans_vary_have_no_shape():
     open_thoughts = renderer(THINKING.replace(".split('</think>')[-1]", ""))
     assert open_thoughts.render(Conversation([user("a"), assistant("b")])).shape is None
-    assert renderer(OPEN, "</s>").render(Conversation([user("a"), assistant("b")])).shape is None
+
+
+def test_rows_with_ends_of_the_recipe_share_a_shape():
+    one = renderer(OPEN, "</s>")
+    first, second = (one.render(Conversation([user(text), assistant(text)] * 2)) for text in ("a", "a longer one"))
+    assert first.shape is second.shape is not None
+    assert signature(first) == signature(second)
+    assert shown(second) == "<|user|>a longer one<|assistant|>[a longer one][</s>]" * 2
 
 
 def plain(*contents: tuple[str, str], source: str = CHATML, **more: object) -> str:

@@ -151,7 +151,8 @@ def fill(run: RunDir, text: str = "plain") -> RunDir:
     for event in ({"event": "eval", "step": 100, "loss": 0.06}, {"event": "warning", "message": text}):
         run.event(event)
     run.write_json("prepared/stats.json", {"val": split_stats(text), "train": split_stats(text)})
-    proof = {"hash": "feed", "template": "c0de", "tokenizer": "beef", "end_of_turn": {text: [2]}}
+    proof = {"hash": "feed", "template": "c0de", "tokenizer": "beef", "end_of_turn": {text: [2]}, "stop_ids": [2]}
+    proof["recipe_end"] = {"token": text, "after": text}
     run.write_json("prepared/proof.json", {**proof, "splits": {"train": split_proof(text), "val": split_proof(text)}})
     entry = {"split": "train", "origin": text, "action": "dropped", "reason": text, "detail": text, "tokens": 9}
     run.write("prepared/ledger.jsonl", f"{json.dumps(entry)}\n" * 30)

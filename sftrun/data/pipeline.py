@@ -16,9 +16,10 @@ from sftrun.data.masks.render import Renderer
 from sftrun.data.masks.template import Template
 from sftrun.data.masks.tools import ToolCheck
 from sftrun.data.tokens import encode, offsets, tokenizer
+from sftrun.data.tokens.borders import Borders, Joined
 from sftrun.errors import Place, Problem, RowError, UserError
 from sftrun.kinds import Context
-from sftrun.recipe.model import Recipe
+from sftrun.recipe.model import ModelOptions, Recipe
 from sftrun.registry import Registry
 from sftrun.types import BadRow, Conversation, NoteAction, Rendered, Sample
 
@@ -77,7 +78,8 @@ class Pipeline:
         self.formatter = registry.create("formatter", recipe.formatter)
         self.masker = registry.create("masker", recipe.masker)
         self.tokenizer = tokenizer.load_tokenizer(recipe.model)
-        self._templates = self._make_templates(recipe.model.eot_token)
+        self._templates = self._make_templates(recipe.model)
+        self.borders = Borders()
         refused = self.renderer.check_template()
         if any(problem.severity == "error" for problem in refused):
             raise UserError(refused)
@@ -85,16 +87,22 @@ class Pipeline:
         self._ends = self._find_ends()
         self.encoder = encode.Encoder(self.tokenizer, self.masker, recipe.model.max_seq_len)
 
-    def _make_templates(self, eot_token: str | None) -> list["RowTemplate"]:
+    def _make_templates(self, model: ModelOptions) -> list["RowTemplate"]:
         """Makes the template of rows without tools, and the one of rows with tools, which is often the same."""
-        first, second = self.tokenizer.template, self.tokenizer.tool_template
-        renderer = Renderer(first, eot_token=eot_token, adds_bos=self.tokenizer.adds_bos)
-        usual = RowTemplate(renderer, CrossCheck(renderer), ToolCheck(first), DateCheck(first))
-        if second is first:
-            return [usual, usual]
-        renderer = Renderer(second, eot_token=eot_token, adds_bos=self.tokenizer.adds_bos)
-        crosscheck = usual.crosscheck.for_renderer(renderer)
-        return [usual, RowTemplate(renderer, crosscheck, ToolCheck(second), DateCheck(second))]
+        usual, with_tools = (
+            Renderer(
+                template,
+                eot_token=model.eot_token,
+                adds_bos=self.tokenizer.adds_bos,
+                space_to_answer=model.space_to_answer,
+            )
+            for template in (self.tokenizer.template, self.tokenizer.tool_template)
+        )
+        crosscheck = CrossCheck(usual)
+        first = _make_row_template(usual, crosscheck)
+        if with_tools.template is usual.template:
+            return [first, first]
+        return [first, _make_row_template(with_tools, crosscheck.for_renderer(with_tools))]
 
     def _find_ends(self) -> tuple[str, ...]:
         """Returns the special tokens that end an answer, which the template or plain text adds itself."""
@@ -170,10 +178,20 @@ class Pipeline:
         counts = encoded.counts
         pieces: dict[int, list[Piece]] = {}
         for row, tokens in encoded.others.items():
-            pieces[row] = policy.apply(pairs[row][0].origin, tokens)
+            origin = pairs[row][0].origin
+            pieces[row] = policy.apply(origin, tokens) if self._check_borders(split, origin, tokens.joined) else []
             for each in pieces[row]:
                 counts.merge(each.counts)
         return _assemble(pairs, encoded, pieces)
+
+    def _check_borders(self, split: str, origin: str, joined: Joined | None) -> bool:
+        """Counts a row that loses a token at a border; returns False if all of an answer is lost."""
+        if joined and joined.loses_all:
+            self._report_bad_row(split, origin, RowError(f"{joined.reason}; {joined.hint}"))
+            return False
+        if joined:
+            self.borders.add(split, origin, joined)
+        return True
 
     def _apply_transforms(
         self,
@@ -261,6 +279,11 @@ class Pipeline:
 
     def _add_problem(self, origin: str, message: str) -> None:
         self.problems.append(Problem(message, Place(self.source.locate(origin))))
+
+
+def _make_row_template(renderer: Renderer, crosscheck: CrossCheck) -> RowTemplate:
+    template = renderer.template
+    return RowTemplate(renderer, crosscheck, ToolCheck(template), DateCheck(template))
 
 
 def _group_into_batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:

@@ -117,6 +117,7 @@ class Proof:
     def to_json(self) -> dict[str, Any]:
         """Returns the proof for proof.json, with a hash over the ids and masks of every split."""
         together = "".join(f"{split}:{tally.hash}\n" for split, tally in sorted(self.splits.items()))
+        ends = {end: self.tokenizer.encode([end])[0].ids for end in sorted(self.ends)}
         return {
             "hash": hashlib.sha256(together.encode()).hexdigest(),
             "template": self.tokenizer.template.fingerprint,
@@ -124,7 +125,10 @@ class Proof:
             "unread_variables": self.pipeline.unread,
             "date": self.pipeline.date,
             "crosscheck": self.pipeline.crosscheck.to_json(),
-            "end_of_turn": {end: self.tokenizer.encode([end])[0].ids for end in sorted(self.ends)},
+            "borders": self.pipeline.borders.to_json(),
+            "end_of_turn": ends,
+            "recipe_end": self.pipeline.renderer.recipe_end,
+            "stop_ids": sorted({ids[-1] for ids in ends.values() if len(ids) == 1 or ids[-1] in self.tokenizer.added}),
             "splits": {split: _split_facts(tally) for split, tally in self.splits.items()},
         }
 

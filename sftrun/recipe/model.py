@@ -33,8 +33,15 @@ class ModelOptions(Options):
     ] = None
     eot_token: Annotated[
         str | None,
-        Meta(description="Token that ends an answer, if the chat template does not write one."),
+        Meta(description="Token that ends each answer after which the chat template writes none."),
     ] = None
+    space_to_answer: Annotated[
+        bool,
+        Meta(
+            description="Let answers begin with the spaces that end their prompt, as in `Assistant: `: many tokenizers "
+            "join a space with the next word. Prompts for answers then end without them, also in the saved template."
+        ),
+    ] = False
 
 
 class DataOptions(Options):

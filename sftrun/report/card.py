@@ -70,8 +70,7 @@ def is_adapter(recipe: Recipe, facts: Facts) -> bool:
 
 def stop_ids(facts: Facts) -> Plain:
     """Returns the ids that end an answer, for a Python list; the folder of an adapter does not have them."""
-    ends = facts.proof.get("end_of_turn", {})
-    return Plain(", ".join(str(ids[0]) for ids in ends.values() if len(ids) == 1))
+    return Plain(", ".join(map(str, facts.proof.get("stop_ids", ()))))
 
 
 def settings(recipe: Recipe, facts: Facts) -> list[tuple[str, Any]]:

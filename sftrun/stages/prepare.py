@@ -50,6 +50,7 @@ def prepare(work: StageWork) -> None:
     _warn_of_date(recipe, pipeline, run, emit)
     _warn_of_variables(pipeline, run, emit)
     _check_masks(recipe, pipeline, run, emit)
+    _warn_of_borders(pipeline, run, emit)
     _check_expected(recipe, run)
     mask = run.read_json("prepared/proof.json")["hash"]
     run.add_facts("prepare", model=_describe_model(recipe, pipeline), prepared={"key": key, **parts}, mask=mask)
@@ -110,6 +111,14 @@ def _warn_of_variables(pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
         emit(events.Warned(message=f"{message}; first: {pipeline.source.locate(origin)}"))
 
 
+def _warn_of_borders(pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
+    """Reports rows that lose a token at a border, with the first of each split."""
+    for split, found in run.read_json("prepared/proof.json")["borders"].items():
+        where = pipeline.source.locate(found["origin"])
+        message = f"{split}: {found['rows']} rows lose the token at the border of a trained text"
+        emit(events.Warned(message=f"{message}; first: {where}: {found['reason']}; {found['hint']}"))
+
+
 def _check_expected(recipe: Recipe, run: RunDir) -> None:
     proof = run.read_json("prepared/proof.json")
     found, date = proof["hash"], proof["date"]
@@ -143,6 +152,7 @@ def key_parts(recipe: Recipe, pipeline: Pipeline, registry: Registry) -> dict[st
         "tool_template": pipeline.tokenizer.tool_template.fingerprint,
         "date": _template_date(pipeline),
         "eot_token": recipe.model.eot_token,
+        "space_to_answer": recipe.model.space_to_answer,
         "max_seq_len": recipe.model.max_seq_len,
         "packing": recipe.packing.strategy,
         "seed": recipe.seed if recipe.transforms else None,

@@ -46,8 +46,7 @@ def stop_ids(run: sftrun.RunDir, model: Any) -> list[int]:
     """Returns the ids of the stop tokens: the template's end-of-turn tokens and the model's own EOS tokens."""
     own = model.generation_config.eos_token_id
     ids_of_model = {own} if isinstance(own, int) else set(own or ())
-    ends = run.read_json("prepared/proof.json").get("end_of_turn", {})
-    return sorted(ids_of_model | {ids[0] for ids in ends.values() if len(ids) == 1})
+    return sorted(ids_of_model | set(run.read_json("prepared/proof.json").get("stop_ids", ())))
 
 
 def count(model: Any) -> dict[str, int]:

@@ -16,7 +16,7 @@ from sftrun.data.masks.render import Renderer, remove_flags
 from sftrun.data.masks.skeleton import Skeleton
 from sftrun.data.masks.template import Generation, Template
 from sftrun.errors import RowError
-from sftrun.types import Conversation, Message, Rendered
+from sftrun.types import Conversation, Message, Rendered, Span
 
 Kind = Literal["generation", "prefix"]
 
@@ -102,7 +102,7 @@ def cross_check(
     text that the generation prompt holds. A derivation that only knows some of the answers is compared on these.
     """
     conversation = remove_flags(conversation)
-    for derived in (_derive_by_tags(tags, conversation), _derive_by_prefixes(renderer.template, conversation)):
+    for derived in (_derive_by_tags(tags, conversation), _derive_by_prefixes(renderer, conversation)):
         derivation = derived and _align(rendered, derived)
         if derivation:
             disagreement = _compare(renderer, conversation, rendered, derivation)
@@ -157,17 +157,20 @@ def _derive_by_tags(tags: Template | None, conversation: Conversation) -> Deriva
     return Derivation("generation", text, inside, _find_answers(conversation))
 
 
-def _derive_by_prefixes(template: Template, conversation: Conversation) -> Derivation:
+def _derive_by_prefixes(renderer: Renderer, conversation: Conversation) -> Derivation:
     def render(count: int, prompt: bool = False) -> str:
         messages, more = conversation.messages[:count], conversation.template_kwargs
-        return template.render(messages, tools=conversation.tools, add_generation_prompt=prompt, **more)
+        return renderer.template.render(messages, tools=conversation.tools, add_generation_prompt=prompt, **more)
 
     derivation = Derivation("prefix", render(len(conversation.messages)), set(), set())
     for message in _find_answers(conversation):
         try:
             before, after = render(message, prompt=True), render(message + 1)
+            if not message and before == render(0):
+                continue  # some templates write no generation prompt without messages
         except RowError:
             continue
+        after = after.removesuffix(renderer.opened_turn)
         after = after if derivation.text.startswith(after) else after.rstrip()
         if derivation.text.startswith(before) and derivation.text.startswith(after):
             derivation.messages.add(message)
@@ -176,15 +179,27 @@ def _derive_by_prefixes(template: Template, conversation: Conversation) -> Deriv
 
 
 def _align(rendered: Rendered, derivation: Derivation) -> Derivation | None:
-    """Moves a derivation to the row's own text, into which the renderer may have put the end of the last turn."""
+    """Moves a derivation to the row's own text, into which the renderer may have put ends of turns."""
     if derivation.text == rendered.text:
         return derivation
-    end = next((span for span in reversed(rendered.spans) if span.end_of_turn), None)
-    if end is None or derivation.text != rendered.text[: end.start] + rendered.text[end.end :]:
+    added = _find_added_ends(rendered, derivation.text)
+    new = {at for span in added for at in range(span.start, span.end)}
+    kept = [at for at in range(len(rendered.text)) if at not in new]
+    if derivation.text != "".join(rendered.text[at] for at in kept):
         return None
-    moved = {at if at < end.start else at + end.end - end.start for at in derivation.inside}
-    is_known = end.message in derivation.messages
-    return derivation._replace(inside=moved | set(range(end.start, end.end) if is_known else ()))
+    known = {at for span in added if span.message in derivation.messages for at in range(span.start, span.end)}
+    return derivation._replace(inside={kept[at] for at in derivation.inside} | known)
+
+
+def _find_added_ends(rendered: Rendered, text: str) -> list[Span]:
+    """Returns the ends of turns that the template's own text does not have."""
+    added: list[Span] = []
+    shift = 0
+    for span in rendered.spans:
+        if span.end_of_turn and not text.startswith(rendered.text[span.start : span.end], span.start - shift):
+            added.append(span)
+            shift += span.end - span.start
+    return added
 
 
 def _compare(
@@ -195,10 +210,17 @@ def _compare(
     ours = {at for span in spans for at in range(span.start, span.end)}
     # A template may end a turn with the token that opens the next one, if there is a next one.
     openers = {(span.start, span.end) for span in spans if span.end_of_turn and derivation.kind == "prefix"}
-    wrong = [stretch for stretch in _group_positions(ours - theirs) if stretch not in openers]
-    ends = {span.end for span in spans}
     first = {span.message: span.start for span in reversed(spans)}
     starts = {start: message for message, start in first.items()}
+    wrong = [stretch for stretch in _group_positions(ours - theirs) if stretch not in openers]
+    wrong = [
+        (start, end)
+        for start, end in wrong
+        if start not in starts
+        or not rendered.text[start:end].isspace()  # tags may leave out the space that begins an answer
+        or not _is_prompt(renderer, conversation, starts[start], rendered.text[:start])
+    ]
+    ends = {span.end for span in spans}
     for start, end in _group_positions(theirs - ours):
         before, text = rendered.text[:start], rendered.text[start:end]
         if start in ends and not text.strip():
@@ -209,6 +231,14 @@ def _compare(
         return None
     reason = _describe_difference(rendered.text, (ours, theirs), min(wrong), derivation.kind)
     return Disagreement(conversation.origin, derivation.kind, reason)
+
+
+def _is_prompt(renderer: Renderer, conversation: Conversation, message: int, text: str) -> bool:
+    """Returns True if a text is all that the model gets before a message."""
+    try:
+        return _render_with_prompt(renderer, conversation, conversation.messages[:message])[0] == text
+    except RowError:
+        return False
 
 
 def _is_prompt_text(renderer: Renderer, conversation: Conversation, message: int, text: tuple[str, str]) -> bool:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from sftrun.data.masks.regions import Region, find_called_names
-from sftrun.data.masks.stand_ins import Leaf, MarkedText, StandIns
+from sftrun.data.masks.stand_ins import MarkedText, StandIns
 from sftrun.types import Part
 
 _CLOSING = re.compile(  # `</think>`, `[/THINK]`, `<|END_THINKING|>`, `<|eom|>`, `<channel|>`
@@ -15,12 +15,12 @@ _CLOSING = re.compile(  # `</think>`, `[/THINK]`, `<|END_THINKING|>`, `<|eom|>`,
 
 
 class _Sign(NamedTuple):
-    """Text `[start, end)` whose part is known; `tail` is the rest of the text after its last stand-in."""
+    """Text `[start, end)` whose part is known, and the leaf it belongs to, if any."""
 
     start: int
     end: int
     part: Part
-    tail: str = ""
+    leaf: int = -1
 
 
 def cut_region(marked: MarkedText, stand_ins: StandIns, region: Region) -> Iterator[tuple[int, int, Part]]:
@@ -34,7 +34,8 @@ def cut_region(marked: MarkedText, stand_ins: StandIns, region: Region) -> Itera
     end_sign = _Sign(region.cut, region.cut, "content" if last == "reasoning" else last)
     for sign, after in pairwise([*signs, end_sign]):
         if sign.part != after.part:
-            end = sign.end + _count_own(sign, marked.text[sign.end : after.start], after.part)
+            tail = _get_tail(stand_ins, sign.leaf) if sign.leaf >= 0 else ""
+            end = sign.end + _count_own(sign.part, tail, marked.text[sign.end : after.start], after.part)
             yield begin, end, sign.part
             begin = end
     if begin < region.cut or not signs:
@@ -45,8 +46,8 @@ def _find_texts(marked: MarkedText, stand_ins: StandIns, region: Region) -> Iter
     """Yields the texts of the message in the region."""
     for at, number in marked.slots:
         if region.start <= at < region.cut:
-            leaf = stand_ins.leaves[stand_ins.slots[number].leaf]
-            yield _Sign(at, at + 1, leaf.part, _get_tail(leaf, stand_ins))
+            leaf = stand_ins.slots[number].leaf
+            yield _Sign(at, at + 1, stand_ins.leaves[leaf].part, leaf)
 
 
 def _find_names(marked: MarkedText, stand_ins: StandIns, region: Region) -> Iterator[_Sign]:
@@ -57,18 +58,22 @@ def _find_names(marked: MarkedText, stand_ins: StandIns, region: Region) -> Iter
         yield _Sign(match.start(), match.end(), "tool_calls")
 
 
-def _count_own(sign: _Sign, between: str, after: Part) -> int:
-    """Counts the characters after a text, up to the next part, that belong to the part of that text."""
-    size = len(sign.tail) if between.startswith(sign.tail) else 0
-    if sign.part == "reasoning":
+def _count_own(part: Part, tail: str, between: str, after: Part) -> int:
+    """Counts the characters after a text, up to the next part, that belong to the part of that text.
+
+    `tail` is the rest of the text after its last stand-in.
+    """
+    size = len(tail) if between.startswith(tail) else 0
+    if part == "reasoning":
         closing = _CLOSING.search(between, size)
         if closing:
             return closing.end()
         return size if after == "tool_calls" else len(between)
-    return len(between) if sign.part == "tool_calls" else size
+    return len(between) if part == "tool_calls" else size
 
 
-def _get_tail(leaf: Leaf, stand_ins: StandIns) -> str:
+def _get_tail(stand_ins: StandIns, leaf: int) -> str:
     """Returns the constant text after the last stand-in of a leaf."""
-    last = max(index for index, part in enumerate(leaf.parts) if part in stand_ins.numbers)
-    return "".join(leaf.parts[last + 1 :]).rstrip()
+    parts = stand_ins.leaves[leaf].parts
+    last = max(index for index, part in enumerate(parts) if part in stand_ins.numbers)
+    return "".join(parts[last + 1 :]).rstrip()

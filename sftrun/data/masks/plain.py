@@ -11,20 +11,33 @@ from sftrun.types import Conversation, Message, Rendered
 TEXT = "text"
 """Role of a message of the formatter `text`; all of its text is generated, at any position."""
 
+SPACES = " \t"
+
 Shape = tuple[tuple[str, bool], ...]
 
 
-def render_plain(conversation: Conversation, bos: str, eos: str | None) -> Rendered:
-    """Joins the contents between `bos`, which may be empty, and `eos`, with spans that tile the text."""
+def render_plain(conversation: Conversation, bos: str, eos: str | None, space_to_answer: bool = False) -> Rendered:
+    """Joins the contents between `bos`, which may be empty, and `eos`, with spans that tile the text.
+
+    With `space_to_answer`, the spaces at the end of a prompt belong to the text after it.
+    """
     if conversation.tools or conversation.template_kwargs:
         raise RowError("plain text is rendered without a template, so it must not have tools or template_kwargs")
     if not eos:
         raise RowError("plain text ends with the tokenizer's eos_token, but it has none; set model.eot_token")
     texts = get_contents(conversation.messages)
+    if space_to_answer and len(texts) > 1:
+        texts[-2:] = move_space(texts[-2], texts[-1])
     roles = [str(message["role"]) for message in conversation.messages]
     skeleton = _make_skeleton(tuple(zip(roles, map(bool, texts), strict=True)), bos, eos)
     filled = [text for text in texts if text]
     return make_rendered(skeleton, skeleton.fill(filled), list(map(len, filled)), None)
+
+
+def move_space(prompt: str, answer: str) -> tuple[str, str]:
+    """Moves the spaces at the end of a prompt to the beginning of its answer."""
+    kept = prompt.rstrip(SPACES)
+    return kept, prompt[len(kept) :] + answer
 
 
 def get_contents(messages: Sequence[Message]) -> list[str]:

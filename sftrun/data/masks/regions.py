@@ -31,28 +31,58 @@ class Region(NamedTuple):
     left: str
 
 
-def find_regions(survey: Survey, endings: Sequence[str] | None) -> list[Region]:
-    """Returns one region for each message with the role `assistant`; raises RowError if one cannot be proven.
+class Ends(NamedTuple):
+    """The ends that a template writes after plain answers.
 
-    `endings` are the ends of plain answers; None while the conventions of the template are being learned.
+    `texts` are the texts that end turns; None while the conventions of the template are being learned. `opens` is the
+    beginning of a next turn that the template writes after the last answer. Some answers get no end unless the template
+    `is_complete`; `eot_token` of the recipe then ends them.
     """
+
+    texts: tuple[str, ...] | None = None
+    opens: str = ""
+    is_complete: bool = True
+    eot_token: str | None = None
+
+
+def find_regions(survey: Survey, ends: Ends) -> list[Region]:
+    """Returns one region for each message with the role `assistant`; raises RowError if one cannot be proven."""
     messages = survey.stand_ins.messages
     assistants = [index for index, message in enumerate(messages) if message.get("role") == "assistant"]
     _check_questions(survey, assistants)
-    return [_find_region(survey, message, endings) for message in assistants]
+    return [_find_region(survey, message, ends) for message in assistants]
 
 
-def _find_region(survey: Survey, message: int, endings: Sequence[str] | None) -> Region:
+def _find_region(survey: Survey, message: int, ends: Ends) -> Region:
     start, left = survey.find_start(survey.full, message)
     own = survey.find_own(survey.full, message)
     _check_start(survey, message, start, own)
     text_end = own[-1] + 1 if own else start
-    closing = _find_closing(survey, message, text_end, endings)
+    closing = _find_closing(survey, message, text_end, ends)
     end = text_end + len(closing)
-    ending = _find_ending(survey, message, (start, end), closing, endings)
+    ending = _find_ending(survey, message, (start, end), closing, ends)
+    if ends.eot_token and not ends.is_complete and not ending:
+        end, ending = _find_written_token(survey, message, end, ends.eot_token)
     _check_other_messages(survey, message, start, end)
     _check_own_texts(survey, message, end)
     return Region(message, start, end - len(ending), end, left if start in own else "")
+
+
+def _find_written_token(survey: Survey, message: int, end: int, token: str) -> tuple[int, str]:
+    """Returns the end of an answer, after the recipe's token if the template writes it there, and the token.
+
+    The token may open the next turn, as `<|user|>` does: the model emits it. It cannot end an answer before another
+    turn.
+    """
+    text = survey.full.text
+    after = text[end : next((at for at, _ in survey.full.slots if at >= end), None)]
+    if after.lstrip().startswith(token):
+        return end + after.index(token) + len(token), token
+    first = text[: next((at for at, _ in survey.full.slots), 0)]
+    if after.strip() and token in first and not first.startswith(token):  # a text may begin with the token as BOS
+        why = f"model.eot_token {token!r} opens another turn than the one that follows: {quote_excerpt(after)}"
+        raise survey.make_refusal(message, why)
+    return end, ""
 
 
 def _check_start(survey: Survey, message: int, start: int, own: Sequence[int]) -> None:
@@ -64,22 +94,31 @@ def _check_start(survey: Survey, message: int, start: int, own: Sequence[int]) -
         raise survey.make_refusal(message, why)
 
 
-def _find_closing(survey: Survey, message: int, text_end: int, endings: Sequence[str] | None) -> str:
+def _find_closing(survey: Survey, message: int, text_end: int, ends: Ends) -> str:
     """Returns the template's text after a message's last text, up to the end of the turn."""
     whole = survey.full
     after = whole.text[text_end : next((start for start, _ in whole.slots if start >= text_end), None)]
     if message == len(survey.stand_ins.messages) - 1:
-        return after.rstrip()
-    tail = survey.get_tail(message)
+        return _cut_next_turn(after, ends.opens)
+    tail = _cut_next_turn(survey.get_tail(message), ends.opens)
     size = count_shared(tail, after)
     closing = after[:size].rstrip()
-    is_end = bool(closing) if endings is None else closing.endswith(tuple(endings))
-    if is_end or size >= len(tail.rstrip()):
+    is_end = bool(closing) if ends.texts is None else closing.endswith(ends.texts)
+    if is_end or (size >= len(tail) and (tail or not _has_end(after, ends))):
         return closing
-    return _find_closing_before_more(survey, message, after, endings or ())
+    return _find_closing_before_more(survey, message, after, ends)
 
 
-def _find_closing_before_more(survey: Survey, message: int, after: str, endings: Sequence[str]) -> str:
+def _cut_next_turn(text: str, opens: str) -> str:
+    """Removes the beginning of a next turn from the end of a text."""
+    return text.rstrip().removesuffix(opens.rstrip()).rstrip()
+
+
+def _has_end(after: str, ends: Ends) -> bool:
+    return any(end in after for end in ends.texts or ())
+
+
+def _find_closing_before_more(survey: Survey, message: int, after: str, ends: Ends) -> str:
     # Some templates end the last turn with one token and the others with another (gpt-oss: `<|return|>`
     # and `<|end|>`). The end of this turn then precedes the next generation prompt.
     opening, tail = survey.get_opening(message), survey.get_tail(message, prompt=True)
@@ -87,20 +126,24 @@ def _find_closing_before_more(survey: Survey, message: int, after: str, endings:
     if opening.strip() and tail.endswith(opening) and closing and after.startswith(closing):
         return closing
     # Other templates write a message without texts in another way if more messages follow (Qwen3 leaves out the
-    # marks of thoughts). An end that the message has once as the last message, it has once here.
+    # marks of thoughts). An end that the message has once as the last message, it has once here. Others again end
+    # every turn but the last one.
     alone = survey.get_tail(message)
-    ends = [after.find(ending) + len(ending) for ending in endings if alone.count(ending) == 1 and ending in after]
-    if ends and after[: min(ends)].count(opening.strip() or "\0") == 0:
-        return after[: min(ends)]
+    known = [end for end in ends.texts or () if alone.count(end) == 1 or not alone.strip()]
+    found = [after.find(end) + len(end) for end in known if end in after]
+    if found and after[: min(found)].count(opening.strip() or "\0") == 0:
+        return after[: min(found)]
+    if not ends.is_complete and not _has_end(after, ends):
+        return ""  # only the last turn has an end
     raise survey.make_refusal(message, f"its end cannot be separated from what follows: {quote_excerpt(after)}")
 
 
-def _find_ending(survey: Survey, message: int, at: tuple[int, int], closing: str, endings: Sequence[str] | None) -> str:
+def _find_ending(survey: Survey, message: int, at: tuple[int, int], closing: str, ends: Ends) -> str:
     """Returns the end-of-turn token: the usual one or, after a call, the last token of the closing text."""
-    if endings is None:
+    if ends.texts is None:
         return closing
-    known = [ending for ending in endings if closing.endswith(ending)]
-    if known or not endings or not survey.stand_ins.messages[message].get("tool_calls"):
+    known = [ending for ending in ends.texts if closing.endswith(ending)]
+    if known or not ends.texts or not survey.stand_ins.messages[message].get("tool_calls"):
         return max(known, key=len, default="")
     tokens = _TOKEN.findall(survey.full.text[at[0] : at[1]])
     if not tokens or not closing.endswith(tokens[-1]) or _closes_a_pair(tokens):
@@ -123,7 +166,7 @@ def _opens_tool_answer(survey: Survey, message: int, end: int) -> bool:
         return True
     answer = {"role": "tool", "content": "x", "name": "x", "tool_call_id": "x"}
     try:
-        text = survey.render_text([*survey.stand_ins.messages[: message + 1], answer])
+        text = survey.render_text([*survey.get_first(message + 1), answer])
     except RowError:
         return False  # the template takes no such answer
     call = survey.render(message + 1).text.rstrip()

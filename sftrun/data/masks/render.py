@@ -14,6 +14,7 @@ import msgspec
 
 from sftrun.data.masks import conventions
 from sftrun.data.masks import plain as plain_text
+from sftrun.data.masks.history import write_ends
 from sftrun.data.masks.refusal import explain_refusal
 from sftrun.data.masks.regions import Region, find_regions
 from sftrun.data.masks.skeleton import Skeleton, make_rendered, make_tiles
@@ -40,13 +41,22 @@ Flags = tuple[bool | None, ...]
 class Renderer:
     """A renderer of conversations with one template.
 
-    `eot_token` closes the last turn if the template does not, and ends plain text in place of the tokenizer's
-    `eos_token`. With `adds_bos`, `bos_token` begins plain text.
+    `eot_token` closes every answer that the template leaves open, and ends plain text in place of the tokenizer's
+    `eos_token`. With `adds_bos`, `bos_token` begins plain text. With `space_to_answer`, the spaces at the end of a
+    plain prompt belong to its answer; a template does so itself (see `template.move_space`).
     """
 
-    def __init__(self, template: Template, *, eot_token: str | None = None, adds_bos: bool = False) -> None:
+    def __init__(
+        self,
+        template: Template,
+        *,
+        eot_token: str | None = None,
+        adds_bos: bool = False,
+        space_to_answer: bool = False,
+    ) -> None:
         self.template = template
         self.eot_token = eot_token
+        self._space_to_answer = space_to_answer
         self._conventions = conventions.learn_conventions(template)
         template.wraps_text = self._conventions.only_lists
         self._bos = template.variables.get("bos_token", "") if adds_bos else ""
@@ -65,7 +75,7 @@ class Renderer:
         if _has_flags(conversation.messages):
             return self._add_flags(self.render(remove_flags(conversation)), conversation.messages)
         if conversation.plain:
-            return plain_text.render_plain(conversation, self._bos, self._eos)
+            return plain_text.render_plain(conversation, self._bos, self._eos, self._space_to_answer)
         text = self._render_directly(conversation)
         key, texts = split_shape(conversation.messages)
         if self._steering and any(map(self._steering.search, texts)):
@@ -91,8 +101,24 @@ class Renderer:
         """Renders messages with the generation prompt, as the model gets them; joins the contents of plain text."""
         messages = [_remove_flag(message) for message in messages]
         if plain:
-            return self._bos + "".join(plain_text.get_contents(messages))
-        return self.template.render(messages, tools=tools, add_generation_prompt=True, **(kwargs or {}))
+            text = self._bos + "".join(plain_text.get_contents(messages))
+            return plain_text.move_space(text, "")[0] if self._space_to_answer else text
+        prompt = self.template.render(messages, tools=tools, add_generation_prompt=True, **(kwargs or {}))
+        if self.recipe_end is None:
+            return prompt
+        given = None if tools is None else [dict(tool) for tool in tools]
+        return self._end_answers(prompt, Conversation(messages, tools=given, template_kwargs=dict(kwargs or {})))
+
+    def _end_answers(self, prompt: str, conversation: Conversation) -> str:
+        """Ends the answers of a prompt with `eot_token` if the template does not end them."""
+        messages = conversation.messages
+        if not any(message["role"] == "assistant" for message in messages):
+            return prompt
+        answered = msgspec.structs.replace(conversation, messages=[*messages, {"role": "assistant", "content": "x"}])
+        try:
+            return write_ends(prompt, self.render(answered), len(messages))
+        except RowError:
+            return prompt  # no row of training has such messages
 
     @property
     def endings(self) -> tuple[str, ...]:
@@ -102,6 +128,18 @@ class Renderer:
     def check_template(self) -> list[Problem]:
         """Returns the problems of the template itself, seen on a short conversation."""
         return [] if self.template.missing else conventions.find_problems(self._conventions, self.eot_token)
+
+    @property
+    def opened_turn(self) -> str:
+        """The beginning of a next turn that the template writes after every last answer; usually empty."""
+        return self._conventions.opens
+
+    @property
+    def recipe_end(self) -> dict[str, str] | None:
+        """The recipe's `eot_token` and the answers that it ends, because the template does not; None without any."""
+        if not self.eot_token or not self._conventions.unended:
+            return None
+        return {"token": self.eot_token, "after": re.sub("^any?", "every", self._conventions.unended)}
 
     @cached_property
     def _steering(self) -> re.Pattern[str] | None:
@@ -159,7 +197,7 @@ class Renderer:
         return made
 
     def _make_survey(self, conversation: Conversation, stand_ins: StandIns) -> Survey:
-        return Survey(self.template, stand_ins, conversation.tools, conversation.template_kwargs)
+        return Survey(self.template, stand_ins, conversation.tools, conversation.template_kwargs, shortens=True)
 
     def _make_skeleton(self, conversation: Conversation, stand_ins: StandIns) -> Skeleton | None:
         """Makes the skeleton of a render with stand-ins; None if the template refuses them."""
@@ -170,7 +208,7 @@ class Renderer:
         skeleton = Skeleton(survey.full)
         try:
             found = self._find_regions(survey)
-            skeleton.set_tiles(make_tiles(survey.full, stand_ins, found, open_end=not self._conventions.endings))
+            skeleton.set_tiles(make_tiles(survey.full, stand_ins, found, open_ends=bool(self._conventions.unended)))
         except RowError as error:
             skeleton.refusal = str(error)
         return skeleton
@@ -178,14 +216,20 @@ class Renderer:
     def _find_regions(self, survey: Survey) -> list[Region]:
         if self._conventions.refusal:
             raise RowError(self._conventions.refusal)
-        found = find_regions(survey, self._conventions.endings)
-        if self._conventions.endings or not self.eot_token:
-            hint = "" if self._conventions.endings else "; set model.eot_token"
-            for region in found:
-                if region.cut == region.end:  # the model would learn to never stop
-                    raise survey.make_refusal(
-                        region.message, f"the template writes no end-of-turn token after it{hint}"
-                    )
+        ends = self._conventions.make_ends(self.eot_token)
+        try:
+            found = find_regions(survey, ends)
+        except RowError:
+            if not survey.shortens:
+                raise
+            survey.forget_shortened()
+            found = find_regions(survey, ends)
+        if self._conventions.unended and self.eot_token:
+            return found
+        for region in found:
+            if region.cut == region.end:  # the model would learn to never stop
+                hint = f"; {self._conventions.advice}" if self._conventions.unended else ""
+                raise survey.make_refusal(region.message, f"the template writes no end-of-turn token after it{hint}")
         return found
 
     def _render_closely(self, conversation: Conversation, text: str) -> Rendered:

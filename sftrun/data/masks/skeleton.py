@@ -4,10 +4,13 @@ If a skeleton filled with a conversation's texts equals its direct render, every
 If it does not, the skeleton proves nothing.
 """
 
+import bisect
 import copy
 import functools
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -59,11 +62,36 @@ class Skeleton:
         self.tiles = list(tiles)
         self._span_fields = [(tile.fixed, tile.slots, tile[2:8]) for tile in tiles]
         self.varies = any(tile.left for tile in tiles)
+        self._closed: Skeleton | None = None
 
     def with_flags(self, flags: Sequence[bool | None]) -> "Skeleton":
         """Returns a copy for messages with these `train` flags."""
         other = copy.copy(self)
         other.set_tiles([tile._replace(train=None if tile.message < 0 else flags[tile.message]) for tile in self.tiles])
+        return other
+
+    def close(self, eot_token: str) -> "Skeleton":
+        """Returns a copy with `eot_token` in the empty ends of turns; itself if there are none."""
+        if self._closed is None:
+            self._closed = self._fill_ends(eot_token)
+        return self._closed
+
+    def _fill_ends(self, eot_token: str) -> "Skeleton":
+        literals, tiles, end, added = self.literals.copy(), self.tiles.copy(), 0, 0
+        starts = [sum(map(len, literals[:index])) + index for index in range(len(literals))]
+        for number, tile in enumerate(self.tiles):
+            end += tile.fixed + tile.slots
+            if tile.end_of_turn and not tile.fixed:
+                index = bisect_right(starts, end) - 1
+                at = end - starts[index]
+                literals[index] = literals[index][:at] + eot_token + literals[index][at:]
+                tiles[number] = tile._replace(fixed=len(eot_token))
+                added += 1
+        if not added:
+            return self
+        other = copy.copy(self)
+        other._set_literals(literals)
+        other.set_tiles(tiles)
         return other
 
     def adapt(self, text: str, texts: Sequence[str]) -> "Skeleton | None":
@@ -165,28 +193,29 @@ def _iter_variants(text: str) -> Iterator[str]:
 
 
 def make_rendered(skeleton: Skeleton, text: str, lengths: Sequence[int], eot_token: str | None) -> Rendered:
-    """Makes a render with its spans; inserts `eot_token` if a turn has an empty end."""
-    if eot_token is None and not skeleton.varies:
-        return Rendered(text, functools.partial(skeleton.make_spans, text, lengths), skeleton)
-    spans = skeleton.make_spans(text, lengths)
-    gap = next((index for index, span in enumerate(spans) if span.start == span.end), None) if eot_token else None
-    if gap is None or eot_token is None:
-        return Rendered(text, spans, None if skeleton.varies else skeleton)
-    at, size = spans[gap].start, len(eot_token)
-    closing = msgspec.structs.replace(spans[gap], end=at + size)
-    after = [msgspec.structs.replace(span, start=span.start + size, end=span.end + size) for span in spans[gap + 1 :]]
-    return Rendered(text[:at] + eot_token + text[at:], [*spans[:gap], closing, *after])
+    """Makes a render with its spans; inserts `eot_token` where the template writes no end of a turn."""
+    closed = skeleton.close(eot_token) if eot_token else skeleton
+    if eot_token and closed is not skeleton:
+        places = [span.start for span in skeleton.make_spans(text, lengths) if span.start == span.end]
+        text = _insert(text, places, eot_token)
+    if skeleton.varies:
+        return Rendered(text, closed.make_spans(text, lengths))
+    return Rendered(text, functools.partial(closed.make_spans, text, lengths), closed)
+
+
+def _insert(text: str, places: Sequence[int], token: str) -> str:
+    cuts = [0, *places, len(text)]
+    return token.join(text[a:b] for a, b in pairwise(cuts))
 
 
 TiledStretch = tuple[int, int, Tile]
 
 
-def make_tiles(marked: MarkedText, stand_ins: StandIns, regions: Sequence[Region], open_end: bool) -> list[Tile]:
+def make_tiles(marked: MarkedText, stand_ins: StandIns, regions: Sequence[Region], open_ends: bool) -> list[Tile]:
     """Tiles a render with stand-ins: regions, the texts of other messages, and the template's own text.
 
-    With `open_end`, the template does not end the last turn, whose end becomes an empty tile.
+    With `open_ends`, the template leaves out ends of turns, which become empty tiles.
     """
-    last = len(stand_ins.messages) - 1 if open_end else None
     stretches = [*_tile_regions(marked, stand_ins, regions), *_tile_other_texts(marked, stand_ins, regions)]
     found: list[Tile] = []
     end = 0
@@ -196,7 +225,7 @@ def make_tiles(marked: MarkedText, stand_ins: StandIns, regions: Sequence[Region
         found += [_with_size(marked, end, start, Tile(0, 0, -1, "template")), _with_size(marked, start, stop, tile)]
         end = stop
     found.append(_with_size(marked, end, len(marked.text), Tile(0, 0, -1, "template")))
-    return [tile for tile in found if tile.fixed or tile.slots or (tile.end_of_turn and tile.message == last)]
+    return [tile for tile in found if tile.fixed or tile.slots or (tile.end_of_turn and open_ends)]
 
 
 def _tile_regions(marked: MarkedText, stand_ins: StandIns, regions: Sequence[Region]) -> Iterator[TiledStretch]:
@@ -224,5 +253,5 @@ def _tile_other_texts(marked: MarkedText, stand_ins: StandIns, regions: Sequence
 
 
 def _with_size(marked: MarkedText, start: int, end: int, tile: Tile) -> Tile:
-    slots = sum(start <= at < end for at, _ in marked.slots)
+    slots = bisect.bisect_left(marked.slots, (end,)) - bisect.bisect_left(marked.slots, (start,))
     return tile._replace(fixed=end - start - slots, slots=slots)

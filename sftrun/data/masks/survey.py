@@ -16,10 +16,21 @@ from sftrun.types import Message
 _QUESTION = [{"role": "user", "content": "x"}]
 _UNFINISHED = re.compile(r"[<\[][^<>\[\]\s]*$")
 _WORD = re.compile(r"[^\s<>\[\]]+$")
+_REASONING = re.compile(  # `<think>`, `[THINK]`, `<|START_THINKING|>`, `<|channel|>analysis`, `Here is my reasoning:`
+    r"[<\[](?!/|\|end)[^<>\[\]]*(?:think|thought|reason|analysis|inner)[^<>\[\]]*[>\]]"
+    r"|<\|channel\|>(?:analysis|thought)"
+    r"|^[^\n]*\breason(?:ing|s)?\b[^\n]*:$",
+    re.IGNORECASE | re.MULTILINE,
+)
+LONG = 48  # messages; of longer beginnings of a talk only the last ones are rendered, or the time would be quadratic
+NEAR = 16  # messages before the one in question that are always rendered
 
 
 class Survey:
-    """Renders of messages with stand-ins, or of the first of them, with or without a generation prompt."""
+    """Renders of messages with stand-ins, or of the first of them, with or without a generation prompt.
+
+    With `shortens`, only the last of many first messages are rendered; the full render always has all of them.
+    """
 
     def __init__(
         self,
@@ -27,20 +38,42 @@ class Survey:
         stand_ins: StandIns,
         tools: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
+        shortens: bool = False,
     ) -> None:
         self.stand_ins = stand_ins
+        self.shortens = shortens and len(stand_ins.messages) > LONG
         self._template = template
         self._tools = tools
         self._kwargs = kwargs or {}
-        self._renders: dict[tuple[int, bool], MarkedText] = {}
-        self.full = self.render(len(stand_ins.messages))
+        self.full = find_slots(self.render_text(stand_ins.messages), stand_ins)
+        self._renders: dict[tuple[int, bool], MarkedText] = {(len(stand_ins.messages), False): self.full}
 
     def render(self, count: int, prompt: bool = False) -> MarkedText:
         """Renders the first `count` messages, with a generation prompt if `prompt` is set."""
         if (count, prompt) not in self._renders:
-            text = self.render_text(self.stand_ins.messages[:count], prompt)
+            text = self.render_text(self.get_first(count), prompt)
             self._renders[count, prompt] = find_slots(text, self.stand_ins)
         return self._renders[count, prompt]
+
+    def forget_shortened(self) -> None:
+        """Renders all first messages from now on."""
+        self.shortens = False
+        self._renders.clear()
+
+    def get_first(self, count: int) -> list[Message]:
+        """Returns the first messages: all of them, or the system messages and the last ones, from a question on."""
+        messages = self.stand_ins.messages
+        if not self.shortens or count <= LONG:
+            return messages[:count]
+        head = next((at for at in range(count) if self.stand_ins.role(at) not in ("system", "developer")), 0)
+        question = self._find_last("user", head, count - NEAR)
+        begin = question + 1
+        if count - begin > LONG:  # one question, then many calls and their answers
+            begin = self._find_last("assistant", begin, count - NEAR)
+        return [*messages[:head], messages[question], *messages[begin:count]]
+
+    def _find_last(self, role: str, first: int, last: int) -> int:
+        return next((at for at in range(last, first, -1) if self.stand_ins.role(at) == role), first)
 
     def render_text(self, messages: Sequence[Message], prompt: bool = False) -> str:
         """Renders any messages, with the same tools and variables."""
@@ -101,23 +134,21 @@ class Survey:
     def find_start(self, marked: MarkedText, message: int) -> tuple[int, str]:
         """Returns the end of a message's prompt in a render, and the rest of the prompt that is not there.
 
-        A prompt may hold more than the text: it may end with `<think>` before an answer without thoughts. Only their
-        common beginning is not generated.
+        A text continues the generation prompt before it. The prompt may only hold more if it opens reasoning: it may
+        end with `<think>` before an answer without thoughts. Their common beginning is then not generated.
         """
         anchor, tail = self.find_anchor(marked, message)
         size = count_shared(tail, marked.text[anchor:])
-        left = tail[size:]
-        if left and not self._reaches_opening(message, size, len(tail)):
-            found = marked.text[anchor + size :]
-            why = f"the generation prompt has {quote_excerpt(left)} where the text has {quote_excerpt(found)}"
-            raise self.make_refusal(message, why)
-        return anchor + size, left
+        if size < len(tail) and size < _find_reasoning(tail):
+            raise self.make_refusal(message, _describe_mismatch(tail, marked.text[anchor:], size))
+        return anchor + size, tail[size:]
 
-    def _reaches_opening(self, message: int, size: int, whole: int) -> bool:
-        """Returns True if `size` characters of a prompt's tail hold more than the end of the previous turn."""
-        if self.render_prompt(message).text.startswith(self.render(message).text):
-            return size > whole - len(self.get_opening(message))
-        return size > 0
+    def has_prompt(self) -> bool:
+        """Returns True if a generation prompt changes the render of a question."""
+        try:
+            return self.render_text(_QUESTION, prompt=True) != self.render_text(_QUESTION)
+        except RowError:
+            return True
 
     def get_tail(self, message: int, prompt: bool = False) -> str:
         """Returns the text after a message's last text if it is the last message."""
@@ -143,6 +174,27 @@ def count_shared(first: str, second: str) -> int:
     if first[size].isalnum() or second[size].isalnum():
         size -= _match_length(_WORD.search(first[:size]))
     return size
+
+
+def is_reasoning_mark(text: str) -> bool:
+    """Returns True if a template's text opens reasoning, as `<think>` does."""
+    return _REASONING.match(text.strip()) is not None
+
+
+def _find_reasoning(prompt: str) -> int:
+    """Returns the length of a prompt up to the mark that opens reasoning; more than its length if there is none."""
+    marks = list(_REASONING.finditer(prompt))
+    return len(prompt[: marks[-1].start()].rstrip()) if marks else len(prompt) + 1
+
+
+def _describe_mismatch(prompt: str, text: str, size: int) -> str:
+    start = max(prompt.rfind("\n", 0, size) + 1, 0)
+    found = (
+        f"the generation prompt has {quote_excerpt(prompt[start:])} where the text has {quote_excerpt(text[start:])}"
+    )
+    written = STAND_IN.split(text, maxsplit=1)[0]
+    differs = "; they differ in white space" if written.split() == prompt.split() else ""
+    return f"{found}{differs}; write both alike in the chat template, or set model.chat_template to another"
 
 
 def _match_length(match: re.Match[str] | None) -> int:

@@ -26,6 +26,14 @@ REFUSES = "the chat template refuses: "
 NAMELESS = "chat template"
 
 
+def move_space(source: str) -> str:
+    """Returns a template that ends its generation prompts without spaces, and writes the same texts otherwise."""
+    body = source.removesuffix("\n")  # Jinja itself ignores it
+    begin = "{% set sftrun_text %}" + ("\n" if body[:1].isspace() else "")  # Jinja strips a line break after a tag
+    text = "{{ sftrun_text.rstrip(' \\t') if add_generation_prompt else sftrun_text }}"
+    return f"{begin}{body}{{%+ endset %}}{text}"
+
+
 class Template:
     """A compiled chat template, with its special tokens (`bos_token`, …) and one clock for all its renders.
 

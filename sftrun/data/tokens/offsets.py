@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import numpy as np
 
+from sftrun.data.tokens.borders import Joined, find_joined
 from sftrun.data.tokens.tokenizer import Tokenizer
 from sftrun.kinds import Masker
 from sftrun.types import Rendered, Span
@@ -46,7 +47,7 @@ class Counts(msgspec.Struct):
 class TokenizedText(NamedTuple):
     """One text as tokens: ids, trained flags, and the index of the span in which each token begins; [tokens].
 
-    `ends` [spans] marks the spans that end trained turns.
+    `ends` [spans] marks the spans that end trained turns. `joined` is the worst of the `straddling` tokens.
     """
 
     ids: Any
@@ -55,6 +56,7 @@ class TokenizedText(NamedTuple):
     spans: list[Span]
     ends: list[bool]
     straddling: int
+    joined: Joined | None = None
 
 
 def choose_stretches(masker: Masker, rendered: Rendered) -> list[Stretch]:
@@ -95,13 +97,24 @@ def mark_tokens(
     trained = (covered == stops - starts) & (stops > starts)
     span = np.searchsorted([span.end for span in rendered.spans], starts, side="right")
     span = np.minimum(span, len(rendered.spans) - 1)
-    straddling = int(((covered > 0) & ~trained).sum())
+    straddling = np.flatnonzero((covered > 0) & ~trained)
     ids = np.asarray(encoding.ids, dtype=np.int32)
     ends = [
         each.end_of_turn and int(inside[each.end] - inside[each.start]) == each.end - each.start
         for each in rendered.spans
     ]
-    return TokenizedText(ids, trained, span, rendered.spans, ends, straddling), (starts, stops)
+    joined = _find_worst(rendered, [(int(starts[at]), int(stops[at])) for at in straddling], inside, span[trained])
+    return TokenizedText(ids, trained, span, rendered.spans, ends, len(straddling), joined), (starts, stops)
+
+
+def _find_worst(rendered: Rendered, tokens: Sequence[Stretch], inside: Any, trained_spans: Any) -> Joined | None:
+    """Describes the first token that straddles a border, or the first with which a message loses all of its text."""
+    if not tokens:
+        return None
+    spans = [rendered.spans[index] for index in np.unique(trained_spans)]
+    kept = {span.message for span in spans if not span.end_of_turn}
+    found = [find_joined(rendered, token, inside, kept) for token in tokens]
+    return next((each for each in found if each.loses_all), found[0])
 
 
 def count_tokens(row: TokenizedText, first: int, last: int) -> Counts:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sftrun import tiny
-from sftrun.data.masks.template import Template
+from sftrun.data.masks.template import Template, move_space
 from sftrun.errors import Problem, UserError
 from sftrun.options import is_path
 from sftrun.recipe.model import ModelOptions
@@ -212,7 +212,9 @@ def _read_sources(folder: Path, config: dict[str, Any], model: ModelOptions) -> 
         found = {each["name"]: each["template"] for each in own}
     else:
         found = {DEFAULT: own} if isinstance(own, str) else {}
-    return found if model.chat_template is None else {DEFAULT: _read_named_template(model.chat_template, found)}
+    if model.chat_template is not None:
+        found = {DEFAULT: _read_named_template(model.chat_template, found)}
+    return {name: move_space(source) for name, source in found.items()} if model.space_to_answer else found
 
 
 def _list_built_in() -> dict[str, Path]:
