@@ -8,6 +8,9 @@ import msgspec
 
 RecipePath = tuple[str | int, ...]
 
+EMPTY_ANSWER = "empty answer"
+"""Reason of a RowError for a row without an answer to learn."""
+
 
 class Place(msgspec.Struct, frozen=True):
     """The place of a problem: a file and, if known, its 1-based line and column.
@@ -65,7 +68,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 class RowError(ValueError):
-    """A row or a conversation that cannot be used; the caller that knows its origin adds it to the message."""
+    """A row or a conversation that cannot be used; the caller that knows its origin adds it to the message.
+
+    The ledger counts such rows by `reason`.
+    """
+
+    def __init__(self, message: str, reason: str = "bad row") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def missing_packages(*modules: str, path: RecipePath, why: str, extra: str = "") -> Iterator[Problem]:

@@ -84,10 +84,11 @@ class Prepare(Event, tag="prepare"):
 
 
 class Prepared(Event, tag="prepared"):
-    """A split is prepared; `rows` were read."""
+    """A split is prepared; `rows` were read, and `left_out` counts those that are lost or filtered by reason."""
 
     split: str
     rows: int
+    left_out: dict[str, int] = {}
 
 
 class BatchTried(Event, tag="batch_tried"):

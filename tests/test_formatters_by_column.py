@@ -165,7 +165,7 @@ def test_a_prompt_and_completion_that_do_not_fit_say_why(row, reason):
 def test_a_text_is_learned_as_it_is():
     assert formatted("text", {"text": " a\n"}) == Conversation([{"role": "text", "content": " a\n"}], "a:1", plain=True)
     assert formatted("text", {"body": "a"}, field="body").messages[0]["content"] == "a"
-    assert refused("text", {"text": " "}) == "text is empty"
+    assert refused("text", {"text": " "}) == "text is empty; write a text, or remove the row"
 
 
 @pytest.mark.parametrize("masker", ["assistant", "last-reply"])
@@ -234,7 +234,7 @@ def test_columns_may_be_several_turns():
     [
         ("{anwser}", "has no column 'anwser'; its columns: title, question,"),
         ("{hint}", "hint is empty"),
-        ("{other}", "other must be a string, not null"),
+        ("{other}", "other is empty"),
         ("{list}", "list must be a string, not a list"),
         ("{nan}", "nan holds no number: nan"),
     ],

@@ -8,7 +8,8 @@ import click
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False))
 @click.option("--base", is_flag=True, help="Chat with the base model instead of the tuned one.")
-@click.option("--system", help="System prompt of the chat.")
+@click.option("--system", help="System prompt of the chat; by default the one of the training.")
+@click.option("--no-system", is_flag=True, help="Send no system prompt, not the one of the training either.")
 @click.option(
     "--max-new-tokens",
     default=256,
@@ -16,11 +17,13 @@ import click
     show_default=True,
     help="Longest answer, in tokens.",
 )
-def command(run: str, base: bool, system: str | None, max_new_tokens: int) -> None:
+def command(run: str, base: bool, system: str | None, no_system: bool, max_new_tokens: int) -> None:
     """Chat with the model of a run directory. An empty line or Ctrl-D ends the chat; /new starts a new one."""
+    from sftrun.cli.options import choose_system_prompt
     from sftrun.tools.generate import load_answerer
     from sftrun.types import Decoding
 
+    system = choose_system_prompt(run, system, no_system)
     answer = load_answerer(run, "base" if base else "tuned")
     decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=1)
     opening = [{"role": "system", "content": system}] if system else []

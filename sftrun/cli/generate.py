@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import click
 
+from sftrun.cli.options import choose_system_prompt
 from sftrun.errors import Interrupted, Place, Problem, UserError
 
 Prompt = tuple[dict[str, Any], list[dict[str, Any]]]
@@ -20,30 +21,35 @@ Prompt = tuple[dict[str, Any], list[dict[str, Any]]]
 @click.argument("prompts", type=click.Path(exists=True, dir_okay=False))
 @click.option("--out", type=click.Path(dir_okay=False), help="Write JSON lines to this file, not to standard output.")
 @click.option("--base", is_flag=True, help="Use the base model instead of the tuned one.")
+@click.option("--no-system", is_flag=True, help="Do not add the system prompt of the training to prompts without one.")
 @click.option(
     "--max-new-tokens", default=256, type=click.IntRange(min=1), show_default=True, help="Longest answer, in tokens."
 )
 @click.option(
     "--batch-size", default=16, type=click.IntRange(min=1), show_default=True, help="Prompts answered at the same time."
 )
-def command(run: str, prompts: str, out: str | None, base: bool, max_new_tokens: int, batch_size: int) -> None:
+def command(
+    run: str, prompts: str, out: str | None, base: bool, no_system: bool, max_new_tokens: int, batch_size: int
+) -> None:
     """Answer each line of PROMPTS with the model of a run directory.
 
     Each line of a .jsonl file is {"messages": […]} or {"prompt": "…"}; each line of any other file is a prompt. The
     answers are JSON lines: the line's keys, and the answer. They are written batch by batch; Ctrl-C keeps what is
     written.
     """
+    from sftrun.runs.persona import add_persona
     from sftrun.tools.generate import load_answerer
     from sftrun.types import Decoding
 
     if out and Path(out).exists() and Path(out).samefile(prompts):
         raise UserError(f"--out {out} is the file of prompts, which it would replace", hint="name another file")
+    system = choose_system_prompt(run, None, no_system)
     prompted = _read_prompts(Path(prompts))
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # standard output has the answers alone, whatever a backend prints
         answer = load_answerer(run, "base" if base else "tuned")
         decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
-        batches = answer.in_batches([messages for _, messages in prompted], decoding)
+        batches = answer.in_batches([add_persona(messages, system) for _, messages in prompted], decoding)
         with Path(out).open("w", encoding="utf-8") if out else contextlib.nullcontext(stdout) as lines:
             _write_answers(prompted, batches, lines, out)
 

@@ -34,17 +34,21 @@ def command(
     recipe: str, sets: tuple[str, ...], split: str, rows: int, shapes: bool, origin: str, html: str, as_json: bool
 ) -> None:
     """Show rows as the model reads them, with their trained tokens marked."""
-    from sftrun.tools.inspect import add_titles, group_by_shape, inspect
+    from sftrun.cli import show
+    from sftrun.data.ledger import Counts
+    from sftrun.tools.inspect import add_titles, describe_left_out, group_by_shape, inspect_and_count
 
-    items = inspect(recipe, sets, split, origin)
+    counts = Counts()
+    items = inspect_and_count(recipe, sets, split, origin, counts, lambda warning: show.print_problems([warning]))
+    titled_items = [] if as_json else group_by_shape(items) if shapes else add_titles(islice(items, rows))
     if as_json:
         _print_json(items)
-        return
-    titled_items = group_by_shape(items) if shapes else add_titles(islice(items, rows))
-    if html:
+    elif html:
         _write_page(Path(html), recipe, split, titled_items)
     else:
         _print_marked(titled_items)
+    if left_out := describe_left_out(counts, split):
+        print(f"left out, of the rows read so far: {left_out}", file=sys.stderr)
 
 
 def _print_json(items: Iterator[Any]) -> None:

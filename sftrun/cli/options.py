@@ -1,6 +1,7 @@
 """Options of several commands."""
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -38,3 +39,19 @@ def node_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, sets=(*sets, *node_count), node=node, **more)
 
     return wrapped
+
+
+def choose_system_prompt(run: str, system: str | None, no_system: bool) -> str | None:
+    """Returns the system prompt of a chat: the given one, or the one of the training, which is shown."""
+    if no_system and system is not None:
+        raise click.UsageError("--system and --no-system exclude each other")
+    if no_system or system is not None:
+        return system or None
+    from sftrun.tools.generate import load_persona, needs_system_prompt
+
+    persona = load_persona(run)
+    if persona is not None:
+        print(f"system prompt of the training: {persona!r} (--no-system leaves it out)", file=sys.stderr)
+    elif needs_system_prompt(run):
+        print("warning: every training row had a system prompt, and none is common; give one", file=sys.stderr)
+    return persona

@@ -179,6 +179,11 @@ def _prepare(event: events.Prepare) -> str | None:
     return "  from the cache" if event.cached else None
 
 
+def _prepared(event: events.Prepared) -> str:
+    left_out = ", ".join(f"{number:,} {label}" for label, number in event.left_out.items())
+    return f"  {event.split}: {event.rows:,} rows read{'; ' * bool(left_out)}{left_out}"
+
+
 LINES: dict[type[Event], Callable[[Any], str | None]] = {
     events.StageChanged: _stage,
     events.Step: _step,
@@ -197,7 +202,7 @@ LINES: dict[type[Event], Callable[[Any], str | None]] = {
     ),
     events.Best: lambda event: f"  the model is the checkpoint of step {event.step}, validation loss {event.loss:.4f}",
     events.Prepare: _prepare,
-    events.Prepared: lambda event: f"  {event.split}: {event.rows} rows read",
+    events.Prepared: _prepared,
     events.BatchTried: _batch_tried,
     events.BatchChosen: _batch_chosen,
     events.BatchShrunk: _batch_shrunk,

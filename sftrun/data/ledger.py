@@ -5,6 +5,7 @@ recipe asked a transform to leave it out.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -28,30 +29,64 @@ class Entry(msgspec.Struct, frozen=True):
     trained: int = 0
 
 
+class Counts:
+    """Counts of entries by split and reason, with the first entry of each."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, Counter[str]] = {}
+        self.tokens: Counter[str] = Counter()
+        self.trained: Counter[str] = Counter()
+        self.first: dict[tuple[str, str], Entry] = {}
+
+    def add(self, entry: Entry) -> None:
+        """Counts one entry."""
+        label = f"{entry.action}: {entry.reason}"
+        self.reasons.setdefault(entry.split, Counter())[label] += 1
+        self.tokens[entry.split] += entry.tokens
+        self.trained[entry.split] += entry.trained
+        self.first.setdefault((entry.split, label), entry)
+
+    def list_lost(self, split: str) -> dict[str, int]:
+        """Returns how many rows of a split were dropped or truncated, by reason, the most frequent first."""
+        counts = self.reasons.get(split, Counter()).most_common()
+        return {label: number for label, number in counts if label.startswith(LOST)}
+
+    def list_left_out(self, split: str) -> dict[str, int]:
+        """Returns how many rows of a split were lost or filtered, by reason."""
+        return {**self.list_lost(split), **select_filtered(self.list_others(split))}
+
+    def list_others(self, split: str) -> dict[str, int]:
+        """Returns how many rows of a split were filtered, changed or added, by reason."""
+        counts = self.reasons.get(split, Counter())
+        return {label: number for label, number in counts.items() if not label.startswith(LOST)}
+
+    def find_first_lost(self, split: str) -> Entry:
+        """Returns the first entry of a split for the most frequent loss."""
+        return self.first[split, next(iter(self.list_lost(split)))]
+
+
 class Ledger:
-    """The ledger file, as JSON lines, with counts by split and reason."""
+    """The ledger file, as JSON lines, with counts of its entries."""
 
     def __init__(self, file: Path) -> None:
         self.file = file.open("wb")
-        self.counts: dict[str, Counter[str]] = {}
-        self.tokens: Counter[str] = Counter()
-        self.trained: Counter[str] = Counter()
+        self.counts = Counts()
 
     def add(self, entry: Entry) -> None:
         """Writes one entry; `reason` groups entries, `detail` describes this row."""
         self.file.write(msgspec.json.encode(entry) + b"\n")
-        label = f"{entry.action}: {entry.reason}"
-        self.counts.setdefault(entry.split, Counter())[label] += 1
-        self.tokens[entry.split] += entry.tokens
-        self.trained[entry.split] += entry.trained
+        self.counts.add(entry)
 
     def close(self) -> None:
         """Closes the file."""
         self.file.close()
 
 
-def find_first_lost(file: Path, split: str) -> Entry:
-    """Returns the first entry of a split in a ledger file that lost something."""
-    decoder = msgspec.json.Decoder(Entry)
-    with file.open("rb") as lines:
-        return next(entry for entry in map(decoder.decode, lines) if entry.split == split and entry.action in LOST)
+def select_filtered(reasons: Mapping[str, int]) -> dict[str, int]:
+    """Returns the counts of the rows that transforms left out on purpose."""
+    return {label: number for label, number in reasons.items() if label.startswith("filtered")}
+
+
+def describe_reasons(reasons: Mapping[str, int]) -> str:
+    """Returns counts by reason as text: `5 dropped: empty answer, 1 truncated: too long`."""
+    return ", ".join(f"{number:,} {label}" for label, number in reasons.items())

@@ -10,16 +10,20 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from sftrun.data import answers
 from sftrun.data.ledger import Entry
 from sftrun.data.length import LengthPolicy, Piece
 from sftrun.data.masks.crosscheck import CrossCheck
+from sftrun.data.masks.dates import DateCheck
 from sftrun.data.masks.render import Renderer
+from sftrun.data.masks.template import Template
+from sftrun.data.masks.tools import ToolCheck
 from sftrun.data.reasoning import split_reasoning
 from sftrun.data.tokens import encode, offsets, tokenizer
 from sftrun.data.tokens.borders import Borders, Joined
 from sftrun.errors import Place, Problem, RowError, UserError
 from sftrun.kinds import Context, Source
-from sftrun.recipe.model import Recipe
+from sftrun.recipe.model import ModelOptions, Recipe
 from sftrun.registry import Registry
 from sftrun.types import BadRow, Conversation, NoteAction, Rendered, Sample
 
@@ -27,6 +31,7 @@ BATCH = 1024  # rows in a batch, at most; two batches are in memory at once
 CHARACTERS = 1 << 19  # characters in a batch, at most; encoding takes some 30 bytes for each
 
 Pair = tuple[Conversation, Rendered]
+ReportBadRow = Callable[[str, str, RowError], None]
 PendingBatch = tuple[list[Pair], "Future[tuple[Any, Any]]"]
 
 
@@ -54,6 +59,15 @@ class InspectedSample(msgspec.Struct, frozen=True):
     pieces: list[tuple[str, bool]]
 
 
+class RowTemplate(NamedTuple):
+    """A template of rows: its renderer and its checks."""
+
+    renderer: Renderer
+    crosscheck: CrossCheck
+    tools: ToolCheck
+    date: DateCheck
+
+
 class Pipeline:
     """The data components of a recipe. `problems` collects fatal row errors; `add` takes ledger entries."""
 
@@ -63,24 +77,67 @@ class Pipeline:
         self.problems: list[Problem] = []
         self.rows_in: dict[str, int] = {}
         self.rows_by_file: dict[str, Counter[str]] = {}  # by the origins without the number of the row; by split
+        self.unread: dict[str, str] = {}  # template variables without effect, and the origin of a row with each
         self.source = registry.create("source", recipe.source)
         self.transforms = [registry.create("transform", use) for use in recipe.transforms]
         self.formatter = registry.create("formatter", recipe.formatter)
         self.masker = registry.create("masker", recipe.masker)
         self.tokenizer = tokenizer.load_tokenizer(recipe.model)
-        self.renderer = Renderer(
-            self.tokenizer.template,
-            eot_token=recipe.model.eot_token,
-            adds_bos=self.tokenizer.adds_bos,
-            space_to_answer=recipe.model.space_to_answer,
-        )
-        self.crosscheck = CrossCheck(self.renderer)
+        self._templates = self._make_templates(recipe.model)
         self.borders = Borders()
         refused = self.renderer.check_template()
         if any(problem.severity == "error" for problem in refused):
             raise UserError(refused)
         self.warnings = refused
+        self._ends = self._find_ends()
         self.encoder = encode.Encoder(self.tokenizer, self.masker, recipe.model.max_seq_len)
+
+    def _make_templates(self, model: ModelOptions) -> list["RowTemplate"]:
+        """Makes the template of rows without tools, and the one of rows with tools, which is often the same."""
+        usual, with_tools = (
+            Renderer(
+                template,
+                eot_token=model.eot_token,
+                adds_bos=self.tokenizer.adds_bos,
+                space_to_answer=model.space_to_answer,
+            )
+            for template in (self.tokenizer.template, self.tokenizer.tool_template)
+        )
+        crosscheck = CrossCheck(usual)
+        first = _make_row_template(usual, crosscheck)
+        if with_tools.template is usual.template:
+            return [first, first]
+        return [first, _make_row_template(with_tools, crosscheck.for_renderer(with_tools))]
+
+    def _find_ends(self) -> tuple[str, ...]:
+        """Returns the special tokens that end an answer, which the template or plain text adds itself."""
+        texts: set[str | None] = {self.recipe.model.eot_token, self.tokenizer.special.get("eos_token")}
+        texts.update(ending.strip() for each in self._templates for ending in each.renderer.endings)
+        return tuple(sorted({*self.tokenizer.added.values()} & texts))
+
+    @property
+    def renderer(self) -> Renderer:
+        """The renderer of rows without tools."""
+        return self._templates[0].renderer
+
+    @property
+    def crosscheck(self) -> CrossCheck:
+        """The cross-check, whose counts are of all rows."""
+        return self._templates[0].crosscheck
+
+    @property
+    def date(self) -> str | None:
+        """The date that a template has written into a row, because it is today's; None if none has."""
+        return next((each.date.found for each in self._templates if each.date.found), None)
+
+    @property
+    def date_advice(self) -> str:
+        """How to fix the date that a template writes."""
+        return self._templates[0].date.advice
+
+    def choose_template(self, conversation: Conversation) -> "RowTemplate":
+        """Returns the template of a row."""
+        return self._templates[bool(conversation.tools)]
 
     def inspect(self, split: str) -> Iterator[InspectedSample]:
         """Yields every sample of a split, with its text cut where training starts and stops."""
@@ -135,7 +192,7 @@ class Pipeline:
     def _check_borders(self, split: str, origin: str, joined: Joined | None) -> bool:
         """Counts a row that loses a token at a border; returns False if all of an answer is lost."""
         if joined and joined.loses_all:
-            self._report_bad_row(split, origin, f"{joined.reason}; {joined.hint}")
+            self._report_bad_row(split, origin, RowError(f"{joined.reason}; {joined.hint}"))
             return False
         if joined:
             self.borders.add(split, origin, joined)
@@ -145,7 +202,7 @@ class Pipeline:
         self,
         split: str,
         count: int,
-        bad: Callable[[str, str, str], None],
+        bad: ReportBadRow,
         add: Callable[[Entry], None],
         rows_in: dict[str, int],
     ) -> Iterable[Conversation]:
@@ -168,38 +225,65 @@ class Pipeline:
 
         return Context(split, self.source.splits(), self.recipe.seed, note, read_other_split, self.tokenizer.count)
 
-    def _read_conversations(
-        self, split: str, bad: Callable[[str, str, str], None], rows_in: dict[str, int]
-    ) -> Iterator[Conversation]:
+    def _read_conversations(self, split: str, bad: ReportBadRow, rows_in: dict[str, int]) -> Iterator[Conversation]:
         for number, row in enumerate(self.source.rows(split), 1):
             rows_in[split] = number
             if rows_in is self.rows_in:  # else a transform looks at another split
                 self.rows_by_file.setdefault(row.origin.rpartition(":")[0], Counter())[split] += 1
             if isinstance(row, BadRow):
-                bad(split, row.origin, row.reason)
+                bad(split, row.origin, RowError(row.reason))
                 continue
             try:
                 conversation = self.formatter.format(row)
                 yield split_reasoning(conversation) if self.recipe.data.split_reasoning else conversation
             except RowError as error:
-                bad(split, row.origin, str(error))
+                bad(split, row.origin, error)
 
     def _render_all(self, conversations: Iterable[Conversation], split: str) -> Iterator[Pair]:
-        for conversation in conversations:
+        for given in conversations:
+            conversation = self._remove_ends(given, split)
             try:
-                rendered = self.renderer.render(conversation)
+                template = self.choose_template(conversation)
+                rendered = template.renderer.render(conversation)
+                if conversation.template_kwargs:
+                    self._note_unread(conversation, template.renderer.template)
+                template.tools.check(conversation, rendered.text)
                 if refusal := self.encoder.find_refusal(rendered):
                     raise RowError(refusal)
-                self.crosscheck.compare(conversation, rendered)
+                if empty := answers.find_empty(conversation.messages):
+                    self._check_empty(conversation, rendered, empty)
+                template.date.check(conversation)
+                template.crosscheck.compare(conversation, rendered)
                 yield conversation, rendered
             except RowError as error:
-                self._report_bad_row(split, conversation.origin, str(error))
+                self._report_bad_row(split, conversation.origin, error)
 
-    def _report_bad_row(self, split: str, origin: str, reason: str) -> None:
+    def _check_empty(self, conversation: Conversation, rendered: Rendered, empty: Sequence[int]) -> None:
+        """Raises RowError if one of the empty answers is trained."""
+        trained = self.encoder.find_trained_answers(rendered)
+        for index in empty:
+            if index in trained:
+                raise answers.make_empty_answer(conversation.messages, index)
+
+    def _note_unread(self, conversation: Conversation, template: Template) -> None:
+        """Notes the first row of each template variable that the template does not read."""
+        for name in conversation.template_kwargs:
+            if name not in template.variables_read:
+                self.unread.setdefault(name, conversation.origin)
+
+    def _remove_ends(self, conversation: Conversation, split: str) -> Conversation:
+        """Removes end-of-turn tokens from the ends of answers, because the template writes them."""
+        messages = answers.remove_ends(conversation.messages, self._ends, plain=conversation.plain)
+        if messages is None:
+            return conversation
+        self.add(Entry(split, conversation.origin, "changed", "end of turn removed from an answer, which had two"))
+        return msgspec.structs.replace(conversation, messages=messages)
+
+    def _report_bad_row(self, split: str, origin: str, error: RowError) -> None:
         if self.recipe.data.on_bad_row == "error":
-            self._add_problem(origin, reason)
+            self._add_problem(origin, str(error))
         else:
-            self.add(Entry(split, origin, "dropped", "bad row", reason))
+            self.add(Entry(split, origin, "dropped", error.reason, str(error)))
 
     def _add_problem(self, origin: str, message: str) -> None:
         self.problems.append(Problem(message, Place(self.source.locate(origin))))
@@ -209,6 +293,11 @@ def locate_file(source: Source, name: str) -> Path | None:
     """Returns the file of the origins `name:1`, `name:2`, …; None if they are in no local file."""
     place = re.sub(r"(:|, row )\d+$", "", source.locate(f"{name}:1"))
     return Path(place) if Path(place).is_file() else None
+
+
+def _make_row_template(renderer: Renderer, crosscheck: CrossCheck) -> RowTemplate:
+    template = renderer.template
+    return RowTemplate(renderer, crosscheck, ToolCheck(template), DateCheck(template))
 
 
 def _group_into_batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:

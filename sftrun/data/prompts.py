@@ -30,7 +30,7 @@ class PromptWriter:
 
     def _render_prompt(self, pair: Pair) -> str:
         conversation = pair[0]
-        return self.pipeline.renderer.render_prompt(
+        return self.pipeline.choose_template(conversation).renderer.render_prompt(
             conversation.messages[:-1], conversation.tools, conversation.template_kwargs, plain=conversation.plain
         )
 

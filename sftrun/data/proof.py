@@ -7,8 +7,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from sftrun.data.ledger import Counts, describe_reasons
 from sftrun.data.masks.skeleton import Skeleton
 from sftrun.data.pipeline import Batch, Pipeline
+from sftrun.data.system_prompts import SystemPrompts
 from sftrun.data.tokens import offsets
 from sftrun.data.tokens.tokenizer import Tokenizer
 from sftrun.errors import Problem
@@ -29,6 +31,7 @@ class Tally(msgspec.Struct):
     sizes: list[Any] = msgspec.field(default_factory=list)
     examples: list[dict[str, Any]] = msgspec.field(default_factory=list)
     hash: str = ""
+    system_prompts: SystemPrompts = msgspec.field(default_factory=SystemPrompts)
 
     @property
     def tokens(self) -> int:
@@ -77,6 +80,7 @@ class Proof:
             tally.examples.append({"origin": inspected.sample.origin, "pieces": inspected.pieces})
         for row in {row for row, _ in batch.cut_from}:
             self._collect_endings(batch.pairs[row][1])
+            tally.system_prompts.add(batch.pairs[row][0].messages)
 
     def _collect_endings(self, rendered: Rendered) -> None:
         """Collects the texts that end turns, which are equal in all rows of one skeleton."""
@@ -90,11 +94,14 @@ class Proof:
         """Takes the hash of a split's ids and masks."""
         self.splits.setdefault(split, Tally(lengths=np.zeros(self.limit + 1, dtype=np.int64))).hash = digest
 
-    def find_problems(self) -> list[Problem]:
-        """Returns the reasons why these masks are unfit for training."""
+    def find_problems(self, entries: Counts) -> list[Problem]:
+        """Returns the reasons why these masks are unfit for training; `entries` explain the rows that are missing."""
         found = []
         if "train" not in self.splits or not self.splits["train"].rows:
-            found.append(Problem("no row to train on is left", path=("source",)))
+            read = self.pipeline.rows_in.get("train", 0)
+            reasons = describe_reasons(entries.list_left_out("train"))
+            message = f"no row to train on is left: {read:,} read" + (f", {reasons}" if reasons else "")
+            found.append(Problem(message, path=("source",)))
         for split, tally in self.splits.items():
             if tally.without_trained:
                 found.append(Problem(f"{split}: {tally.without_trained} rows have no trained token", path=("masker",)))
@@ -115,6 +122,8 @@ class Proof:
             "hash": hashlib.sha256(together.encode()).hexdigest(),
             "template": self.tokenizer.template.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
+            "unread_variables": self.pipeline.unread,
+            "date": self.pipeline.date,
             "crosscheck": self.pipeline.crosscheck.to_json(),
             "borders": self.pipeline.borders.to_json(),
             "end_of_turn": ends,

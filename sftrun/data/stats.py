@@ -4,24 +4,27 @@ from typing import Any
 
 import numpy as np
 
-from sftrun.data.ledger import LOST, Ledger
+from sftrun.data.ledger import Counts
 from sftrun.data.proof import Tally, count_by_role
 
 BARS = 12  # bars of the length histogram, at most
 
 
-def compute_stats(tally: Tally, split: str, rows_in: int, ledger: Ledger) -> dict[str, Any]:
+def compute_stats(tally: Tally, split: str, rows_in: int, entries: Counts) -> dict[str, Any]:
     """Returns the statistics of one split: rows, losses and changes with reasons, tokens, lengths, duplicates."""
-    counts = dict(ledger.counts.get(split, {}))
+    lost = entries.list_lost(split)
+    first = entries.find_first_lost(split) if lost else None
     return {
         "rows_in": rows_in,
         "rows": tally.rows,
-        "lost": {label: number for label, number in counts.items() if label.startswith(LOST)},
-        "changed": {label: number for label, number in counts.items() if not label.startswith(LOST)},
+        "lost": lost,
+        "first_lost": first and {"origin": first.origin, "detail": first.detail},
+        "changed": entries.list_others(split),
         "tokens": tally.tokens,
         "trained_tokens": tally.trained,
-        "tokens_lost": ledger.tokens[split],
-        "trained_tokens_lost": ledger.trained[split],
+        "tokens_lost": entries.tokens[split],
+        "trained_tokens_lost": entries.trained[split],
+        "system_prompts": tally.system_prompts.to_json(),
         "by_role": count_by_role(tally.counts),
         "duplicates": tally.count_duplicates(),
         "length": _summarise_lengths(tally.lengths),

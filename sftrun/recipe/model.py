@@ -39,7 +39,9 @@ class ModelOptions(Options):
     ] = 2048
     chat_template: Annotated[
         NameOrPath | None,
-        Meta(description="A built-in name (chatml) or a .jinja file; null for the tokenizer's own template."),
+        Meta(
+            description="chatml, a .jinja file, or the name of one of the tokenizer's templates; null for its default."
+        ),
     ] = None
     eot_token: Annotated[
         str | None,

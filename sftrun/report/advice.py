@@ -16,11 +16,16 @@ def advice(recipe: Recipe, history: History, metrics: list[Metric]) -> list[str]
 
 
 def _answers(metrics: list[Metric]) -> Iterator[str]:
-    of_answers = [metric for metric in metrics if not any(word in metric.name for word in TEACHER_FORCED)]
-    measured = [metric for metric in of_answers if metric.change is not None]
-    perfect = all(metric.tuned == 1 for metric in measured)
+    of_answers = [metric for metric in metrics if not _is_teacher_forced(metric.name)]
+    # a metric without a direction is neither better nor worse
+    measured = [metric for metric in of_answers if metric.verdict != "unknown"]
+    perfect = all(metric.is_perfect for metric in measured)
     if measured and not perfect and not any(metric.verdict == "better" for metric in measured):
         yield (
             "No score of the answers is better than the base model's. Check the data and its formatting first: look at "
             "the marked rows below, and then at the wrong answers; a mistake often shows in both."
         )
+
+
+def _is_teacher_forced(name: str) -> bool:
+    return any(name == each or name.endswith(f"_{each}") for each in TEACHER_FORCED)

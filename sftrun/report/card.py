@@ -15,6 +15,7 @@ from sftrun.report.facts import Facts
 from sftrun.report.markdown import Plain, finalize, literal
 from sftrun.runs import history
 from sftrun.runs.numbers import format_duration, format_number, format_share
+from sftrun.runs.persona import add_persona, find_persona
 
 MOST_FILES = 50  # files of rows that the card lists
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9._-]{1,96})?", re.ASCII)
@@ -29,6 +30,7 @@ def card(recipe: Recipe, facts: Facts) -> str:
             recipe=recipe,
             facts=facts,
             model=describe.model(recipe),
+            messages=literal(example_messages(recipe, facts)),
             tiny=describe.is_tiny(recipe),
             base_model=literal(recipe.model.name) if _on_hub(recipe) else None,
             adapter=is_adapter(recipe, facts),
@@ -84,6 +86,11 @@ def _environment() -> Environment:
     filters = {"number": format_number, "share": format_share, "duration": format_duration}
     environment.filters.update(filters | {"hardware": describe.hardware, "literal": literal})
     return environment
+
+
+def example_messages(recipe: Recipe, facts: Facts) -> list[dict[str, Any]]:
+    """Returns messages to try the model with, with the system prompt of the training, if there is one."""
+    return add_persona([{"role": "user", "content": "Hello!"}], find_persona(recipe, facts.stats))
 
 
 def is_adapter(recipe: Recipe, facts: Facts) -> bool:

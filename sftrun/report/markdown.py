@@ -34,9 +34,9 @@ def _start(match: re.Match[str]) -> str:
     return f"\\{match[1]}" if match[1] in "-+=" else f"&#{ord(match[1][0])};{match[1][1:]}"
 
 
-def literal(text: str) -> Plain:
-    """Returns a string literal of Python or YAML, in double quotes, on one line."""
-    quoted = json.dumps(text, ensure_ascii=False)
+def literal(value: Any) -> Plain:
+    """Returns a literal of Python or YAML for a text, or a list or dict of texts, on one line."""
+    quoted = json.dumps(value, ensure_ascii=False)
     return Plain(describe.INVISIBLE.sub(_code, quoted))
 
 

@@ -14,6 +14,7 @@ from sftrun.report import advice, curves, describe, scores
 from sftrun.report.facts import Facts
 from sftrun.runs import history
 from sftrun.runs.numbers import format_duration, format_number, format_share
+from sftrun.runs.persona import find_persona
 
 LONGEST = 6000  # characters shown of one text
 
@@ -33,6 +34,7 @@ def page(recipe: Recipe, facts: Facts) -> str:
             model=describe.model(recipe),
             tiny=describe.is_tiny(recipe),
             metrics=metrics,
+            persona=find_persona(recipe, facts.stats),
             advice=advice.advice(recipe, past, metrics),
             charts=curves.charts(past),
             points=curves.table(past),

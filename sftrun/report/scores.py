@@ -24,6 +24,7 @@ class Metric(msgspec.Struct, frozen=True):
     base: float | None
     tuned: float | None
     higher_is_better: bool | None = True
+    range: tuple[float | None, float | None] = (0.0, 1.0)
 
     @property
     def change(self) -> float | None:
@@ -32,6 +33,11 @@ class Metric(msgspec.Struct, frozen=True):
             return None
         change = self.tuned - self.base
         return change if math.isfinite(change) else None
+
+    @property
+    def is_perfect(self) -> bool:
+        """True if the tuned model has the best value of the metric's range."""
+        return self.tuned is not None and self.tuned == self.range[1 if self.higher_is_better else 0]
 
     @property
     def verdict(self) -> Verdict:
@@ -68,6 +74,7 @@ def metrics(facts: Facts) -> list[Metric]:
             base.get(evaluator, {}).get(name),
             tuned.get(evaluator, {}).get(name),
             about.get(evaluator, {}).get(name, {}).get("higher_is_better"),
+            tuple(about.get(evaluator, {}).get(name, {}).get("range", (0.0, 1.0))),
         )
         for evaluator in {**tuned, **base}
         for name in {**tuned.get(evaluator, {}), **base.get(evaluator, {})}

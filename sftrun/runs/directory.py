@@ -51,8 +51,9 @@ class RunDir:
 
     def write_json(self, name: str, data: Any) -> None:
         """Writes a JSON file atomically; state.json and lock.json are sealed by their hash."""
-        sealed = files.seal(data) if name in record.SEALED else data
-        self.write(name, json.dumps(sealed, indent=2, ensure_ascii=False) + "\n")
+        if name in record.SEALED:  # the seal is of what is written, without secrets
+            data = files.seal(json.loads(scrub.hide(json.dumps(data, ensure_ascii=False))))
+        self.write(name, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
     def read_json(self, name: str) -> Any:
         """Returns the content of a JSON file; {} if the file does not exist yet.

@@ -14,7 +14,7 @@ import numpy as np
 
 from sftrun import events
 from sftrun.data import base, stats, store
-from sftrun.data.ledger import Ledger, find_first_lost
+from sftrun.data.ledger import Ledger, describe_reasons, select_filtered
 from sftrun.data.masks.crosscheck import HINTS
 from sftrun.data.pipeline import Pipeline, locate_file
 from sftrun.data.prompts import PromptWriter
@@ -48,8 +48,11 @@ def prepare(work: StageWork) -> None:
     with store.entry_lock(key, lambda: emit(events.Prepare(waiting=True))):
         entry = store.find_entry(key, lambda file: emit(_warn_of_damage(file)))
         emit(events.Prepare(cached=entry is not None))
-        store.copy_entry(entry or _prepare_entry(recipe, pipeline, parts, emit), run.prepared)
+        store.copy_entry(entry or _prepare_entry(recipe, pipeline, parts), run.prepared)
     _check_lost(recipe, pipeline, run)
+    _report_rows(pipeline, run, emit)
+    _warn_of_date(recipe, pipeline, run, emit)
+    _warn_of_variables(pipeline, run, emit)
     _check_masks(recipe, pipeline, run, emit)
     _warn_of_borders(pipeline, run, emit)
     _check_expected(recipe, run)
@@ -60,6 +63,20 @@ def prepare(work: StageWork) -> None:
 
 def _warn_of_damage(file: str) -> events.Warned:
     return events.Warned(message=f"{file} in the cache has changed since it was written: the data are prepared again")
+
+
+def _report_rows(pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
+    """Emits how many rows each split has, and a warning with the reasons if rows were lost."""
+    for split, stats_of_split in run.read_json("prepared/stats.json").items():
+        rows, lost = stats_of_split["rows_in"], stats_of_split["lost"]
+        emit(events.Prepared(split=split, rows=rows, left_out={**lost, **select_filtered(stats_of_split["changed"])}))
+        if lost:
+            first = stats_of_split["first_lost"]
+            where = f"first: {pipeline.source.locate(first['origin'])}: {first['detail']}"
+            message = f"{split}: {sum(lost.values()):,} of {rows:,} rows are lost ({describe_reasons(lost)})"
+            emit(events.Warned(message=f"{message}; {where}; prepared/ledger.jsonl has all"))
+        if not stats_of_split["rows"]:
+            emit(events.Warned(message=f"{split} has no row: nothing is evaluated on it"))
 
 
 def check_components(work: StageWork) -> None:
@@ -88,6 +105,21 @@ def _check_masks(recipe: Recipe, pipeline: Pipeline, run: RunDir, emit: Emit) ->
     emit(events.Warned(message=f"{message}; first: {first.where}: {first.message}; {first.hint}"))
 
 
+def _warn_of_date(recipe: Recipe, pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
+    date = run.read_json("prepared/proof.json")["date"]
+    if date is None:
+        return
+    then = "expect_mask fails then" if recipe.expect_mask else "so do the ids and the mask"
+    message = f"the chat template writes today's date, {date}, into the rows, which differ on another day; {then}"
+    emit(events.Warned(message=f"{message}; {pipeline.date_advice}"))
+
+
+def _warn_of_variables(pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
+    for name, origin in run.read_json("prepared/proof.json")["unread_variables"].items():
+        message = f"the chat template does not read the variable {name}, which has no effect"
+        emit(events.Warned(message=f"{message}; first: {pipeline.source.locate(origin)}"))
+
+
 def _warn_of_borders(pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
     """Reports rows that lose a token at a border, with the first of each split."""
     for split, found in run.read_json("prepared/proof.json")["borders"].items():
@@ -97,9 +129,13 @@ def _warn_of_borders(pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
 
 
 def _check_expected(recipe: Recipe, run: RunDir) -> None:
-    found = run.read_json("prepared/proof.json")["hash"]
+    proof = run.read_json("prepared/proof.json")
+    found, date = proof["hash"], proof["date"]
     if recipe.expect_mask not in (None, found):
-        message = f"the mask is {found}, not the expected one: rows, template, tokenizer or masker have changed"
+        changed = "rows, template, tokenizer or masker have changed"
+        if date is not None:
+            changed = f"the chat template writes the date, {date} today, so every day has another mask; or {changed}"
+        message = f"the mask is {found}, not the expected one: {changed}"
         hint = "check the mask with sftrun inspect; if it is right, write that hash"
         raise UserError(Problem(message, path=("expect_mask",), hint=hint))
 
@@ -115,6 +151,7 @@ def key_parts(recipe: Recipe, pipeline: Pipeline, registry: Registry) -> dict[st
         "source_code": _component(registry, "source", recipe.source),
         "tokenizer": pipeline.tokenizer.fingerprint,
         "template": pipeline.tokenizer.template.fingerprint,
+        "tool_template": pipeline.tokenizer.tool_template.fingerprint,
         "date": _template_date(pipeline),
         "eot_token": recipe.model.eot_token,
         "stop_tokens": sorted(pipeline.tokenizer.template.stop_tokens),
@@ -135,7 +172,8 @@ def _fingerprint_transforms(pipeline: Pipeline) -> list[str]:
 def _template_date(pipeline: Pipeline) -> str | None:
     """Returns the day for a template that prints it; None for any other."""
     template = pipeline.tokenizer.template
-    return template.now.date().isoformat() if "strftime_now" in template.source else None
+    sources = (template.source, pipeline.tokenizer.tool_template.source)
+    return template.now.date().isoformat() if any("strftime_now" in source for source in sources) else None
 
 
 def _component(registry: Registry, kind: str, use: Use) -> dict[str, Any]:
@@ -156,12 +194,12 @@ def _hash_code(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _prepare_entry(recipe: Recipe, pipeline: Pipeline, parts: dict[str, Any], emit: Emit) -> Path:
+def _prepare_entry(recipe: Recipe, pipeline: Pipeline, parts: dict[str, Any]) -> Path:
     key = store.make_key(parts)
     making = store.begin_entry(key)
     try:
         with _frozen_garbage():
-            _prepare_splits(recipe, pipeline, making, emit)
+            _prepare_splits(recipe, pipeline, making)
         _check_unchanged(pipeline, parts)
     except BaseException:
         shutil.rmtree(making)
@@ -188,21 +226,20 @@ def _frozen_garbage() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _prepare_splits(recipe: Recipe, pipeline: Pipeline, making: Path, emit: Emit) -> None:
+def _prepare_splits(recipe: Recipe, pipeline: Pipeline, making: Path) -> None:
     ledger = Ledger(making / "ledger.jsonl")
     pipeline.add = ledger.add
     proof = Proof(pipeline)
     for split in pipeline.source.splits():
         _prepare_split(pipeline, split, making, proof)
-        emit(events.Prepared(split=split, rows=pipeline.rows_in[split]))
     ledger.close()
     found = {
-        split: stats.compute_stats(tally, split, pipeline.rows_in[split], ledger)
+        split: stats.compute_stats(tally, split, pipeline.rows_in[split], ledger.counts)
         for split, tally in proof.splits.items()
     }
-    unfit = proof.find_problems()
+    unfit = proof.find_problems(ledger.counts)
     if unfit:
-        unfit = [*_find_lost(recipe, pipeline, found, making), *unfit]
+        unfit = [*_find_lost(recipe, pipeline, found), *unfit]
     if problems := _shorten(pipeline.problems) or unfit:
         raise UserError(problems)
     if recipe.packing.strategy != "none":
@@ -256,24 +293,20 @@ def _shorten(problems: list[Problem]) -> list[Problem]:
 
 def _check_lost(recipe: Recipe, pipeline: Pipeline, run: RunDir) -> None:
     """Raises UserError if more rows are lost than `data.max_lost` allows; what was prepared stays in the cache."""
-    problems = list(_find_lost(recipe, pipeline, run.read_json("prepared/stats.json"), run.prepared))
+    problems = list(_find_lost(recipe, pipeline, run.read_json("prepared/stats.json")))
     if problems:
         raise UserError(problems)
 
 
-def _find_lost(recipe: Recipe, pipeline: Pipeline, found: dict[str, Any], prepared: Path) -> Iterator[Problem]:
+def _find_lost(recipe: Recipe, pipeline: Pipeline, found: dict[str, Any]) -> Iterator[Problem]:
     for split, each in found.items():
         lost, rows = sum(each["lost"].values()), each["rows_in"]
         if lost > recipe.data.max_lost * rows:
-            counts = sorted(each["lost"].items(), key=lambda item: -item[1])
-            reasons = ", ".join(f"{number} {label}" for label, number in counts)
-            message = (
-                f"{split}: {lost} of {rows} rows are lost, more than data.max_lost={recipe.data.max_lost:g} ({reasons})"
-            )
-            example = find_first_lost(prepared / "ledger.jsonl", split)
-            first = f"first: {pipeline.source.locate(example.origin)}: {example.detail}"
+            limit = f"more than data.max_lost={recipe.data.max_lost:g} ({describe_reasons(each['lost'])})"
+            example = each["first_lost"]
+            first = f"first: {pipeline.source.locate(example['origin'])}: {example['detail']}"
             hint = f"{first}; fix the rows, or raise model.max_seq_len or data.max_lost"
-            yield Problem(message, path=("data", "max_lost"), hint=hint)
+            yield Problem(f"{split}: {lost} of {rows} rows are lost, {limit}", path=("data", "max_lost"), hint=hint)
 
 
 def _write_json(file: Path, data: Any) -> None:

@@ -1,10 +1,11 @@
 """Yields the samples that a recipe trains on, row by row, without running it."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from sftrun.errors import UserError
+from sftrun.data.ledger import Counts, describe_reasons
+from sftrun.errors import Problem, UserError
 from sftrun.recipe.model import Recipe
 from sftrun.recipe.validate import PathLike, load_with_places
 from sftrun.registry import current
@@ -13,19 +14,36 @@ from sftrun.runs.session import with_places
 from sftrun.types import Conversation
 
 if TYPE_CHECKING:
-    from sftrun.data.pipeline import InspectedSample
+    from sftrun.data.pipeline import InspectedSample, Pipeline
 
 
 def inspect(
     recipe: PathLike | Recipe, overrides: Sequence[str] = (), split: str = "train", origin: str = ""
 ) -> "Iterator[InspectedSample]":
-    """Yields the samples of a split, or only those from `origin`; raises UserError at the end for malformed rows."""
+    """Yields the samples of a split, or only those from `origin`.
+
+    Raises UserError at the end for malformed rows, and if there is no sample.
+    """
+    return inspect_and_count(recipe, overrides, split, origin, Counts(), lambda warning: None)
+
+
+def inspect_and_count(
+    recipe: PathLike | Recipe,
+    overrides: Sequence[str],
+    split: str,
+    origin: str,
+    counts: Counts,
+    warn: Callable[[Problem], None],
+) -> "Iterator[InspectedSample]":
+    """Yields samples as `inspect` does; `counts` counts the rows left out or changed, `warn` gets warnings."""
     loaded = load_with_places(recipe, overrides)
     with with_places(loaded.document):
-        check_machine(loaded.recipe, DATA_KINDS)
+        warnings = check_machine(loaded.recipe, DATA_KINDS)
         from sftrun.data.pipeline import Pipeline
 
-        pipeline = Pipeline(loaded.recipe, current())
+        pipeline = Pipeline(loaded.recipe, current(), counts.add)
+        for warning in (*loaded.warnings, *warnings, *pipeline.warnings):
+            warn(warning)
         if split not in pipeline.source.splits():
             raise UserError(f"the data has no split {split}; it has {', '.join(pipeline.source.splits())}")
         any_found = False
@@ -35,8 +53,26 @@ def inspect(
                 yield item
         if pipeline.problems:
             raise UserError(pipeline.problems)
-        if origin and not any_found:
-            raise UserError(f"no row of {split} that is trained on comes from {origin}")
+        if not any_found:
+            raise _explain_nothing(pipeline, split, origin, counts)
+
+
+def describe_left_out(counts: Counts, split: str) -> str:
+    """Returns how many rows were left out, by reason, with the first one; empty if none was."""
+    reasons = counts.list_left_out(split)
+    if not reasons:
+        return ""
+    first = counts.first[split, next(iter(reasons))]
+    where = f"{first.origin}: {first.detail}" if first.detail else first.origin
+    return f"{describe_reasons(reasons)}; first: {where}"
+
+
+def _explain_nothing(pipeline: "Pipeline", split: str, origin: str, counts: Counts) -> UserError:
+    left_out = describe_left_out(counts, split)
+    if origin:
+        return UserError(f"no row of {split} that is trained on comes from {origin}", hint=left_out or None)
+    read = pipeline.rows_in[split]
+    return UserError(f"{split} has no row to show: {read:,} rows read", hint=left_out or None)
 
 
 def add_titles(items: "Iterable[InspectedSample]") -> "Iterator[tuple[str, InspectedSample]]":

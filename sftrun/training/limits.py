@@ -32,6 +32,7 @@ MODEL_KEYS = frozenset(
         *("launch.strategy", "launch.zero_stage", "packing.strategy"),
     }
 )
+FEW_ROWS = 10  # validation rows; the mean loss of fewer says little
 MODULES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "tensorboard")
 
 
@@ -52,3 +53,9 @@ def check_data(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[sftrun.Pro
         if not (run.prepared / "val.arrow").is_file():
             message = f"train.{name} needs a validation loss, and the data have no validation rows"
             yield sftrun.Problem(message, path=("train", name), hint="give the source a val split, or a val_share")
+        elif (rows := run.read_json("prepared/stats.json")["val"]["rows"]) < FEW_ROWS:
+            message = (
+                f"train.{name} goes by the loss of {rows} validation row{'s'[: rows != 1]}, which is mostly chance"
+            )
+            hint = "give the source more val rows, or a larger val_share"
+            yield sftrun.Problem(message, path=("train", name), hint=hint, severity="warning")

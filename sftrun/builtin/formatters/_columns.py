@@ -31,10 +31,27 @@ def get_text(data: dict[str, Any], column: str) -> str:
     return value
 
 
+def get_answer(data: dict[str, Any], column: str) -> str:
+    """Returns the text of a column that has an answer; raises RowError, counted as an empty answer, without one."""
+    if is_empty(get_column(data, column)):
+        raise make_empty_answer(column)
+    return get_text(data, column)
+
+
+def make_empty_answer(column: str) -> sftrun.RowError:
+    """Makes the error for a row whose answer is empty; `column` names its columns."""
+    return sftrun.RowError(f"{column} is empty; write a text, or remove the row", sftrun.errors.EMPTY_ANSWER)
+
+
+def is_empty(value: Any) -> bool:
+    """Returns True for null and for a text without a word."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def get_optional_text(data: dict[str, Any], column: str | None) -> str | None:
     """Returns the text of an optional column; None if it is missing, null or empty."""
     value = data.get(column) if column is not None else None
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if is_empty(value):
         return None
     return get_text(data, str(column))
 
@@ -55,7 +72,7 @@ class ColumnTemplate(NamedTuple):
     def is_empty(self, data: dict[str, Any]) -> bool:
         """Returns True if the template names columns and every one of them is empty in the row."""
         values = [get_column(data, name) for name in self.list_columns()]
-        return bool(values) and all(value is None or (isinstance(value, str) and not value.strip()) for value in values)
+        return bool(values) and all(map(is_empty, values))
 
 
 def write_value(data: dict[str, Any], column: str) -> str:

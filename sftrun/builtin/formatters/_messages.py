@@ -78,7 +78,7 @@ def read_message(item: Any, where: str, arguments: Arguments) -> sftrun.Message:
     content = given.get(content_key, "" if called else None)
     return {
         "role": role,
-        "content": _read_content(content, where),
+        "content": _read_content(content, role, where),
         **_read_names(given, where),
         **_read_reasoning(given, role, where),
         **called,
@@ -117,8 +117,11 @@ def _read_role(given: dict[str, Any], key: str, where: str) -> str:
     return role
 
 
-def _read_content(content: Any, where: str) -> str:
+def _read_content(content: Any, role: str, where: str) -> str:
     """Reads a content, given as a text or as parts that are all texts."""
+    if content is None and role == "assistant":
+        hint = "write an answer, or remove the row"
+        raise sftrun.RowError(f"{where}: content must be a string, not null; {hint}", sftrun.errors.EMPTY_ANSWER)
     if isinstance(content, list) and content:
         return "".join(
             _read_part(remove_nulls(part, where), f"{where}, part {index}") for index, part in enumerate(content)

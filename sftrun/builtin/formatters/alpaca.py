@@ -2,8 +2,10 @@
 
 from typing import Annotated, Any
 
+import msgspec
+
 import sftrun
-from sftrun.builtin.formatters import _columns
+from sftrun.builtin.formatters import _columns, _media, _tools
 from sftrun.builtin.formatters._values import describe_type
 
 
@@ -40,7 +42,7 @@ def register_formatters(register: sftrun.Register) -> None:
 
 
 class Alpaca:
-    """Rows with instruction and output, and optional input, system and history."""
+    """Rows with instruction and output, and optional input, system, history and tools."""
 
     def __init__(self, options: AlpacaOptions) -> None:
         path = ("formatter", "with", "prompt")
@@ -48,20 +50,23 @@ class Alpaca:
         if problems:
             raise sftrun.UserError(problems)
         self.fields = options.fields
+        self.used = msgspec.structs.astuple(options.fields)
         self.prompt = _columns.parse_template(options.prompt)
 
     def format(self, row: sftrun.Row) -> sftrun.Conversation:
+        _media.check_media(row.data, self.used)
         system = _columns.get_optional_text(row.data, self.fields.system)
         turns = [*_read_history(row.data, self.fields.history), self._read_turn(row.data)]
         messages: list[sftrun.Message] = [] if system is None else [{"role": "system", "content": system}]
         for question, answer in turns:
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        return sftrun.Conversation(messages, row.origin)
+        tools, kwargs = _tools.read_tools(row.data), _tools.read_template_kwargs(row.data)
+        return sftrun.Conversation(messages, row.origin, tools, kwargs)
 
     def _read_turn(self, data: dict[str, Any]) -> tuple[str, str]:
         instruction = _columns.get_text(data, self.fields.instruction)
         given = _columns.get_optional_text(data, self.fields.input)
-        answer = _columns.get_text(data, self.fields.output)
+        answer = _columns.get_answer(data, self.fields.output)
         if given is None:
             return instruction, answer
         return self.prompt.fill({"instruction": instruction, "input": given}), answer

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import sftrun
-from sftrun.builtin.formatters import _messages, _tools
+from sftrun.builtin.formatters import _media, _messages, _tools
 
 SHAPES = ("messages", "conversations")
 RESERVED = ("messages", "tools", "add_generation_prompt")
@@ -62,7 +62,7 @@ class Chat:
         self.arguments = options.arguments
         self.template_kwargs = options.template_kwargs
         columns = (options.fields.system or "", options.fields.user, "conversations", "chat_template_kwargs")
-        self._more = frozenset((*columns, *_tools.COLUMNS))
+        self._more = frozenset((*columns, *_tools.COLUMNS, *_media.COLUMNS))
 
     def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         for name in RESERVED:
@@ -73,8 +73,10 @@ class Chat:
     def format(self, row: sftrun.Row) -> sftrun.Conversation:
         data = row.data
         messages = data.get("messages")
-        if type(messages) is list and self._more.isdisjoint(data) and _messages.are_plain(messages):
+        has_more = len(data) > 1 and (not self._more.isdisjoint(data) or any(map(_media.is_media, data.values())))
+        if type(messages) is list and not has_more and _messages.are_plain(messages):
             return sftrun.Conversation(messages, row.origin, None, self.template_kwargs)
+        _media.check_media(data, (self.fields.system, self.fields.user, self.fields.assistant))
         messages = self._read_messages(data)
         _messages.check_conversation(messages)
         kwargs = {**self.template_kwargs, **_tools.read_template_kwargs(data)}

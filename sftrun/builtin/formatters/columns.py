@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import sftrun
-from sftrun.builtin.formatters import _columns
+from sftrun.builtin.formatters import _columns, _media
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
@@ -49,14 +49,18 @@ class Columns:
         if problems:
             raise sftrun.UserError(problems)
         self.turns = [(turn.role, _columns.parse_template(turn.content)) for turn in _list_turns(options)]
+        self.used = {column for _, template in self.turns for column in template.list_columns()}
 
     def format(self, row: sftrun.Row) -> sftrun.Conversation:
-        kept = [
-            (role, template) for role, template in self.turns if role != "system" or not template.is_empty(row.data)
-        ]
-        return sftrun.Conversation(
-            [{"role": role, "content": template.fill(row.data)} for role, template in kept], row.origin
-        )
+        _media.check_media(row.data, self.used)
+        messages: list[sftrun.Message] = []
+        for role, template in self.turns:
+            is_empty = template.is_empty(row.data)
+            if is_empty and role == "assistant":
+                raise _columns.make_empty_answer(" and ".join(template.list_columns()))
+            if not is_empty or role != "system":
+                messages.append({"role": role, "content": template.fill(row.data)})
+        return sftrun.Conversation(messages, row.origin)
 
 
 def _list_turns(options: ColumnsOptions) -> tuple[Turn, ...]:

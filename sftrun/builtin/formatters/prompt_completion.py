@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 import sftrun
-from sftrun.builtin.formatters import _columns, _messages, _tools
+from sftrun.builtin.formatters import _columns, _media, _messages, _tools
 from sftrun.builtin.formatters._values import describe_type
 
 
@@ -35,6 +35,7 @@ class PromptCompletion:
 
     def format(self, row: sftrun.Row) -> sftrun.Conversation:
         names = (self.fields.prompt, self.fields.completion)
+        _media.check_media(row.data, names)
         given = {name: _columns.get_column(row.data, name) for name in names}
         if all(isinstance(value, str) for value in given.values()):
             return self._format_texts(row)
@@ -46,7 +47,7 @@ class PromptCompletion:
     def _format_texts(self, row: sftrun.Row) -> sftrun.Conversation:
         if _tools.read_tools(row.data) or _tools.read_template_kwargs(row.data):
             raise sftrun.RowError("has tools or chat_template_kwargs, but texts are rendered without a chat template")
-        completion = _columns.get_text(row.data, self.fields.completion)
+        completion = _columns.get_answer(row.data, self.fields.completion)
         messages = [
             {"role": "prompt", "content": row.data[self.fields.prompt]},
             {"role": "completion", "content": completion},

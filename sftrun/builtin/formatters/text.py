@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import sftrun
-from sftrun.builtin.formatters import _columns
+from sftrun.builtin.formatters import _columns, _media
 
 ASSISTANT_MASKERS = ("assistant", "last-reply", "spans")
 """Maskers that only train answers of assistants."""
@@ -37,5 +37,6 @@ class Text:
             )
 
     def format(self, row: sftrun.Row) -> sftrun.Conversation:
-        content = _columns.get_text(row.data, self.field)
+        _media.check_media(row.data, (self.field,))
+        content = _columns.get_answer(row.data, self.field)
         return sftrun.Conversation([{"role": "text", "content": content}], row.origin, plain=True)

@@ -1,11 +1,9 @@
 """Metric `token_f1`: the words that an answer and its reference share."""
 
-import re
 from collections import Counter
 
 import sftrun
-
-WORD = re.compile(r"\w+|[^\w\s]")
+from sftrun.builtin.metrics import _words
 
 
 @sftrun.hookimpl
@@ -16,7 +14,8 @@ def register_metrics(register: sftrun.Register) -> None:
 class TokenF1:
     """Harmonic mean of precision and recall over words, case ignored, as in SQuAD (Rajpurkar et al., 2016).
 
-    Words are runs of letters and digits, and single punctuation marks; articles are kept.
+    Words are runs of letters and digits, and single punctuation marks; articles are kept. In scripts without spaces,
+    such as Chinese, Japanese and Thai, each character is a word.
     """
 
     def measure(self, work: sftrun.kinds.Measuring) -> list[float]:
@@ -25,7 +24,7 @@ class TokenF1:
 
 def token_f1(answer: str, reference: str) -> float:
     """Returns the token F1 of one answer, from 0 to 1."""
-    given, wanted = Counter(WORD.findall(answer.lower())), Counter(WORD.findall(reference.lower()))
+    given, wanted = (Counter(_words.split_words(text, punctuation=True)) for text in (answer, reference))
     if not given or not wanted:
         return float(given == wanted)
     shared = (given & wanted).total()

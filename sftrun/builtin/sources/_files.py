@@ -6,14 +6,14 @@ import functools
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any, ClassVar, NoReturn, TextIO
 
 import msgspec
 
 import sftrun
-from sftrun.builtin.sources import _layout
+from sftrun.builtin.sources import _holdout, _layout
 
 BLOCK = 1 << 20  # bytes read at a time
 NUL = "contains a NUL character: it is not text, or in another encoding"
@@ -30,7 +30,10 @@ class FileOptions(sftrun.Options):
     val_share: Annotated[
         float,
         sftrun.Meta(
-            ge=0, lt=1, description="Share of the training rows held out as val, by hash, if the path has no val."
+            ge=0,
+            lt=1,
+            description="Share of the training rows held out as val, by hash, if the path has no val; "
+            "at least 10 rows, or every fifth of fewer than 50.",
         ),
     ] = 0.05
 
@@ -43,6 +46,7 @@ class FileSource:
 
     def __init__(self, options: FileOptions) -> None:
         self.options = options
+        self._scan: _holdout.Choose | None = None
 
     @functools.cached_property
     def layout(self) -> _layout.Layout:
@@ -50,7 +54,10 @@ class FileSource:
         return _layout.find_layout(self.options.path, self.suffixes)
 
     def check_machine(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
-        return self.layout.problems
+        problems, share = self.layout.problems, self.options.val_share
+        yield from problems
+        if share and "val" not in self.layout.files and all(each.severity == "warning" for each in problems):
+            yield from _holdout.check_holdout(self.holdout, share)
 
     def splits(self) -> list[str]:
         files = self.layout.files
@@ -78,16 +85,29 @@ class FileSource:
         found = files.get(split) or (files["train"] if split == "val" and self.options.val_share else [])
         return [(self._get_name(file), file) for file in found]
 
-    def make_filter(self, split: str) -> Callable[[bytes], bool] | None:
+    def make_filter(self, split: str) -> _holdout.Choose | None:
         """Returns a function that selects the rows of a split by their content; None if every row is selected."""
         if split == "test" or "val" in self.layout.files or not self.options.val_share:
             return None
-        # by content, so that equal rows are in one split and an added row moves no other
-        limit = int(self.options.val_share * 2**64).to_bytes(8, "big")
-        hash_content = functools.partial(hashlib.blake2b, digest_size=8)
-        if split == "val":
-            return lambda content: hash_content(content).digest() < limit
-        return lambda content: hash_content(content).digest() >= limit
+        # by content, so that equal rows are in one split and an added row moves hardly any other
+        return self._scan or self.holdout.choose(split)
+
+    @functools.cached_property
+    def holdout(self) -> _holdout.Holdout:
+        """The training rows that are held out as val."""
+
+        def read(see: _holdout.Choose) -> Iterator[object]:
+            self._scan = see
+            try:
+                yield from self.rows("train")
+            finally:
+                self._scan = None
+
+        return _holdout.find_holdout(self.options.val_share, read)
+
+    def rows(self, split: str) -> Iterator[sftrun.Row | sftrun.BadRow]:
+        """Yields the rows of a split, those that `make_filter` selects."""
+        raise NotImplementedError
 
     def _get_name(self, file: Path) -> str:
         return file.relative_to(self.layout.root).as_posix()

@@ -82,6 +82,12 @@ class CrossCheck:
             self.counts["differ"] += 1
             self.disagreements += [disagreement] if len(self.disagreements) < RECORDED else []
 
+    def for_renderer(self, renderer: Renderer) -> "CrossCheck":
+        """Returns a cross-check of the rows of another renderer, with the same counts and disagreements."""
+        other = CrossCheck(renderer)
+        other.counts, other.disagreements = self.counts, self.disagreements
+        return other
+
     def to_json(self) -> dict[str, Any]:
         """Returns the counts and the recorded disagreements, for the mask proof."""
         return {**self.counts, "disagreements": msgspec.to_builtins(self.disagreements)}

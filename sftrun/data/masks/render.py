@@ -121,6 +121,11 @@ class Renderer:
         except RowError:
             return prompt  # no row of training has such messages
 
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """The texts that end turns of the template."""
+        return self._conventions.endings
+
     def check_template(self) -> list[Problem]:
         """Returns the problems of the template itself, seen on a short conversation."""
         return [] if self.template.missing else conventions.find_problems(self._conventions, self.eot_token)

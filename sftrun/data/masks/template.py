@@ -95,6 +95,12 @@ class Template:
         tree = self._environment.parse(self.source)
         return frozenset(node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str))
 
+    @cached_property
+    def variables_read(self) -> frozenset[str]:
+        """The names of the variables that the template reads."""
+        tree = self._environment.parse(self.source)
+        return frozenset(node.name for node in tree.find_all(jinja2.nodes.Name) if node.ctx == "load")
+
     def render(
         self,
         messages: Sequence[Message],

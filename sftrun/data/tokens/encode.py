@@ -115,6 +115,11 @@ class Encoder:
         """Returns why a row is refused: a message's `train` contradicts the masker. None if it does not."""
         return self._get_plan(row).refusal
 
+    def find_trained_answers(self, row: Rendered) -> set[int]:
+        """Returns the messages of a row whose generated text, or its end of turn, is trained."""
+        flags = self._get_plan(row).flags
+        return {span.message for span, flag in zip(row.spans, flags, strict=True) if flag and span.generated}
+
     def _get_plan(self, row: Rendered) -> ShapePlan:
         plan = self._plans.get(id(row.shape)) if row.shape is not None else None
         if plan is None:

@@ -21,13 +21,11 @@ if TYPE_CHECKING:
 
 # files of a model repository that are fetched for its tokenizer and template
 FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json"),
+    *("chat_template.jinja", "additional_chat_templates/*.jinja", "generation_config.json"),
 )
+DEFAULT, TOOL_USE = "default", "tool_use"  # names of templates that transformers chooses by itself
+MORE_TEMPLATES = "additional_chat_templates"  # folder of the others, as transformers saves them
 BUILT_IN = Path(__file__).parent.parent / "masks" / "templates"
 CODE = ("*.py",)  # fetched too with `model.trust_remote_code`
 NAME = ("model", "name")  # path in the recipe, for problems
@@ -37,7 +35,8 @@ class Tokenizer:
     """The tokenizer of a model, with its chat template.
 
     `fingerprint` is a hash of the vocabulary, the merges and the special tokens. `folder` has the tokenizer's files;
-    for a model of the Hub its name is the commit.
+    for a model of the Hub its name is the commit. `sources` are the chat templates by name, or the one that the recipe
+    names. `template` is the default; `tool_template`, for rows with tools, is another if one is named tool_use.
     """
 
     def __init__(self, folder: Path, model: ModelOptions) -> None:
@@ -61,8 +60,10 @@ class Tokenizer:
         self.engine.no_padding()
         self.config: dict[str, Any] = _read_json(folder / "tokenizer_config.json")
         self.special = _read_special_tokens(self.config, _read_json(folder / "special_tokens_map.json"))
-        self.template = _read_template(folder, self.config, self.special, model)
-        self.template.stop_tokens = self._read_stop_tokens()
+        self.sources = _read_sources(folder, self.config, model)
+        self.template = _make_template(self.sources, self.special, model)
+        self.tool_template = _make_tool_template(self.sources, self.special, self.template)
+        self.template.stop_tokens = self.tool_template.stop_tokens = self._read_stop_tokens()
         self.fingerprint = hashlib.sha256(file.read_bytes() + json.dumps(self.special).encode()).hexdigest()
 
     def _read_stop_tokens(self) -> frozenset[str]:
@@ -133,14 +134,16 @@ class Tokenizer:
         return self.engine.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def save(self, folder: Path) -> None:
-        """Copies the tokenizer's files to a model folder, with the chat template used in training, if any."""
+        """Copies the tokenizer's files to a model folder, with the chat templates, or the one named in the recipe."""
         for name in ("tokenizer.json", "special_tokens_map.json"):
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, folder / name)
         config = {key: value for key, value in self.config.items() if key != "chat_template"}
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
-        if not self.template.missing:
-            (folder / "chat_template.jinja").write_text(self.template.source, "utf-8")
+        for name, source in self.sources.items():
+            file = folder / ("chat_template.jinja" if name == DEFAULT else f"{MORE_TEMPLATES}/{name}.jinja")
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(source, "utf-8")
 
     def id_of(self, name: str) -> int | None:
         """Returns the id of a special token by its role (`eos_token`), or None."""
@@ -225,42 +228,55 @@ def _template_name(model: ModelOptions) -> str:
     return f"of {model.name}" if model.chat_template is None else model.chat_template
 
 
-def _read_template(folder: Path, config: dict[str, Any], special: dict[str, str], model: ModelOptions) -> Template:
-    """Reads the template; if the model has none, returns one whose render raises, because plain text needs none."""
-    source = _read_template_source(folder, config, model)
-    if source is not None and model.space_to_answer:
-        source = move_space(source)
-    template = Template(source or "", special, name=_template_name(model))
-    if source is None:
-        names = ", ".join(sorted(_list_built_in()))
-        message = f"{model.name} has no chat template to render messages with"
-        template.missing = Problem(message, path=NAME, hint=f"set model.chat_template to a .jinja file, or {names}")
+def _make_template(sources: dict[str, str], special: dict[str, str], model: ModelOptions) -> Template:
+    """Makes the template; if the model has none, its render raises, because plain text needs none."""
+    template = Template(sources.get(DEFAULT, ""), special, name=_template_name(model))
+    if DEFAULT not in sources:
+        choices = ", ".join(sorted([*_list_built_in(), *sources]))
+        named = "no default chat template" if sources else "no chat template"
+        message = f"{model.name} has {named} to render messages with"
+        template.missing = Problem(message, path=NAME, hint=f"set model.chat_template to a .jinja file, or {choices}")
     return template
 
 
-def _read_template_source(folder: Path, config: dict[str, Any], model: ModelOptions) -> str | None:
-    if model.chat_template is not None:
-        return _read_named_template(model.chat_template)
+def _make_tool_template(sources: dict[str, str], special: dict[str, str], other: Template) -> Template:
+    """Makes the template of rows with tools, as transformers chooses it, with the clock of the other template."""
+    if TOOL_USE not in sources:
+        return other
+    return Template(sources[TOOL_USE], special, other.now, name=f"{TOOL_USE} {other.name}")
+
+
+def _read_sources(folder: Path, config: dict[str, Any], model: ModelOptions) -> dict[str, str]:
+    """Returns the templates of a model by name, or the one that the recipe names as the default."""
+    files = sorted((folder / MORE_TEMPLATES).glob("*.jinja"))
     if (folder / "chat_template.jinja").is_file():
-        return _read_source(folder / "chat_template.jinja")
+        files.append(folder / "chat_template.jinja")
     own = config.get("chat_template")
-    if isinstance(own, list):
-        own = {each["name"]: each["template"] for each in own}.get("default")
-    return own if isinstance(own, str) else None
+    if files:
+        found = {DEFAULT if file.parent == folder else file.stem: _read_source(file) for file in files}
+    elif isinstance(own, list):
+        found = {each["name"]: each["template"] for each in own}
+    else:
+        found = {DEFAULT: own} if isinstance(own, str) else {}
+    if model.chat_template is not None:
+        found = {DEFAULT: _read_named_template(model.chat_template, found)}
+    return {name: move_space(source) for name, source in found.items()} if model.space_to_answer else found
 
 
 def _list_built_in() -> dict[str, Path]:
     return {file.stem: file for file in BUILT_IN.glob("*.jinja")}
 
 
-def _read_named_template(name: str) -> str:
+def _read_named_template(name: str, own: dict[str, str]) -> str:
     file = _list_built_in().get(name, Path(name).expanduser())
     if file.is_file():
         return _read_source(file)
+    if name in own:
+        return own[name]
     raise UserError(
         Problem(
             f"no such chat template: {name}",
             path=("model", "chat_template"),
-            hint=f"set it to a .jinja file, or one of {', '.join(sorted(_list_built_in()))}",
+            hint=f"set it to a .jinja file, or one of {', '.join(sorted([*_list_built_in(), *own]))}",
         )
     )
