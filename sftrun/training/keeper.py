@@ -14,7 +14,11 @@ from sftrun import events
 from sftrun.training import base_model, checkpoints, ranks, weights
 
 # counters of the trainer, from the start of the run
-COUNTED = ("tokens", "trained", "seen", "seen_trained", "_total_train_tokens")
+COUNTED = ("tokens", "trained", "seen", "seen_trained")
+# private names of transformers' and trl's trainers that an exact resume relies on, or that RunTrainer overrides
+METHODS = ("_save_checkpoint", "_get_output_dir", "_get_train_sampler", "_load_from_checkpoint", "create_scheduler")
+STATE = ("_tr_loss", "_globalstep_last_logged", "_created_lr_scheduler")
+STATE_OF_TRL = ("_metrics", "_total_train_tokens")
 EXACT = 1e-9  # epochs; the rounding error of a sum of steps
 
 
@@ -73,7 +77,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             self.emit(events.Resumed(step=self._step(), **self._tokens()))
         if start and start.finished:
             trainer._load_from_checkpoint(str(start.folder))
-            self._restore_progress(start.progress)
+            self._restore_counts(start.progress)
         else:
             trainer.train(resume_from_checkpoint=str(start.folder) if start else None)
         if self.keep_best and self.lowest is not None:
@@ -124,6 +128,7 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
             signal.signal(signal.SIGTERM, before)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        check_internals(self.trainer)
         ranks.check_processes(self.trainer, self.recipe)
         if ranks.world_size() > 1:
             self.emit(events.Launched(**ranks.launch_facts(self.recipe)))
@@ -211,19 +216,44 @@ class Keeper(transformers.TrainerCallback):  # type: ignore[misc]
         trainer = self.trainer
         trainer.count()
         logged = {"losses": ranks.all_gather(trainer._tr_loss.item()), "step": trainer._globalstep_last_logged}
-        counts = {name: getattr(trainer, name, 0) for name in COUNTED}
-        metrics = dict(getattr(trainer, "_metrics", {}).get("train", {}))
-        return {**counts, "logged": logged, "metrics": metrics, "lowest": self.lowest, "worse": self.worse}
+        counts = {name: getattr(trainer, name) for name in COUNTED}
+        of_trl = {}
+        if _is_of_trl(trainer):
+            of_trl = {"metrics": dict(trainer._metrics["train"]), "_total_train_tokens": trainer._total_train_tokens}
+        return {**counts, **of_trl, "logged": logged, "lowest": self.lowest, "worse": self.worse}
 
-    def _restore_progress(self, progress: dict[str, Any]) -> None:
+    def _restore_counts(self, progress: dict[str, Any]) -> None:
         for name in COUNTED:
             setattr(self.trainer, name, progress[name])
         self.lowest = self._best_intact(tuple(progress["lowest"])) if progress["lowest"] else None
         self.worse = progress["worse"]
-        if hasattr(self.trainer, "_metrics"):
+
+    def _restore_progress(self, progress: dict[str, Any]) -> None:
+        """Restores what a trainer that has started again needs for the rest of the training."""
+        self._restore_counts(progress)
+        if _is_of_trl(self.trainer):
             self.trainer._metrics["train"] = defaultdict(list, progress["metrics"])
-        if hasattr(self.trainer, "_tr_loss"):  # missing if training had already ended
-            losses = progress["logged"]["losses"]
-            same = len(losses) == ranks.world_size()  # with another world size only the mean is the same
-            self.trainer._tr_loss += losses[ranks.rank()] if same else sum(losses) / len(losses)
-            self.trainer._globalstep_last_logged = progress["logged"]["step"]
+            self.trainer._total_train_tokens = progress["_total_train_tokens"]
+        losses = progress["logged"]["losses"]
+        same = len(losses) == ranks.world_size()  # with another world size only the mean is the same
+        self.trainer._tr_loss += losses[ranks.rank()] if same else sum(losses) / len(losses)
+        self.trainer._globalstep_last_logged = progress["logged"]["step"]
+
+
+def _is_of_trl(trainer: Any) -> bool:
+    return any(each.__module__.partition(".")[0] == "trl" for each in type(trainer).__mro__)
+
+
+def check_internals(trainer: Any) -> None:
+    """Raises UserError if transformers or trl have renamed what RunTrainer overrides, or what a resume restores.
+
+    Without a check an override of an old name would be called no more, and a resumed run would be inexact.
+    """
+    lacking = [name for name in METHODS if not hasattr(transformers.Trainer, name)]
+    state = (*STATE, *(STATE_OF_TRL if _is_of_trl(trainer) else ()))
+    lacking += [name for name in state if not hasattr(trainer, name)]
+    if lacking:
+        message = (
+            f"the trainer of transformers {transformers.__version__} has no {', '.join(lacking)}, which sftrun needs"
+        )
+        raise sftrun.UserError(message, hint="install the versions in sftrun's constraints.txt")

@@ -76,6 +76,9 @@ def ineffective_options(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) ->
         yield f"tf32 is for fp32 matrices, and almost all matrices are in {computes} (train.precision)"
     if t.precision == "auto" and computes == "fp32" and torch.cuda.is_available():
         yield "this GPU has no bf16, so precision auto is fp32; fp16 takes half the memory and is faster"
+    other = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if other is not None and other.type != "cuda":
+        yield f"sftrun trains on the CPU here: it does not use this machine's {other.type} device"
     if t.optimizer.startswith("paged_") and not torch.cuda.is_available():
         yield f"{t.optimizer} is not paged without a GPU"
 
