@@ -169,7 +169,8 @@ def test_a_mark_that_changes_the_prompt_is_seen_in_a_template_that_needs_tools()
         "{% for t in tools %}{{ t.function.name }}{% endfor %}{% for m in messages %}<|{{ m.role }}|>"
         "{% if m.role == 'assistant' and '/no_think' in messages[loop.index0 - 1].content %}<no>{% endif %}"
         "{{ m.content }}<|end|>{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% if '/no_think' in messages[-1].content %}<no>{% endif %}{% endif %}"
+        "{% if add_generation_prompt %}<|assistant|>"
+        "{% if '/no_think' in messages[-1].content %}<no>{% endif %}{% endif %}"
     )
     assert mask(source, [user("a /no_think"), assistant("b")], TOOLS) == (
         "find_weather<|user|>a /no_think<|end|><|assistant|><no>⟦b<|end|>⟧"
