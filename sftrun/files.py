@@ -9,6 +9,7 @@ import re
 import secrets
 import shlex
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,6 +190,29 @@ def parse_object(text: bytes) -> dict[str, Any] | None:
 
 def _content_digest(data: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def describe_special(path: Path) -> str | None:
+    """Returns why a path is neither a file nor a folder, such as `is a pipe, not a file`; None if it is one of them."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "is a broken link" if path.is_symlink() else "does not exist"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    kind = kinds.get(stat.S_IFMT(mode))
+    return kind and f"is {kind}, not a file"
+
+
+def is_utf8(path: Path) -> bool:
+    """Returns True if the bytes of a path are UTF-8 text, which origins and messages have to be."""
+    return not any("\ud800" <= character <= "\udfff" for character in str(path))
+
+
+def printable(path: Path | str) -> str:
+    """Returns a path as text for a message; bytes that are not UTF-8 become `\\udcff`."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def shell_path(path: Path) -> str:

@@ -156,7 +156,7 @@ FOLDERS = {
     "warning: validation.jsonl is read as the split val": ["train.jsonl", "validation.jsonl"],
     "warning: not read: valid.jsonl in": ["train.jsonl", "val.jsonl", "valid.jsonl"],
     "warning: not read: other.jsonl in": ["train.jsonl", "other.jsonl"],
-    "error: valid.jsonl and dev.jsonl could both be the split val": ["train.jsonl", "dev.jsonl", "valid.jsonl"],
+    "error: dev.jsonl, valid.jsonl could each be the split val": ["train.jsonl", "dev.jsonl", "valid.jsonl"],
     "error: train.jsonl, train.jsonl.gz could each be the split train": ["train.jsonl", "train.jsonl.gz"],
     "error: train-1.jsonl, train-1.jsonl.gz, train-2.jsonl could each be": [
         "train-1.jsonl",
@@ -164,8 +164,9 @@ FOLDERS = {
         "train-2.jsonl",
     ],
     "error: of the 3 files of train, number 1 is missing": ["train-0-of-3.jsonl", "train-2-of-3.jsonl"],
-    "error: no train.jsonl in": ["training.jsonl"],
-    "; it has training.jsonl; rename a file": ["training.jsonl"],
+    "warning: training.jsonl is read as the split train": ["training.jsonl"],
+    "error: no train.jsonl in": ["rows.jsonl"],
+    "; it has rows.jsonl; rename a file": ["rows.jsonl"],
     "; it has train.json; rename a file": ["train.json"],
 }
 

@@ -110,3 +110,17 @@ def test_an_option_without_effect_on_a_saved_folder_is_an_error(saved, option):
 def test_a_folder_that_is_not_there_is_said_with_what_is(saved):
     (problem,) = source(saved.parent / "svaed").check_machine(None)
     assert problem.hint == f"did you mean {saved}?"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_with_brackets_in_its_name_is_taken_literally(folder, streaming):
+    renamed = folder.rename(folder.parent / "[old] what?*")
+    made = source(renamed, test="test", streaming=streaming)
+    assert (read(made), read(made, "test")) == (ROWS[:50], ROWS[50:60])
+    testing.check_source(made)
+    (renamed / "README.md").write_text("---\nconfigs: [{config_name: default, data_files: train.jsonl}]\n---\n")
+    assert "its README.md names the files" in refused(source(renamed, streaming=streaming))
+
+
+def test_a_saved_folder_with_brackets_in_its_name_is_taken_literally(saved):
+    assert read(source(saved.rename(saved.parent / "[a] b*"), train="held")) == ROWS[:5]

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import re
@@ -283,7 +284,7 @@ def point_latest(run: RunDir, emit: Callable[[Event], None]) -> None:
 def find_latest(recipe_file: Path, root: Path = Path("runs")) -> RunDir | None:
     """Returns the newest run of a recipe below `root`, finished or not; None if there is none."""
     found = []
-    for path in root.glob(f"{recipe_file.stem}-*"):
+    for path in root.glob(f"{glob.escape(recipe_file.stem)}-*"):
         name = STAMPED.fullmatch(path.name)
         is_run = name and name[1] == recipe_file.stem and (path / BEGUN).is_file()
         # another recipe of the same name has another file

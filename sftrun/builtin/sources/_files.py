@@ -13,7 +13,7 @@ from typing import IO, Annotated, Any, ClassVar, NoReturn, TextIO
 import msgspec
 
 import sftrun
-from sftrun.builtin.sources import _holdout, _layout
+from sftrun.builtin.sources import _holdout, _layout, _names
 
 BLOCK = 1 << 20  # bytes read at a time
 NUL = "contains a NUL character: it is not text, or in another encoding"
@@ -43,6 +43,8 @@ class FileSource:
 
     suffixes: ClassVar[tuple[str, ...]]
     """Suffixes of a split's files in a folder."""
+    texts: ClassVar[bool] = False
+    """True if a file is a text, and no table of rows."""
 
     def __init__(self, options: FileOptions) -> None:
         self.options = options
@@ -51,7 +53,7 @@ class FileSource:
     @functools.cached_property
     def layout(self) -> _layout.Layout:
         """The files that the path names."""
-        return _layout.find_layout(self.options.path, self.suffixes)
+        return _layout.find_layout(self.options.path, self.suffixes, self.texts)
 
     def check_machine(self, recipe: sftrun.Recipe) -> Iterable[sftrun.Problem]:
         problems, share = self.layout.problems, self.options.val_share
@@ -61,10 +63,11 @@ class FileSource:
 
     def splits(self) -> list[str]:
         files = self.layout.files
-        return [split for split in _layout.SPLITS if split in files or (split == "val" and self.options.val_share)]
+        return [split for split in _names.SPLITS if split in files or (split == "val" and self.options.val_share)]
 
     def fingerprint(self) -> str:
         """Hashes the files, and the options that decide which rows they have."""
+        self._refuse_wrong_layout()
         options = {**msgspec.structs.asdict(self.options), "path": None}
         digest = hashlib.sha256(repr(options).encode())
         for split, files in self.layout.files.items():
@@ -78,9 +81,7 @@ class FileSource:
 
     def list_files(self, split: str) -> list[tuple[str, Path]]:
         """Returns the files of a split, each with its name in origins; raises UserError if the layout is wrong."""
-        wrong = [problem for problem in self.layout.problems if problem.severity == "error"]
-        if wrong:
-            raise sftrun.UserError(wrong)
+        self._refuse_wrong_layout()
         files = self.layout.files
         found = files.get(split) or (files["train"] if split == "val" and self.options.val_share else [])
         return [(self._get_name(file), file) for file in found]
@@ -109,6 +110,11 @@ class FileSource:
         """Yields the rows of a split, those that `make_filter` selects."""
         raise NotImplementedError
 
+    def _refuse_wrong_layout(self) -> None:
+        wrong = [problem for problem in self.layout.problems if problem.severity == "error"]
+        if wrong:
+            raise sftrun.UserError(wrong)
+
     def _get_name(self, file: Path) -> str:
         return file.relative_to(self.layout.root).as_posix()
 
@@ -124,7 +130,7 @@ def _readable(file: Path) -> Iterator[None]:
 def open_bytes(file: Path) -> IO[bytes]:
     """Opens a file and decompresses it while it is read; raises UserError if it cannot be opened."""
     with _readable(file):
-        if file.suffix not in _layout.COMPRESSED:
+        if file.suffix not in _names.COMPRESSED:
             return file.open("rb", buffering=BLOCK)
         import pyarrow as pa
 
@@ -159,7 +165,7 @@ def raise_unreadable(file: Path, error: Exception, line: int | None = None) -> N
     """Raises the UserError for a file that cannot be read further; the rows after that place would be lost."""
     reason = getattr(error, "strerror", None) or str(error)
     what = "cannot be read" if line is None else "cannot be read from here on"
-    hint = "it is incomplete: copy or download it again" if file.suffix in _layout.COMPRESSED else None
+    hint = "it is incomplete: copy or download it again" if file.suffix in _names.COMPRESSED else None
     place = sftrun.errors.Place(str(file), line)
     raise sftrun.UserError(sftrun.Problem(f"{what}: {reason}", place, hint=hint)) from error
 

@@ -1,6 +1,7 @@
 """Source `huggingface`: a dataset of the Hugging Face Hub, or one saved to disk."""
 
 import functools
+import glob
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import sftrun
 import sftrun.hub
-from sftrun.builtin.sources import _layout
+from sftrun.builtin.sources import _layout, _search
 
 BATCH = 1000  # rows in memory at a time
 AT = ("source", "with", "name")  # path in the recipe, for problems
@@ -84,9 +85,8 @@ class Huggingface:
             digest.update(repr([self._load(split)._fingerprint for split in self.named]).encode())
             return digest.hexdigest()
         digest.update(repr((o.name, o.config, o.data_dir, o.revision, self._commit)).encode())
-        for file in sorted(Path(o.name).rglob("*")) if Path(o.name).is_dir() else []:
-            if file.is_file():
-                digest.update(sftrun.files.file_digest(file).encode())
+        for file in _search.Search(AT).list_below(Path(o.name)) if Path(o.name).is_dir() else []:
+            digest.update(sftrun.files.file_digest(file).encode())
         return digest.hexdigest()
 
     def locate(self, origin: str) -> str:
@@ -121,11 +121,25 @@ class Huggingface:
         import datasets
 
         o, revision = self.options, self._commit or self.options.revision
-        which = {"name": o.config, "data_dir": o.data_dir, "split": split, "revision": revision}
+        which: dict[str, Any] = {"name": o.config, "data_dir": o.data_dir, "split": split, "revision": revision}
         try:
+            which["data_files"] = self._find_files_literally()
             return datasets.load_dataset(o.name, **which, streaming=o.streaming)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             self._raise_load_error(split, error)
+
+    def _find_files_literally(self) -> dict[str, list[str]] | None:
+        """Returns patterns for the files of each split, if datasets would take the folder's own name for a pattern."""
+        from datasets.data_files import get_data_patterns
+
+        folder = Path(self.options.name, self.options.data_dir or "").resolve()
+        if not folder.is_dir() or glob.escape(str(folder)) == str(folder):
+            return None
+        card = Path(self.options.name) / "README.md"
+        if card.is_file() and "data_files:" in card.read_text("utf-8", errors="replace"):
+            raise ValueError("its README.md names the files, and datasets reads brackets in a path as a pattern")
+        found = get_data_patterns(glob.escape(str(folder)))
+        return {str(split): [f"{glob.escape(str(folder))}/{each}" for each in found[split]] for split in found}
 
     def _load_from_disk(self, split: str) -> Any:
         import datasets
@@ -145,6 +159,8 @@ class Huggingface:
         problem = sftrun.Problem(
             f"the dataset {self.options.name} (split {split}) cannot be loaded: {lines[0]}",
             path=AT,
-            hint="check the id and the network, or use a local file with the source jsonl",
+            hint="use the source for its files, such as jsonl or parquet, with path"
+            if Path(self.options.name).is_dir()
+            else "check the id and the network, or use a local file with the source jsonl",
         )
         raise sftrun.UserError(problem) from error

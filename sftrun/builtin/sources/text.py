@@ -29,6 +29,7 @@ class Text(_files.FileSource):
     """Texts, for continued pretraining: a file, several by a pattern such as **/*.md, or a folder of splits."""
 
     suffixes = (".txt", ".md")
+    texts = True
     options: TextOptions
 
     def check_recipe(self, recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
