@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sftrun import events
-from sftrun.data import base, stats, store
+from sftrun.data import stats, store
 from sftrun.data.ledger import Ledger, describe_reasons, select_filtered
 from sftrun.data.masks.crosscheck import HINTS
 from sftrun.data.pipeline import Pipeline, locate_file
@@ -24,7 +24,7 @@ from sftrun.kinds import Emit
 from sftrun.options import Use
 from sftrun.recipe.model import Recipe
 from sftrun.registry import Registry, current, source_files
-from sftrun.runs import manifest
+from sftrun.runs import base, manifest
 from sftrun.runs.directory import BEGUN, RunDir
 from sftrun.runs.preflight import check_prepared
 from sftrun.runs.stage import StageWork

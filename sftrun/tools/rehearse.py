@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 
 from sftrun import flow, tiny
-from sftrun.data import base
 from sftrun.errors import Interrupted, UserError
 from sftrun.events import Checkpoint, Event, RehearsedStop
 from sftrun.kinds import Emit
@@ -18,7 +17,7 @@ from sftrun.launch.signals import SIGNALS
 from sftrun.recipe.model import LaunchOptions, Recipe
 from sftrun.recipe.validate import PathLike, load_with_places
 from sftrun.registry import current
-from sftrun.runs import directory, preflight, session
+from sftrun.runs import base, directory, preflight, session
 from sftrun.runs.directory import RunDir
 from sftrun.types import BadRow
 
