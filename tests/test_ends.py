@@ -313,3 +313,25 @@ def test_the_proof_says_which_answers_the_recipe_ends(sftrun, write, tmp_path):
     assert proof["stop_ids"] == proof["end_of_turn"]["<|im_end|>"]
     assert (proof["splits"]["train"]["turns"], proof["splits"]["train"]["turns_ended"]) == (3, 3)
     assert proof["crosscheck"]["differ"] == 0
+
+
+QUOTED = (  # the tokenizer of sftrun/tiny joins `"` and `:`
+    LOOP + "{{ m.role[0] + '\"' + m.content + (':<|im_end|>' if m.role == 'assistant' else '<|im_end|>') }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'a\"' }}{% endif %}"
+)
+
+
+def test_the_end_of_an_empty_answer_must_not_join_with_the_header(sftrun, write, tmp_path):
+    (tmp_path / "quoted.jinja").write_text(QUOTED)
+    keys = {"model": {"chat_template": str(tmp_path / "quoted.jinja")}, "masker": "flagged"}
+    flagged = talk("a", "", "c", "d")
+    flagged["messages"][1]["train"] = False
+    said = sftrun("prepare", write([talk("a", "b"), flagged], **keys), "--out", tmp_path / "run")
+    assert said.code == 0, said.err
+    proof = json.loads((tmp_path / "run/prepared/proof.json").read_text())
+    assert (proof["splits"]["train"]["turns"], proof["splits"]["train"]["turns_ended"]) == (2, 2)
+    assert proof["stop_ids"] == [proof["end_of_turn"][":<|im_end|>"][-1]]
+    said = sftrun("prepare", write([talk("a", "b"), talk("a", "", "c", "d")], **keys), "--out", tmp_path / "refused")
+    assert said.code == 1
+    assert "train.jsonl:2: error: message 1 (assistant): its end ':<|im_end|>' is not trained as a whole" in said.err
+    assert "into the token '\":'; remove the empty answer, or set its train to false with masker: flagged" in said.err

@@ -18,7 +18,7 @@ OPTION = "model.space_to_answer: true"
 class Joined(NamedTuple):
     """A token that is not trained because it also holds other text: a description, what to change, and what is lost.
 
-    With `loses_all`, no token of the message's text is trained, at most its end of turn.
+    With `loses_all`, no token of the message's text is trained, at most its end of turn or the rest of that.
     """
 
     reason: str
@@ -65,12 +65,24 @@ def find_joined(rendered: Rendered, token: tuple[int, int], inside: Any, kept: s
     span = _find_span(rendered.spans, first)
     lost = "".join(rendered.text[at] for at in range(start, end) if is_trained[at - start])
     loses_all = span.message not in kept and not span.end_of_turn and bool(lost.strip())
+    if span.end_of_turn and start < span.start and not _find_span(rendered.spans, start).generated:
+        return _describe_lost_end(rendered, token, span)
     who = f"message {span.message} ({span.role})" if span.message >= 0 else "the template's text"
     what = "none of its text is trained" if loses_all else f"{lost!r} is not trained"
     where = "before" if first > start else "after"
     token_text = rendered.text[start:end]
     reason = f"{who}: {what}: the tokenizer joins it with the text {where} it into the token {token_text!r}"
     return Joined(reason, _advise(rendered, start, first, span), loses_all)
+
+
+def _describe_lost_end(rendered: Rendered, token: tuple[int, int], span: Span) -> Joined:
+    """Describes the token that the end of an empty answer shares with the template's text before the answer."""
+    end, shared = rendered.text[span.start : span.end], rendered.text[slice(*token)]
+    reason = (
+        f"message {span.message} ({span.role}): its end {end!r} is not trained as a whole: the answer is empty, so the "
+        f"tokenizer joins the end with the text before it into the token {shared!r}"
+    )
+    return Joined(reason, "remove the empty answer, or set its train to false with masker: flagged", True)
 
 
 def _advise(rendered: Rendered, start: int, first: int, span: Span) -> str:
