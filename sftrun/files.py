@@ -20,10 +20,13 @@ from sftrun.errors import UserError
 __all__ = [
     "atomic_folder",
     "cache_folder",
+    "describe_special",
     "disk_advice",
     "file_digest",
     "first_line",
     "is_disk_full",
+    "is_utf8",
+    "printable",
     "read_sealed",
     "seal",
     "shell_path",

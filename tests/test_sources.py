@@ -231,11 +231,11 @@ def test_a_fingerprint_changes_with_any_byte_name_or_split(tmp_path, use):
 OPTIONS = {
     "json: field": ('{"data": [{"a": 1}], "more": [{"a": 2}]}', {"field": "data"}, {"field": "more"}),
     "csv: columns": ("1,2\n3,4\n", {}, {"columns": ["q", "a"]}),
-    "csv: delimiter": ("q;a\n1;2\n", {}, {"delimiter": ";"}),
+    "csv: delimiter": ("q,b;a\n1,2;2\n", {}, {"delimiter": ";"}),
     "csv: quoted": ('q,a\n"1",2\n', {}, {"quoted": False}),
     "csv: encoding": ("q,a\ncaf\xe9,1\n".encode("latin-1"), {}, {"encoding": "latin-1"}),
     "tsv: columns": ("1\t2\n3\t4\n", {}, {"columns": ["q", "a"]}),
-    "tsv: delimiter": ("q|a\n1|2\n", {}, {"delimiter": "|"}),
+    "tsv: delimiter": ("q\tb|a\n1\t2|2\n", {}, {"delimiter": "|"}),
     "tsv: quoted": ('q\ta\n"1"\t2\n', {}, {"quoted": False}),
     "tsv: encoding": ("q\ta\ncaf\xe9\t1\n".encode("utf-16"), {"encoding": "latin-1"}, {"encoding": "utf-16"}),
     "text: unit": ("One.\nTwo.\n\nThree.\n", {}, {"unit": "paragraph"}),

@@ -47,7 +47,7 @@ def test_a_row_of_an_array_that_is_wrong_costs_no_other(tmp_path):
 
 BROKEN = {
     "": ":1: error: not valid JSON: the file is empty",
-    '{"a": 1}\n{"a": 2}\n': ":1: error: not valid JSON: the file holds one object, not an array; the source",
+    '{"a": 1}\n{"a": 2}\n': ":1: error: the file has several objects, not one array; use the source jsonl",
     "7": ":1: error: not valid JSON: the file holds no array of objects",
     '[\n{"a": 1},\n{"a": [2}\n]': ":3: error: not valid JSON: a } closes nothing",
     '[\n{"a": 1},\n{"a": "2}\n]': ":3: error: not valid JSON: a string is not closed",
@@ -67,7 +67,9 @@ def test_a_field_that_is_not_there_is_said_with_those_that_are(tmp_path):
     file = put(tmp_path / "rows.json", '{"version": "1", "rows": [{"a": 1}], "meta": {"data": []}}')
     assert "no array in the field 'data'; the object has rows, meta" in refused(source("json", file, field="data"))
     put(file, "[]")
-    assert "the file holds an array, not an object" in refused(source("json", file, field="data"))
+    assert "the file is an array, not an object with a field; remove field" in refused(
+        source("json", file, field="data")
+    )
 
 
 def test_a_table_is_text_with_quotes_over_several_lines(tmp_path):
@@ -85,10 +87,10 @@ def test_a_record_of_a_table_that_is_wrong_costs_no_other(tmp_path):
     lines = [b"q,a", b"1", b"1,2,3", b'"1"2,3', b"caf\xe9,1", b"x\0,1", b"q,a", b"1,2"]
     made = source("csv", put(tmp_path / "rows.csv", b"\n".join(lines)))
     assert read(made) == [
-        "has 1 fields, but there are 2 columns",
-        "has 3 fields, but there are 2 columns",
+        "has 1 field, but the table has 2 columns",
+        "has 3 fields, but the table has 2 columns",
         "not valid CSV: ',' expected after '\"'",
-        "is not text in the encoding of the file",
+        "is not UTF-8 text: it has the byte 0xe9, in cp1252 é; set encoding",
         "contains a NUL character: it is not text, or in another encoding",
         {"q": "q", "a": "a"},
         {"q": "1", "a": "2"},
@@ -164,7 +166,7 @@ def test_a_file_that_is_no_text_is_a_bad_row(tmp_path):
     put(tmp_path / "b.md", b"\x89PNG\0")
     put(tmp_path / "c.md", " \n")
     assert read(source("text", tmp_path / "*.md")) == [
-        "is not text in the encoding of the file",
+        "is not UTF-8 text: it has the byte 0xe9, in cp1252 é; set encoding",
         "contains a NUL character: it is not text, or in another encoding",
         "the file is empty",
     ]

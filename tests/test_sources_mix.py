@@ -166,4 +166,4 @@ def test_a_mix_is_prepared_with_the_origins_of_its_sources(write, sftrun, tmp_pa
     assert "⟦ho<|im_end|>⟧" in sftrun("inspect", recipe, "--origin", "1/more.csv:2").err
     put(tmp_path / "more.csv", "user,assistant\nhi\n")
     report = sftrun("prepare", recipe, "--out", tmp_path / "out")
-    assert f"{tmp_path / 'more.csv'}:2: error: has 1 fields" in report.err
+    assert f"{tmp_path / 'more.csv'}:2: error: has 1 field, but the table has 2 columns" in report.err

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, NoReturn
 
 import msgspec
 
@@ -15,7 +15,12 @@ Token = tuple[bytes, int, int]
 
 
 class BrokenError(ValueError):
-    """The text is no JSON array from here on, so its elements cannot be separated."""
+    """The text is no JSON array from here on, so its elements cannot be separated; `hint` says what to do."""
+
+    def __init__(self, reason: str, hint: str | None = None, line: int | None = None) -> None:
+        super().__init__(f"not valid JSON: {reason}" if hint is None else reason)
+        self.hint = hint
+        self.line = line
 
 
 class Array:
@@ -90,14 +95,38 @@ class Array:
             raise BrokenError("the file is empty" if not self.data.strip() else "the file holds no array of objects")
         if not blank or sign not in OPENING:
             raise BrokenError("the file holds no array of objects")
-        if (sign == b"{") != (self.field is not None):
-            raise BrokenError(
-                "the file holds " + ("one object, not an array" if sign == b"{" else "an array, not an object")
-            )
+        if sign == b"{" and self.field is None:
+            self._refuse_object(tokens, start, end)
+        if sign == b"[" and self.field is not None:
+            raise BrokenError("the file is an array, not an object with a field", "remove field")
         self._track_bracket(sign)
         self.start = end
         if self.field is not None:
             self._find_field(tokens, self.field)
+
+    def _refuse_object(self, tokens: Iterator[Token], start: int, end: int) -> NoReturn:
+        """Raises BrokenError for a file of objects, or of one object, which may have the array in a field."""
+        line = self.dropped + self.data.count(b"\n", 0, start) + 1
+        fields = list(self._iter_fields(tokens, end))
+        if not self.stack and (self.data[self.start :].strip() or next(tokens, None)):
+            raise BrokenError("the file has several objects, not one array", "use the source jsonl", line)
+        if self.stack:
+            raise BrokenError("the file ends within an object", line=line)
+        hint = f"set field: {' or '.join(fields)}" if fields else "write [ before it and ] after it"
+        raise BrokenError("the file is one object, not an array", hint, line)
+
+    def _iter_fields(self, tokens: Iterator[Token], end: int) -> Iterator[str]:
+        """Yields the keys of the object that begins, whose values are arrays of objects."""
+        self.stack.append(b"}")
+        self.start, name = end, None
+        for sign, at, after in tokens:
+            if len(self.stack) == 2 and sign == b"{" and name:
+                yield name
+            name = _parse_key(self.data[self.start : at]) if len(self.stack) == 1 and sign == b"[" else None
+            self._track_bracket(sign)
+            self.start = after
+            if not self.stack:
+                return
 
     def _find_field(self, tokens: Iterator[Token], field: str) -> None:
         """Moves to the first element of a field's array."""
@@ -111,8 +140,8 @@ class Array:
                     return
             self._track_bracket(sign)
             self.start = end
-        named = f"; the object has {', '.join(filter(None, keys))}" if any(keys) else ""
-        raise BrokenError(f"no array in the field '{field}'{named}")
+        named = f"the object has {', '.join(filter(None, keys))}" if any(keys) else None
+        raise BrokenError(f"no array in the field '{field}'", named)
 
     def _check_end(self, tokens: Iterator[Token]) -> None:
         """Moves to the end of the file, after which only the rest of the object may follow."""

@@ -8,12 +8,12 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Annotated, Any, ClassVar, NoReturn, TextIO
+from typing import Annotated, Any, ClassVar, NoReturn
 
 import msgspec
 
 import sftrun
-from sftrun.builtin.sources import _holdout, _layout, _names
+from sftrun.builtin.sources import _holdout, _layout, _names, _start
 
 BLOCK = 1 << 20  # bytes read at a time
 NUL = "contains a NUL character: it is not text, or in another encoding"
@@ -127,11 +127,17 @@ def _readable(file: Path) -> Iterator[None]:
         raise_unreadable(file, error)
 
 
-def open_bytes(file: Path) -> IO[bytes]:
+def refuse_other_kind(file: Path, stream: io.BufferedReader, is_utf8: bool = True) -> None:
+    """Raises UserError if the first bytes of an opened file are plainly of another kind."""
+    if other := _start.find_other_kind(stream.peek(_start.LOOK), is_utf8):
+        raise make_error(file, None, f"the file {other[0]}", other[1])
+
+
+def open_bytes(file: Path) -> io.BufferedReader:
     """Opens a file and decompresses it while it is read; raises UserError if it cannot be opened."""
     with _readable(file):
         if file.suffix not in _names.COMPRESSED:
-            return file.open("rb", buffering=BLOCK)
+            return io.BufferedReader(file.open("rb", buffering=0), BLOCK)
         import pyarrow as pa
 
         codec = {".gz": "gzip", ".zst": "zstd"}[file.suffix]
@@ -139,18 +145,24 @@ def open_bytes(file: Path) -> IO[bytes]:
         return io.BufferedReader(raw, BLOCK)
 
 
-def open_text(file: Path, encoding: str, newline: str | None = None) -> TextIO:
+def open_text(file: Path, encoding: str, newline: str | None = None) -> io.TextIOWrapper:
     """Opens a file as text, without a byte order mark; `find_flaw` finds bytes that are not in the encoding."""
-    if codecs.lookup(encoding).name == "utf-8":
-        encoding = "utf-8-sig"
+    encoding = "utf-8-sig" if is_utf8(encoding) else encoding
     return io.TextIOWrapper(open_bytes(file), encoding, errors="surrogateescape", newline=newline)
 
 
-def find_flaw(text: str) -> str | None:
+def is_utf8(encoding: str) -> bool:
+    """Returns True for UTF-8 under any of its names."""
+    return codecs.lookup(encoding).name == "utf-8"
+
+
+def find_flaw(text: str, encoding: str) -> str | None:
     """Returns why a text from `open_text` is unusable, or None."""
     if "\0" in text:
         return NUL
-    return "is not text in the encoding of the file" if not text.isascii() and UNDECODED.search(text) else None
+    if text.isascii() or not UNDECODED.search(text):
+        return None
+    return _start.explain_undecoded(text, codecs.lookup(encoding).name)
 
 
 def check_encoding(encoding: str) -> Iterator[sftrun.Problem]:

@@ -5,16 +5,17 @@ from typing import Any
 import msgspec
 
 import sftrun
+from sftrun.builtin.sources import _strict
 
 
 def decode_row(text: bytes, origin: str) -> sftrun.Row | sftrun.BadRow:
     """Decodes a JSON object into a row."""
+    if not text:
+        return sftrun.BadRow(origin, "no object stands between two commas, or after the last one")
     try:
-        data = msgspec.json.decode(text)
-    except UnicodeDecodeError:
-        return sftrun.BadRow(origin, "not UTF-8 text")
-    except msgspec.DecodeError as error:
-        return sftrun.BadRow(origin, f"not valid JSON: {error}")
+        data = _strict.decode(text)
+    except _strict.NotJsonError as error:
+        return sftrun.BadRow(origin, str(error))
     if not isinstance(data, dict):
         return sftrun.BadRow(origin, f"must be a JSON object, not a {type(data).__name__}")
     return sftrun.Row(data, origin)

@@ -1,6 +1,9 @@
 """Sources `csv` and `tsv`: tables as text, one row a record."""
 
 import csv
+import io
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +13,8 @@ from sftrun.builtin.sources import _files
 
 LONGEST = 1 << 28  # characters of a field; a longer one means that a quote is never closed
 SEPARATOR = "\x1f"
+EXCEL = re.compile(r"sep=(.?)")  # first line of a table that Excel reads
+DELIMITERS = re.compile(r"(?<=\w)[;,\t|](?=\w)")  # between two names of columns
 Fields = list[str] | str  # the fields of a record, or the reason why it is unreadable
 
 
@@ -61,13 +66,13 @@ class Csv(_files.FileSource):
         is_chosen = self.make_filter(split)
         for name, file in self.list_files(split):
             records = self._read_records(file)
-            columns = self.options.columns or _read_header(file, records)
+            columns = self.options.columns or _read_header(file, records, self.options.delimiter)
             for line, fields in records:
                 if fields == self.options.columns:
                     raise _files.make_error(file, line, "this line is the header", "remove the option columns")
                 content = fields if isinstance(fields, str) else SEPARATOR.join(fields)
                 if is_chosen is None or is_chosen(content.encode("utf-8", "surrogateescape")):
-                    yield _make_row(columns, fields, f"{name}:{line}")
+                    yield _make_row(columns, fields, f"{name}:{line}", self.options.encoding)
 
     def _read_records(self, file: Path) -> Iterator[tuple[int, Fields]]:
         """Yields each record with the line at which it begins."""
@@ -79,6 +84,7 @@ class Csv(_files.FileSource):
                 quoting=csv.QUOTE_MINIMAL if self.options.quoted else csv.QUOTE_NONE,
                 strict=True,
             )
+            self._refuse_other_kind(file, text)
             while True:
                 line = reader.line_num + 1
                 try:
@@ -92,6 +98,14 @@ class Csv(_files.FileSource):
                     return
                 if fields:
                     yield line, fields
+
+    def _refuse_other_kind(self, file: Path, text: io.TextIOWrapper) -> None:
+        stream = text.buffer
+        assert isinstance(stream, io.BufferedReader)
+        try:
+            _files.refuse_other_kind(file, stream, _files.is_utf8(self.options.encoding))
+        except OSError as error:
+            _files.raise_unreadable(file, error, 1)
 
 
 class Tsv(Csv):
@@ -111,23 +125,40 @@ def _explain_error(error: csv.Error, file: Path, first: int, last: int) -> str:
     return f"not valid CSV{lines}: {error}"
 
 
-def _read_header(file: Path, records: Iterator[tuple[int, Fields]]) -> list[str]:
+def _read_header(file: Path, records: Iterator[tuple[int, Fields]], delimiter: str) -> list[str]:
     line, names = next(records, (1, "the file is empty"))
     if isinstance(names, str):
         raise _files.make_error(file, line, f"the header is missing: {names}")
+    if found := EXCEL.fullmatch(delimiter.join(names)):
+        raise _files.make_error(
+            file, line, f"this line is for Excel: {found[0]}", f"remove it{_set_delimiter(found[1])}"
+        )
+    if len(names) == 1 and (other := DELIMITERS.search(names[0])):
+        message = f"the header is one column, {names[0]!r}"
+        raise _files.make_error(file, line, message, f"if these are several{_set_delimiter(other[0])}")
     if twice := _find_repeated(names):
         raise _files.make_error(file, line, f"the header names {twice} twice", "rename one of the two columns")
     return names
+
+
+def _set_delimiter(delimiter: str) -> str:
+    return f", set delimiter: {json.dumps(delimiter)}"
 
 
 def _find_repeated(names: list[str]) -> str | None:
     return next((repr(name) for name in names if names.count(name) > 1), None)
 
 
-def _make_row(columns: list[str], fields: Fields, origin: str) -> sftrun.Row | sftrun.BadRow:
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def _make_row(columns: list[str], fields: Fields, origin: str, encoding: str) -> sftrun.Row | sftrun.BadRow:
     if isinstance(fields, str):
         return sftrun.BadRow(origin, fields)
     if len(fields) != len(columns):
-        return sftrun.BadRow(origin, f"has {len(fields)} fields, but there are {len(columns)} columns")
-    flaw = _files.find_flaw("".join(fields))
+        return sftrun.BadRow(
+            origin, f"has {_count(len(fields), 'field')}, but the table has {_count(len(columns), 'column')}"
+        )
+    flaw = _files.find_flaw("".join(fields), encoding)
     return sftrun.BadRow(origin, flaw) if flaw else sftrun.Row(dict(zip(columns, fields, strict=True)), origin)

@@ -45,9 +45,10 @@ class Json(_files.FileSource):
         with _files.open_bytes(file) as stream:
             array = _array.Array(stream, self.field)
             try:
+                _files.refuse_other_kind(file, stream)
                 yield from array.iter_elements()
             except _array.BrokenError as error:
-                hint = "the source jsonl reads files with one object a line; set field for an array inside an object"
-                raise _files.make_error(file, array.count_lines(), f"not valid JSON: {error}", hint) from None
+                line = array.count_lines() if error.line is None else error.line
+                raise _files.make_error(file, line, str(error), error.hint) from None
             except OSError as error:
                 _files.raise_unreadable(file, error, array.count_lines())

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import sftrun
-from sftrun.builtin.sources import _files, _rows
+from sftrun.builtin.sources import _files, _rows, _start
 
 BOM = b"\xef\xbb\xbf"
 
@@ -27,11 +27,15 @@ class Jsonl(_files.FileSource):
         # local names, because the loop reads millions of lines
         is_chosen = self.make_filter(split)
         decode_row = _rows.decode_row
-        number = 0
+        number, begun = 0, False
         try:
             with _files.open_bytes(file) as lines:
+                _files.refuse_other_kind(file, lines)
                 for number, line in enumerate(lines, 1):
                     text = (line.removeprefix(BOM) if number == 1 else line).strip()
+                    if text and not begun:
+                        begun = True
+                        _start.check_first_line(file, text, lines, number)
                     if text and (is_chosen is None or is_chosen(text)):
                         yield decode_row(text, f"{name}:{number}")
         except OSError as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal, TextIO
 
 import sftrun
-from sftrun.builtin.sources import _files
+from sftrun.builtin.sources import _files, _start
 
 Numbered = Iterator[tuple[int, str]]
 
@@ -38,11 +38,25 @@ class Text(_files.FileSource):
     def rows(self, split: str) -> Iterator[sftrun.Row | sftrun.BadRow]:
         is_chosen = self.make_filter(split)
         for name, file in self.list_files(split):
+            if other := self._find_other_kind(file):
+                if is_chosen is None or is_chosen(name.encode()):
+                    yield sftrun.BadRow(f"{name}:1", "; ".join(other))
+                continue
             for line, text in self._read_units(file):
                 if is_chosen is None or is_chosen(text.encode("utf-8", "surrogateescape")):
-                    flaw = _files.find_flaw(text) or (None if text.strip() else "the file is empty")
+                    flaw = _files.find_flaw(text, self.options.encoding) or (
+                        None if text.strip() else "the file is empty"
+                    )
                     origin = f"{name}:{line}"
                     yield sftrun.BadRow(origin, flaw) if flaw else sftrun.Row({"text": text}, origin)
+
+    def _find_other_kind(self, file: Path) -> tuple[str, str] | None:
+        try:
+            with _files.open_bytes(file) as stream:
+                start = stream.peek(_start.LOOK)
+        except OSError as error:
+            _files.raise_unreadable(file, error, 1)
+        return _start.find_other_kind(start, _files.is_utf8(self.options.encoding), is_text=True)
 
     def _read_units(self, file: Path) -> Numbered:
         """Yields each unit of a file with the line at which it begins; line ends become `\n`."""

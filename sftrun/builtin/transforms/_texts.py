@@ -78,7 +78,7 @@ def _change_arguments(arguments: Any, change: Change) -> Any:
         return _change_inside(arguments, change)
     try:
         read = json.loads(arguments)
-    except ValueError:
+    except (ValueError, RecursionError):
         return change(arguments)
     changed = _change_inside(read, change)
     return arguments if changed == read else json.dumps(changed, ensure_ascii=False)

@@ -131,5 +131,5 @@ def _read_texts(file: Path) -> Iterator[str]:
 def _parse_json(data: bytes, where: str) -> Any:
     try:
         return msgspec.json.decode(data.removeprefix(BOM))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise sftrun.UserError(f"{where}: not valid JSON: {error}", "correct it, or rename the file to .txt") from None
