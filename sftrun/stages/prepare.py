@@ -227,12 +227,11 @@ def _frozen_garbage() -> Iterator[None]:
 
 
 def _prepare_splits(recipe: Recipe, pipeline: Pipeline, making: Path) -> None:
-    ledger = Ledger(making / "ledger.jsonl")
-    pipeline.add = ledger.add
     proof = Proof(pipeline)
-    for split in pipeline.source.splits():
-        _prepare_split(pipeline, split, making, proof)
-    ledger.close()
+    with contextlib.closing(Ledger(making / "ledger.jsonl")) as ledger:
+        pipeline.add = ledger.add
+        for split in pipeline.source.splits():
+            _prepare_split(pipeline, split, making, proof)
     found = {
         split: stats.compute_stats(tally, split, pipeline.rows_in[split], ledger.counts)
         for split, tally in proof.splits.items()
