@@ -8,6 +8,7 @@ import msgspec
 
 BLOCK = 1 << 20  # bytes read at a time
 BOM = b"\xef\xbb\xbf"
+TURNS = ("messages", "conversations")  # keys of one conversation, whose elements are no rows
 # Matches a string or a structural character; a lone quote begins a string that continues in the next block.
 TOKEN = re.compile(rb'"[^"\\\n]*(?:\\.[^"\\\n]*)*"|([\[\]{},"])')
 OPENING, CLOSING = {b"[": b"]", b"{": b"}"}, (b"]", b"}")
@@ -120,7 +121,7 @@ class Array:
         self.stack.append(b"}")
         self.start, name = end, None
         for sign, at, after in tokens:
-            if len(self.stack) == 2 and sign == b"{" and name:
+            if len(self.stack) == 2 and sign == b"{" and name and name not in TURNS:
                 yield name
             name = _parse_key(self.data[self.start : at]) if len(self.stack) == 1 and sign == b"[" else None
             self._track_bracket(sign)
