@@ -48,7 +48,7 @@ FILES = {
     "objects over lines": ("jsonl", json.dumps(GOOD, indent=1) * 2, "has objects over several lines, not one a line"),
     "lines": ("json", as_lines(ROWS), "the file has several objects, not one array; use the source jsonl"),
     "field": ("json", json.dumps({"n": [1], "data": ROWS}), "the file is one object, not an array; set field: data"),
-    "one conversation": ("json", json.dumps({"messages": [{"role": "user"}]}), "one object, not an array; write [ before"),
+    "one conversation": ("json", json.dumps({"messages": [{"role": 1}]}), "one object, not an array; write [ before"),
     "one object": ("json", '{"a": 1}', "the file is one object, not an array; write [ before it"),
     "utf-16": ("jsonl", as_lines(ROWS).encode("utf-16"), "the file is UTF-16, not UTF-8; convert it"),
     "utf-16 array": ("json", json.dumps(ROWS).encode("utf-16"), "the file is UTF-16, not UTF-8"),
