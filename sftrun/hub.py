@@ -2,6 +2,7 @@
 
 - `fetch(name, revision, patterns, path)`: a local folder with files of a model, named after the commit.
 - `find_commit(name, revision, path)`: the commit of a model, checked for weights that cannot be loaded safely.
+- `is_commit(revision)`: True for a full commit.
 - `check_weights(name, files, path)`: the same check for the files of a folder.
 - `check_code(name, folder, path)`, `explain_code(name, path)`: Python code that comes with a model.
 - `check_dataset(name, revision, path)`: the commit of a dataset, checked before `datasets` starts to load it.

@@ -8,6 +8,7 @@ import sftrun
 from sftrun import tiny
 from sftrun.errors import Interrupted
 from sftrun.events import Step
+from sftrun.recipe.model import ModelOptions
 from sftrun.testing.bench import Bench
 from sftrun.tools import shrink
 
@@ -53,5 +54,5 @@ def test_an_adapter_on_it_is_merged(bench):
 
 
 def test_a_rehearsal_has_the_same_generation_config(bench, tmp_path):
-    shrink.save_tiny_model(tmp_path / "base", tmp_path / "small", 0)
+    shrink.save_tiny_model(tmp_path / "base", tmp_path / "small", 0, ModelOptions(name="./base"))
     assert settings(tmp_path / "small") == ODD

@@ -271,7 +271,7 @@ def test_if_nothing_fits_nothing_is_trained_and_the_run_can_be_resumed(recipe, t
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts what is allocated on Linux alone")
 def test_fewer_rows_fit_a_real_memory_limit(write, tmp_path):
     """Workers inherit the limit: 64 rows of 250 tokens exceed it, fewer rows do not."""
-    rows = [talk("Say it.", "x y z "[number % 3] * 230) for number in range(64)]
+    rows = [talk("Say it.", "xyz"[number % 3] * 230) for number in range(64)]
     train = {**TRAIN, "max_steps": 2, "batch_size": 64, "on_oom": "shrink"}
     file = write(rows, tuning={"mode": "full"}, train=train, model={"max_seq_len": 512})
     limit = 1_900_000_000

@@ -274,7 +274,7 @@ def test_eval_scores_a_run_again_to_the_same_numbers(full, sftrun):
 
 def test_a_few_rows_without_a_validation_split_train_and_it_is_said(sftrun, write, tmp_path):
     recipe = write(ROWS[:3], tuning={"mode": "full"}, train={"epochs": 1, "save_strategy": "no"}, source_options={})
-    said = sftrun(recipe, "--set", "source.with.val_share=1e-9", "--out", tmp_path / "out")
+    said = sftrun(recipe, "--set", "source.with.val_share=0", "--out", tmp_path / "out")
     assert said.code == 0, said.err
     assert "warning: there are no validation rows" in said.err
     assert (tmp_path / "out/model/model.safetensors").is_file()
