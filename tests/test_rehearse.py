@@ -65,7 +65,8 @@ def test_missing_parts_of_a_recipe_are_listed(write, sftrun, tmp_path, cache):
 @pytest.mark.slow
 def test_a_rehearsal_has_no_warnings_about_its_small_size_and_says_where_it_stops(write, sftrun):
     train = {"save_strategy": "epoch", "eval_strategy": "epoch", "early_stopping": {"patience": 3}}
-    said = sftrun("rehearse", write(DATA, tuning={"mode": "lora"}, train=train), "--rows", 6)
+    data = {**DATA, "val": DATA["val"] * 2}
+    said = sftrun("rehearse", write(data, tuning={"mode": "lora"}, train=train), "--rows", 12)
     assert said.code == 0, said.err
     assert "warning" not in said.err
     assert "stopped after step 2 on purpose; resuming" in said.err
