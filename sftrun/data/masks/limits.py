@@ -16,11 +16,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 STEPS = 2_000_000  # turns of loops and calls of macros in one render; a talk of 1,000 turns needs some 10,000
 CHARACTERS = 1 << 26  # characters that one render writes, or keeps in one variable
-SECONDS = 10.0  # of computing for one render; the usual one takes 0.0001
+SECONDS = 10.0  # CPU seconds that one render may take; a usual one takes 0.0001
 LOOK = 64  # steps between two looks at the clock
 NUMBER = 1 << 20  # for a width or an indent
 POWER = 1000  # for an exponent
-BITS = 1 << 16  # of a product
+BITS = 1 << 16  # largest size of a product, in bits
 
 # formats with a width above NUMBER, or with one that comes from an argument
 _PERCENT = re.compile(r"%[^a-zA-Z%]*(?:\d{7,}|\*)")
@@ -33,7 +33,7 @@ class LimitError(jinja2.TemplateError):
 
 
 class Budget:
-    """What one render may still use; one object for all renders of a template."""
+    """The steps, time and characters that the current render may still use; a template has one for all its renders."""
 
     def __init__(self) -> None:
         self.steps = self.characters = 0

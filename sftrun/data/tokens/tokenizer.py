@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sftrun import tiny
 from sftrun.data.masks.template import Template, move_space
 from sftrun.errors import Problem, UserError
+from sftrun.files import Signature, read_signature
 from sftrun.options import is_path
 from sftrun.recipe.model import ModelOptions
 
@@ -164,12 +165,9 @@ def _load(folder: Path, model: ModelOptions, stamps: tuple[Any, ...]) -> Tokeniz
     return Tokenizer(folder, model)
 
 
-def _stamp(file: Path) -> tuple[int, ...] | None:
+def _stamp(file: Path) -> Signature | None:
     """Returns what changes if a file is written again; None if there is no such file."""
-    if not file.is_file():
-        return None
-    found = file.stat()
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return read_signature(file) if file.is_file() else None
 
 
 def find_folder(model: ModelOptions) -> Path:
