@@ -158,7 +158,7 @@ def test_compiled_layers_train_the_same_to_rounding(train, packing, checkpointin
 
     before, plain, _ = graphs("plain")
     after, compiled, run = graphs("compiled", "train.compile=true")
-    assert after - before >= 2  # not only what transformers compiles itself, if anything
+    assert after > before  # more than what transformers compiles itself; layers of one class share a graph
     assert run.facts("train")["used"]["compiled"] == "2 layers"
     assert losses(compiled) == pytest.approx(losses(plain), abs=1e-4)
 
