@@ -36,12 +36,11 @@ PY
 recipes() {
   time $python -m sftrun recipes/chat.yaml --out "$work/chat" --set train.max_steps=200 &&
     time $python -m sftrun recipes/lora.yaml --out "$work/lora" --set "model.name=$work/chat/model" --set train.max_steps=100
-  cp "$work/chat/report.md" "$out/chat.md"; cp "$work/lora/report.md" "$out/lora.md"
   cp "$work/lora/eval/scores.json" "$out/lora-scores.json"
 }
 
 tests() {
-  $python -m pytest -q -m gpu -n "${PROCESSES:-6}" -p no:cacheprovider --timeout 120 -rA --tb=short $(grep -l "mark.gpu" tests/test_*.py)
+  $python -m pytest -q -m gpu -p no:cacheprovider --timeout 120 -rA --tb=short $(grep -l "mark.gpu" tests/test_*.py)
 }
 
 speed() { $python benchmarks/gpu.py --case "$1" --ways sftrun,trl --rounds 1 --minutes 2.6 --out "$out/gpu.json" $small; }

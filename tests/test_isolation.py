@@ -1,6 +1,7 @@
 """Sequences that share a row do not see each other, and a model of which that is not true is refused."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -208,6 +209,31 @@ def test_padded_batches_and_generation_are_those_of_sdpa(name):
         made.append((logits, answers))
     assert torch.equal(made[0][0], made[1][0])
     assert torch.equal(made[0][1], made[1][1])
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_torchs_kernel_is_also_that_of_torch_2_11_which_wants_as_many_heads_of_keys(monkeypatch, window):
+    from torch.nn.attention import varlen
+
+    def of_2_11(query, key, value, starts, *longest, scale=None, window_size=()):
+        assert query.shape == key.shape == value.shape
+        left = window_size[0] if window_size[0] >= 0 else longest[-1]
+        parts = []
+        for start, stop in itertools.pairwise(starts.tolist()):
+            at = torch.arange(stop - start)
+            seen = (at[:, None] >= at) & (at[:, None] - at <= left)
+            heads = (tensor[start:stop].transpose(0, 1) for tensor in (query, key, value))
+            parts.append(torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=seen, scale=scale))
+        return torch.cat(parts, 1).transpose(0, 1)
+
+    monkeypatch.setattr(varlen, "varlen_attn", of_2_11)
+    q, k, v = (torch.randn(1, heads, 12, 8) for heads in (4, 2, 2))
+    starts = torch.tensor([0, 9, 12], dtype=torch.int32)
+    index = torch.arange(9)
+    band = None if window is None else (index[:, None] >= index) & (index[:, None] - index < window)
+    row = attention.Sequences([9, 3], starts, window, band)
+    expected, _ = attention.attend(torch.nn.Module(), q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), row)
+    torch.testing.assert_close(attention._torch_kernel()(q, k, v, row, None), expected)
 
 
 @pytest.mark.gpu

@@ -78,22 +78,24 @@ def _describe_change(sets: changes.Changes, size: int, train: batches.RowLengths
 
 def measure_in_worker(recipe: Recipe, run: RunDir, emit: Emit) -> None:
     """Trains, and writes the peak memory of this process or of its GPU to PEAK_FILE."""
-    free = read_machine("cpu").free // int(os.environ.get("WORLD_SIZE", "1"))  # before anything is loaded
+    cpu = read_machine("cpu").free // int(os.environ.get("WORLD_SIZE", "1"))  # before anything is loaded
+    gpu = read_machine("cuda").free
     current().create("backend", recipe.backend).train(Training(recipe=recipe, run=run, emit=emit))
-    run.write_json(PEAK_FILE.format(os.environ.get("RANK", "0")), _read_peak(free))
+    run.write_json(PEAK_FILE.format(os.environ.get("RANK", "0")), _read_peak(cpu, gpu))
 
 
-def _read_peak(room: int) -> dict[str, Any]:
-    """Returns the device, its peak in bytes, and the bytes that it had; `room` is that number for a CPU."""
+def _read_peak(cpu: int, gpu: int) -> dict[str, Any]:
+    """Returns the device, its peak in bytes, and the bytes that it had; `cpu` and `gpu` were free before training."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        outside = max(total - free - torch.cuda.memory_reserved(), 0)  # CUDA context, and other processes
-        return {"kind": "cuda", "peak": torch.cuda.max_memory_reserved() + outside, "room": total}
+        room = gpu or total  # a driver may not tell
+        outside = max(room - free - torch.cuda.memory_reserved(), 0)  # the CUDA context
+        return {"kind": "cuda", "peak": torch.cuda.max_memory_reserved() + outside, "room": room}
     if STATUS.is_file():
         lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-        return {"kind": "cpu", "peak": int(lines["VmHWM"].split()[0]) * 1024, "room": room}
+        return {"kind": "cpu", "peak": int(lines["VmHWM"].split()[0]) * 1024, "room": cpu}
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
-    return {"kind": "cpu", "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "room": room}
+    return {"kind": "cpu", "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "room": cpu}

@@ -170,13 +170,18 @@ def _torch_kernel() -> Kernel | None:
     except ImportError:
         return None
     attention: Any = varlen.varlen_attn
-    if not {"window_size", "enable_gqa"} <= set(inspect.signature(attention).parameters):  # an older torch
+    known = inspect.signature(attention).parameters
+    if "window_size" not in known:  # before torch 2.11
         return None
 
     def kernel(q: Any, k: Any, v: Any, row: Sequences, scaling: float | None) -> torch.Tensor:
         longest, window = max(row.lengths), (-1, 0) if row.window is None else (row.window - 1, 0)
         bounds = (row.starts, row.starts, longest, longest)
-        settings = {"scale": scaling, "window_size": window, "enable_gqa": q.shape[1] != k.shape[1]}
+        settings = {"scale": scaling, "window_size": window}
+        if "enable_gqa" in known:
+            settings["enable_gqa"] = q.shape[1] != k.shape[1]
+        else:  # torch 2.11 wants as many heads of keys as of queries
+            k, v = (tensor.repeat_interleave(q.shape[1] // tensor.shape[1], 1) for tensor in (k, v))
         output: torch.Tensor = attention(_flatten(q), _flatten(k), _flatten(v), *bounds, **settings)
         return output[None]
 
