@@ -27,6 +27,7 @@ KEYS = {
     "train": {
         "epochs": 2,
         "learning_rate": 5e-3,
+        "warmup": 3,
         "batch_size": 2,
         "eval_batch_size": 2,
         "logging_steps": 1,
