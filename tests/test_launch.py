@@ -65,6 +65,15 @@ def test_a_signal_asks_the_worker_to_stop_and_a_second_one_kills_it(run, how, si
         run_in_worker(f"workers:{how}", run, watch)
 
 
+@pytest.fixture
+def hangup():
+    """The signal of a closed terminal is heeded, also if the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_repeated_signal_counts_once(run, number):
     """`timeout` sends a signal twice; so do the shell and the kernel when a terminal closes."""
@@ -79,6 +88,7 @@ def test_a_repeated_signal_counts_once(run, number):
     assert (run.path / "tidied").exists()
 
 
+@pytest.mark.usefixtures("hangup")
 def test_a_closed_terminal_stops_the_worker_and_later_messages_do_not_fail(run):
     """Writes to a closed terminal fail, also inside the signal handler."""
     heard = f"""

@@ -5,7 +5,13 @@ from typing import Any, NamedTuple
 
 from sftrun.data.ledger import Entry
 from sftrun.data.tokens import offsets
+from sftrun.errors import RowError
 from sftrun.recipe.model import Recipe
+
+LARGE = 1 << 20  # characters of a row; one below is tokenized as a whole, which takes up to 0.5 kB for each
+LARGEST = 1 << 23  # characters of the largest row that is tokenized as a whole
+PER_TOKEN = 8  # characters; more than a token has on average in almost all texts
+CUT = 64  # tokens; where a text is cut, its last tokens differ from those of the whole text
 
 
 class Piece(NamedTuple):
@@ -25,6 +31,8 @@ class LengthPolicy:
         self, recipe: Recipe, split: str, add: Callable[[Entry], None], fatal: Callable[[str, str], None]
     ) -> None:
         self.limit = recipe.model.max_seq_len
+        self.is_error = recipe.data.on_too_long == "error"
+        self.limit_is_final = recipe.data.on_too_long in ("drop", "error")
         self.handle_too_long = {
             "drop": self._drop_long,
             "truncate": self._truncate,
@@ -34,6 +42,37 @@ class LengthPolicy:
         self.split = split
         self.add = add
         self.fatal = fatal
+
+    def accept_size(self, origin: str, text: str, count: Callable[[str], int]) -> bool:
+        """Returns False for a large row whose beginning alone has too many tokens, and notes it.
+
+        `count` counts tokens. Raises RowError for a row that is too large to be tokenized.
+        """
+        size = len(text)
+        if size <= LARGE:
+            return True
+        largest = max(LARGEST, PER_TOKEN * self.limit)
+        if self.limit_is_final and self._begins_too_long(text[:largest], count):
+            self._report_large(origin, size)
+            return False
+        if size > largest:
+            raise RowError(f"has {size:,} characters, and no row of more than {largest:,} is tokenized; split it")
+        return True
+
+    def _begins_too_long(self, text: str, count: Callable[[str], int]) -> bool:
+        part = PER_TOKEN * self.limit
+        while part < len(text):
+            if count(text[:part]) > self.limit + CUT:
+                return True
+            part *= 4
+        return False
+
+    def _report_large(self, origin: str, size: int) -> None:
+        found = f"has more than {self.limit} tokens in {size:,} characters"
+        if self.is_error:
+            self.fatal(origin, f"{found}; model.max_seq_len is {self.limit}")
+        else:
+            self.add(Entry(self.split, origin, "dropped", "too long", found.removeprefix("has ")))
 
     def apply(self, origin: str, row: offsets.TokenizedText) -> list[Piece]:
         """Returns the samples that a row becomes: none, one, or with `split` several."""

@@ -240,6 +240,7 @@ class Pipeline:
                 bad(split, row.origin, error)
 
     def _render_all(self, conversations: Iterable[Conversation], split: str) -> Iterator[Pair]:
+        policy = LengthPolicy(self.recipe, split, self.add, self._add_problem)
         for given in conversations:
             conversation = self._remove_ends(given, split)
             try:
@@ -252,6 +253,8 @@ class Pipeline:
                     raise RowError(refusal)
                 if empty := answers.find_empty(conversation.messages):
                     self._check_empty(conversation, rendered, empty)
+                if not policy.accept_size(conversation.origin, rendered.text, self.tokenizer.count):
+                    continue
                 template.date.check(conversation)
                 template.crosscheck.compare(conversation, rendered)
                 yield conversation, rendered

@@ -8,6 +8,8 @@ import msgspec
 from sftrun.options import Count, Meta, NameOrPath, Options, Use, as_use, component, parse
 from sftrun.recipe.train_options import TrainOptions
 
+LONGEST_SEQUENCE = 10 * 1024 * 1024  # tokens; no model has more positions
+
 
 class ModelOptions(Options):
     """The model to start from."""
@@ -35,7 +37,12 @@ class ModelOptions(Options):
         ),
     ] = False
     max_seq_len: Annotated[
-        Count, Meta(description="Longest sequence to train on, in tokens; see data.on_too_long for longer rows.")
+        int,
+        Meta(
+            ge=1,
+            le=LONGEST_SEQUENCE,
+            description="Longest sequence to train on, in tokens; see data.on_too_long for longer rows.",
+        ),
     ] = 2048
     chat_template: Annotated[
         NameOrPath | None,

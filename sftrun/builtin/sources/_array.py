@@ -7,6 +7,7 @@ from typing import IO, NoReturn
 import msgspec
 
 BLOCK = 1 << 20  # bytes read at a time
+LONGEST = 1 << 26  # bytes of an element
 BOM = b"\xef\xbb\xbf"
 TURNS = ("messages", "conversations")  # keys of one conversation, whose elements are no rows
 # Matches a string or a structural character; a lone quote begins a string that continues in the next block.
@@ -75,6 +76,10 @@ class Array:
                 at = len(self.data)
             if self.data.find(b"\n", at) >= 0:
                 raise BrokenError("a string is not closed")
+            if len(self.data) - self.start > LONGEST:
+                raise BrokenError(
+                    f"an element has more than {LONGEST >> 20} MiB, and is not read", "split it, or use jsonl"
+                )
             block = self.stream.read(max(BLOCK, len(self.data) - self.start))
             if not block:
                 return

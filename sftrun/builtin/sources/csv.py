@@ -11,7 +11,6 @@ from typing import Annotated
 import sftrun
 from sftrun.builtin.sources import _files
 
-LONGEST = 1 << 28  # characters of a field; a longer one means that a quote is never closed
 SEPARATOR = "\x1f"
 EXCEL = re.compile(r"sep=(.?)")  # first line of a table that Excel reads
 DELIMITERS = re.compile(r"(?<=\w)[;,\t|](?=\w)")  # between two names of columns
@@ -76,10 +75,10 @@ class Csv(_files.FileSource):
 
     def _read_records(self, file: Path) -> Iterator[tuple[int, Fields]]:
         """Yields each record with the line at which it begins."""
-        csv.field_size_limit(LONGEST)  # a setting of the whole process
+        csv.field_size_limit(_files.LONGEST_ROW)  # a setting of the whole process
         with _files.open_text(file, self.options.encoding, newline="") as text:
             reader = csv.reader(
-                text,
+                _files.iter_text_lines(file, text),
                 delimiter=self.options.delimiter,
                 quoting=csv.QUOTE_MINIMAL if self.options.quoted else csv.QUOTE_NONE,
                 strict=True,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import sftrun
 from sftrun.builtin.sources import _files, _rows
 
-BATCH = 1000  # rows in memory at a time
+BATCH = 16  # rows in memory at a time: more are hardly faster, and rows may be large
 
 
 class ParquetOptions(_files.FileOptions):

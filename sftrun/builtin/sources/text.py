@@ -1,8 +1,9 @@
 """Source `text`: plain text, such as Markdown, as rows `{"text": …}`."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import Annotated, Literal
 
 import sftrun
 from sftrun.builtin.sources import _files, _start
@@ -64,27 +65,34 @@ class Text(_files.FileSource):
         line = 0
         try:
             with _files.open_text(file, self.options.encoding) as text:
-                for line, unit in cut(text):
+                for line, unit in cut(file, text):
                     yield line, unit
         except (OSError, UnicodeError) as error:
             _files.raise_unreadable(file, error, line + 1)
 
 
-def _read_file(text: TextIO) -> Numbered:
-    yield 1, text.read()
+def _read_file(file: Path, text: io.TextIOBase) -> Numbered:
+    unit = text.read(_files.LONGEST_ROW + 1)
+    if len(unit) > _files.LONGEST_ROW:
+        raise _files.make_error(file, None, _files.TOO_LARGE, "split the file, or set unit: paragraph")
+    yield 1, unit
 
 
-def _read_lines(text: TextIO) -> Numbered:
-    for number, line in enumerate(text, 1):
+def _read_lines(file: Path, text: io.TextIOBase) -> Numbered:
+    for number, line in enumerate(_files.iter_text_lines(file, text), 1):
         if line.strip():
             yield number, line.rstrip("\n")
 
 
-def _read_paragraphs(text: TextIO) -> Numbered:
-    first, lines = 0, list[str]()
-    for number, line in enumerate(text, 1):
+def _read_paragraphs(file: Path, text: io.TextIOBase) -> Numbered:
+    first, size, lines = 0, 0, list[str]()
+    for number, line in enumerate(_files.iter_text_lines(file, text), 1):
         if line.strip():
-            first = first if lines else number
+            first, size = (first, size + len(line)) if lines else (number, len(line))
+            if size > _files.LONGEST_ROW:
+                raise _files.make_error(
+                    file, first, _files.TOO_LARGE, "blank lines separate paragraphs; or set unit: line"
+                )
             lines.append(line)
         elif lines:
             yield first, "".join(lines).rstrip("\n")

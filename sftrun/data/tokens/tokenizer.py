@@ -117,8 +117,9 @@ class Tokenizer:
 
         offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         starts, ends = offsets[:, 0].copy(), offsets[:, 1].copy()
-        for index in np.flatnonzero(self.is_added(np.asarray(encoding.ids, dtype=np.int64))):
-            content = self.added[encoding.ids[index]]
+        ids = encoding.ids  # a new list each time
+        for index in np.flatnonzero(self.is_added(np.asarray(ids, dtype=np.int64))):
+            content = self.added[ids[index]]
             at = text.find(content, starts[index], ends[index])
             if at >= 0:
                 starts[index], ends[index] = at, at + len(content)
