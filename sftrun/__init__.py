@@ -1,8 +1,9 @@
 """sftrun: supervised fine-tuning from a recipe. The names here are the public API, for users and plugins.
 
 More for plugins: `sftrun.kinds` (what a component of each kind is given and returns), `sftrun.types` and
-`sftrun.events`, `sftrun.files` (atomic folders, digests), `sftrun.hub` (the Hugging Face Hub), `sftrun.data`
-(prepared data), `sftrun.training` (for backends on transformers) and `sftrun.testing` (checks of components).
+`sftrun.events`, `sftrun.files` (atomic folders, digests), `sftrun.strict_json` (the JSON of rows), `sftrun.hub` (the
+Hugging Face Hub), `sftrun.data` (prepared data), `sftrun.training` (for backends on transformers) and
+`sftrun.testing` (checks of components).
 """
 
 __version__ = "0.1.0"

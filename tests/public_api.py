@@ -18,7 +18,7 @@ from sftrun.events import EVENTS
 from sftrun.hookspecs import KINDS
 
 MODULES = ("sftrun", "sftrun.kinds", "sftrun.types", "sftrun.events", "sftrun.errors")
-MODULES += ("sftrun.files", "sftrun.hub", "sftrun.data", "sftrun.testing")
+MODULES += ("sftrun.files", "sftrun.strict_json", "sftrun.hub", "sftrun.data", "sftrun.testing")
 CHECKS = "*"  # stands for every kind
 # what plugins may use of a run directory; the rest is for sftrun alone
 RUN_DIR = ("path", "prepared", "checkpoints", "model", "eval", "export", "tensorboard", "log")

@@ -1,6 +1,7 @@
 """`sftrun generate` writes answers as they are made, and evaluation reports its progress."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -65,3 +66,64 @@ def test_the_answers_do_not_replace_the_prompts(trained, prompts, sftrun):
     assert said.code == 1
     assert "is the file of prompts, which it would replace; name another file" in said.err
     assert prompts.read_text() == before
+
+
+JSON_LINES = '\ufeff{"prompt": "one\u2028still one", "id": 7}\r\n\n{"messages": [{"role": "user", "content": "two"}]}'
+ODD_LINES = {
+    "prompts.txt": ("one\u2028still one\r\n\ufefftwo\n\n  \n3\n", ["one\u2028still one", "\ufefftwo", "3"]),
+    "bom.txt": ("\ufeffone\ntwo", ["one", "two"]),
+    "prompts.jsonl": (JSON_LINES, ["one\u2028still one", "two"]),
+}
+
+
+@pytest.mark.parametrize("name", ODD_LINES)
+def test_a_line_of_prompts_ends_where_an_editor_ends_it(tmp_path, name):
+    from sftrun.tools.prompts import read_prompts
+
+    text, expected = ODD_LINES[name]
+    (tmp_path / name).write_bytes(text.encode())
+    found = read_prompts(tmp_path / name)
+    assert [prompt.messages[-1]["content"] for prompt in found] == expected
+    assert all(prompt.place.file == str(tmp_path / name) for prompt in found)
+
+
+WRONG_LINES = {
+    b'{"messages": [3]}': 'message 0 must be an object with "role" and "content"',
+    b'{"messages": [{"content": "hi"}]}': 'message 0 must be an object with "role" and "content"',
+    b'{"messages": [{"role": "user", "content": 3}]}': "message 0 has a content that is a int, not a text",
+    b'{"messages": []}': 'a line needs "messages" (a list) or "prompt" (a string)',
+    b"[1]": 'a line needs "messages" (a list) or "prompt" (a string)',
+    b'{"prompt": "\\ud800"}': "half of a surrogate pair",
+    b'{"prompt": "a", "prompt": "b"}': "an object has the key 'prompt' twice, at column 17",
+    b'{"prompt": "' + b"[" * 10 + b'", "x": ' + b"[" * 5000 + b"]" * 5000 + b"}": "nested more than 200 deep",
+    b'{"prompt": "\xff"}': "not UTF-8 text: it has the byte 0xff",
+    b'{"prompt": NaN}': "NaN is not JSON",
+}
+
+
+def test_every_line_that_is_no_prompt_is_named_before_a_model_is_loaded(trained, sftrun, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(b'{"prompt": "fine"}\n' + b"\n".join(WRONG_LINES) + b"\n")
+    said = sftrun("generate", trained.path, file)
+    assert said.code == 1
+    for number, expected in enumerate(WRONG_LINES.values(), 2):
+        (line,) = [line for line in said.err.splitlines() if f"prompts.jsonl:{number}: error: " in line]
+        assert expected in line
+    assert said.out == ""
+
+
+def test_messages_that_the_template_refuses_are_named_with_their_line(trained, sftrun, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "fine"}\n{"messages": [{"role": "user", "content": [{"type": "image"}]}]}\n')
+    said = sftrun("generate", trained.path, file)
+    assert said.code == 1, said
+    assert "prompts.jsonl:2: error: these messages cannot be answered" in said.err
+
+
+def test_bytes_that_are_no_text_do_not_end_a_chat(trained):
+    words = [sys.executable, "-m", "sftrun", "chat", str(trained.path), "--max-new-tokens", "4"]
+    env = {**os.environ, "PYTHONUTF8": "1"}
+    done = subprocess.run(words, input=b"hi\n\xff\xfe\nhi\n", capture_output=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"this line is not text in the terminal's encoding, and was not sent" in done.stderr
+    assert len(done.stdout.splitlines()) >= 2

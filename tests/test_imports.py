@@ -17,7 +17,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py"))
 # A module imports from its own line and from those above it.
 LAYERS = [
     {"errors", "options", "scrub", "types"},
-    {"events", "files", "gpus", "hub", "tiny"},
+    {"events", "files", "gpus", "hub", "strict_json", "tiny"},
     {"api_changes", "hookspecs", "kinds"},
     {"sftrun"},  # the public face; what is heavy in it is loaded on first use
     {"registry"},
@@ -33,7 +33,10 @@ LAYERS = [
 # What plugins may import, besides `sftrun.training`; tiny is data: the files of the embedded model.
 PUBLIC = {
     "sftrun",
-    *(f"sftrun.{name}" for name in ("data", "errors", "events", "files", "hub", "kinds", "tiny", "types")),
+    *(
+        f"sftrun.{name}"
+        for name in ("data", "errors", "events", "files", "hub", "kinds", "strict_json", "tiny", "types")
+    ),
 }
 HEAVY = {
     "torch",

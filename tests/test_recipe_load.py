@@ -1,8 +1,11 @@
 """Files that are hard to read: each is a problem with a place, never a traceback."""
 
 import os
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sftrun.recipe.compose import MAX_DEPTH, MAX_NODES, scalar
 from sftrun.recipe.validate import check_file
@@ -191,3 +194,68 @@ def test_a_bare_name_and_a_mapping_of_the_same_component_merge(errors, tmp_path)
     made = check_file("recipe.yaml").recipe
     assert made.source.with_["path"] == str(tmp_path / "data")
     assert made.formatter.with_["fields"]["user"] == "q"
+
+
+PIECES = [
+    "a",
+    "b: ",
+    "- ",
+    "\n",
+    "  ",
+    "'",
+    '"',
+    "\\\n",
+    "\\n",
+    "#",
+    " # c",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ": ",
+    "&x ",
+    "*x",
+    "|",
+    ">",
+    "|-\n",
+]
+PIECES += [
+    "!",
+    "?",
+    "%",
+    "---",
+    "<<: ",
+    "1",
+    "1e3",
+    "0o7",
+    "yes",
+    "null",
+    "~",
+    ".inf",
+    "\t",
+    "é",
+    "\u2028",
+    "${env:A}",
+    "\r\n",
+    "@",
+    "`",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join))
+@settings(max_examples=1500, deadline=None)
+def test_the_fast_parser_reads_what_the_slow_one_reads_or_leaves_it_to_it(text):
+    from sftrun.recipe import compose
+    from sftrun.recipe.document import Origin
+
+    if compose.UNPRINTABLE.search(text):
+        return
+    origin = Origin("recipe.yaml", Path(), compose.LINE_BREAK.split(text))
+    quick = compose._compose_quickly(text, origin)
+    if quick is None:
+        return
+    slow = compose._Composer(text, origin, compose._parse_slowly(text))
+    node = slow.document()
+    assert not slow.problems
+    assert node == quick.node

@@ -1,6 +1,9 @@
 """Source `mix`: several sources as one."""
 
 import itertools
+import json
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -167,3 +170,20 @@ def test_a_mix_is_prepared_with_the_origins_of_its_sources(write, sftrun, tmp_pa
     put(tmp_path / "more.csv", "user,assistant\nhi\n")
     report = sftrun("prepare", recipe, "--out", tmp_path / "out")
     assert f"{tmp_path / 'more.csv'}:2: error: has 1 field, but the table has 2 columns" in report.err
+
+
+def test_one_source_after_another_is_open_not_all_at_once(tmp_path):
+    sources = []
+    for number in range(60):
+        file = tmp_path / f"{number}.jsonl"
+        file.write_text(f'{{"prompt": "{number}", "completion": "{number}"}}\n')
+        sources.append({"use": "jsonl", "with": {"path": str(file), "val_share": 0}})
+    (tmp_path / "sources.json").write_text(json.dumps(sources))
+    code = (
+        "import json, resource, sys, sftrun; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)); "
+        "mix = sftrun.create('source', sftrun.Use(use='mix', with_={'sources': json.load(open(sys.argv[1]))})); "
+        "print(sum(1 for row in mix.rows('train')))"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "sources.json")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout == "60\n", done.stderr

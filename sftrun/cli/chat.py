@@ -1,8 +1,11 @@
 """`sftrun chat`: a chat with the model of a run."""
 
+import re
 import sys
 
 import click
+
+UNDECODED = re.compile("[\ud800-\udfff]")
 
 
 @click.command()
@@ -28,6 +31,8 @@ def command(run: str, base: bool, system: str | None, no_system: bool, max_new_t
     decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=1)
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a typing error is no reason to end the chat
     while line := _read_line():
         if line == "/new":
             messages = list(opening)
@@ -39,6 +44,10 @@ def command(run: str, base: bool, system: str | None, no_system: bool, max_new_t
 
 
 def _read_line() -> str:
-    if sys.stdin.isatty():
-        print("> ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip()
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline().strip()
+        if not UNDECODED.search(line):
+            return line
+        print("this line is not text in the terminal's encoding, and was not sent", file=sys.stderr)

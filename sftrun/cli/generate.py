@@ -5,15 +5,15 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 import click
 
 from sftrun.cli.options import choose_system_prompt
-from sftrun.errors import Interrupted, Place, Problem, UserError
+from sftrun.errors import Interrupted, UserError
 
-Prompt = tuple[dict[str, Any], list[dict[str, Any]]]
-"""The keys of a line, and its messages."""
+if TYPE_CHECKING:
+    from sftrun.tools.prompts import Prompt
 
 
 @click.command()
@@ -39,28 +39,30 @@ def command(
     """
     from sftrun.runs.persona import add_persona
     from sftrun.tools.generate import load_answerer
+    from sftrun.tools.prompts import read_prompts
     from sftrun.types import Decoding
 
     if out and Path(out).exists() and Path(out).samefile(prompts):
         raise UserError(f"--out {out} is the file of prompts, which it would replace", hint="name another file")
     system = choose_system_prompt(run, None, no_system)
-    prompted = _read_prompts(Path(prompts))
+    prompted = read_prompts(Path(prompts))
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # standard output has the answers alone, whatever a backend prints
         answer = load_answerer(run, "base" if base else "tuned")
         decoding = Decoding(max_new_tokens=max_new_tokens, batch_size=batch_size)
-        batches = answer.in_batches([add_persona(messages, system) for _, messages in prompted], decoding)
+        conversations = [add_persona(each.messages, system) for each in prompted]
+        batches = answer.in_batches(conversations, decoding, [each.place for each in prompted])
         with Path(out).open("w", encoding="utf-8") if out else contextlib.nullcontext(stdout) as lines:
             _write_answers(prompted, batches, lines, out)
 
 
-def _write_answers(prompted: list[Prompt], batches: Iterable[list[str]], lines: IO[str], out: str | None) -> None:
+def _write_answers(prompted: "list[Prompt]", batches: Iterable[list[str]], lines: IO[str], out: str | None) -> None:
     """Writes the answers of each batch once they are made; says how many there are if something ends it early."""
     written = 0
     try:
         for answers in batches:
-            for (row, _), text in zip(prompted[written:], answers, strict=False):
-                lines.write(json.dumps({**row, "answer": text}, ensure_ascii=False) + "\n")
+            for prompt, text in zip(prompted[written:], answers, strict=False):
+                lines.write(json.dumps({**prompt.row, "answer": text}, ensure_ascii=False) + "\n")
             lines.flush()
             written += len(answers)
     except BrokenPipeError:  # nobody reads standard output any more
@@ -73,29 +75,3 @@ def _write_answers(prompted: list[Prompt], batches: Iterable[list[str]], lines: 
         raise
     if out:
         print(f"{written} answers: {out}", file=sys.stderr)
-
-
-def _read_prompts(file: Path) -> list[Prompt]:
-    try:
-        lines = list(enumerate(file.read_text("utf-8").splitlines(), 1))
-    except UnicodeDecodeError:
-        raise UserError(Problem("not UTF-8 text", Place(str(file)), hint="save the file as UTF-8")) from None
-    if file.suffix == ".jsonl":
-        return [_json_prompt(line, Place(str(file), number)) for number, line in lines if line.strip()]
-    return [_text_prompt(line) for _, line in lines if line.strip()]
-
-
-def _text_prompt(line: str) -> Prompt:
-    return {"prompt": line}, [{"role": "user", "content": line}]
-
-
-def _json_prompt(line: str, where: Place) -> Prompt:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(Problem(f"not valid JSON: {error}", where)) from None
-    if isinstance(row, dict) and isinstance(row.get("prompt"), str):
-        return row, [{"role": "user", "content": row["prompt"]}]
-    if isinstance(row, dict) and isinstance(row.get("messages"), list) and row["messages"]:
-        return row, row["messages"]
-    raise UserError(Problem('a line needs "messages" (a list) or "prompt" (a string)', where))

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -13,15 +13,14 @@ from sftrun.errors import Place, Problem
 from sftrun.options import ENV, is_path
 from sftrun.recipe.compose import MAX_INTEGER
 from sftrun.recipe.document import Document, Node
-from sftrun.recipe.walk import Visit, alternatives, walk
-from sftrun.registry import Registry
+from sftrun.recipe.walk import Visit, alternatives
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
-def convert_scalars(document: Document, schema: dict[str, Any], registry: Registry) -> Document:
+def convert_scalars(document: Document, visits: Iterable[Visit]) -> Document:
     """Converts scalars to the types of the schema: `1e3` to an integer, an override's `1` to text for a text key."""
-    for visit in list(walk(document.root, schema, registry)):
+    for visit in visits:
         value = _converted(visit)
         if value is not visit.node.value:
             document = document.with_value(visit.path, value)
@@ -41,9 +40,9 @@ def _takes_integers_alone(allowed: set[str]) -> bool:
     return "integer" in allowed and "number" not in allowed
 
 
-def number_problems(document: Document, schema: dict[str, Any], registry: Registry) -> Iterator[Problem]:
+def number_problems(visits: Iterable[Visit]) -> Iterator[Problem]:
     """Yields a problem for every `1e30` in place of an integer: `resolved.yaml` could not be read again."""
-    for visit in walk(document.root, schema, registry):
+    for visit in visits:
         value = visit.node.value
         if isinstance(value, int) and abs(value) > MAX_INTEGER and _takes_integers_alone(visit.types()):
             yield Problem(f"{'.'.join(map(str, visit.path))}: this number is too large", visit.node.place)
@@ -57,9 +56,9 @@ def _is_allowed(value: Any, allowed: set[str]) -> bool:
     return {type(None): "null", dict: "object", list: "array"}.get(type(value), "string") in allowed
 
 
-def variable_problems(document: Document, schema: dict[str, Any], registry: Registry) -> Iterator[Problem]:
+def variable_problems(visits: Iterable[Visit]) -> Iterator[Problem]:
     """Yields a problem for every malformed or misplaced variable, and for every secret that is written out."""
-    for visit in walk(document.root, schema, registry):
+    for visit in visits:
         value, formats = visit.node.value, visit.formats()
         if isinstance(value, dict):
             _hide_secrets(visit)
@@ -109,9 +108,9 @@ def _without_value(place: Place) -> Place:
     return msgspec.structs.replace(place, file=name, text=None)
 
 
-def make_paths_absolute(document: Document, schema: dict[str, Any], registry: Registry) -> Document:
+def make_paths_absolute(document: Document, visits: Iterable[Visit]) -> Document:
     """Makes every path absolute, relative to the folder of the file that it is written in."""
-    for visit in list(walk(document.root, schema, registry)):
+    for visit in visits:
         value, formats = visit.node.value, visit.formats()
         if isinstance(value, str) and ("path" in formats or ("name-or-path" in formats and is_path(value))):
             document = document.with_value(visit.path, _absolute(visit.node))

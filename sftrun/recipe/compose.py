@@ -24,7 +24,7 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\u
 # What libyaml may read otherwise than YAML 1.2: tabs, tags, escapes, directives, line breaks of Unicode, marks of keys
 # and documents, odd names of anchors, comments after the mark of a block.
 ODD = re.compile(
-    r"[\t\x85\u2028\u2029\ufeff!\\]|^(%|---|\.\.\.)|(^|[\s,\[{:-])(\?|[&*](?![\w-]+([\s,\]}]|\Z)))|[|>][-+0-9]*#",
+    r"[\t\x85\u2028\u2029\ufeff!]|\\(?!\n)|^(%|---|\.\.\.)|(^|[\s,\[{:-])(\?|[&*](?![\w-]+([\s,\]}]|\Z)))|[|>][-+0-9]*#",
     re.MULTILINE,
 )
 

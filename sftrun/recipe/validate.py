@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from sftrun.errors import Place, Problem, RecipePath, UserError
-from sftrun.options import schema
+from sftrun.options import Use, schema
 from sftrun.recipe import adjust, checks, complete
 from sftrun.recipe.compose import LINE_BREAK, compose
 from sftrun.recipe.diagnose import Diagnosis
@@ -80,13 +80,22 @@ def check_file(source: PathLike | Recipe, overrides: Sequence[str] = ()) -> Chec
         return Checked(list(error.problems))
     document, override_problems = apply_overrides(Document(root), overrides, os.environ)
     registry = current()
-    document = adjust.convert_scalars(document, schema(Recipe), registry)
-    problems = _schema_problems(document, registry, [*read_problems, *override_problems])
+    document, visits = _visit(document, registry)
+    problems = _schema_problems(document, registry, visits, [*read_problems, *override_problems])
     recipe = None
     if not _has_errors(problems):
-        recipe, component_problems = _typed(document, registry)
+        recipe, component_problems = _typed(document, registry, visits)
         problems += component_problems
     return Checked(_sorted(problems, document), document, None if _has_errors(problems) else recipe)
+
+
+def _visit(document: Document, registry: Registry) -> tuple[Document, list[Visit]]:
+    """Returns a document with the types of the schema, and a visit of each of its nodes."""
+    visits = list(walk(document.root, schema(Recipe), registry))
+    converted = adjust.convert_scalars(document, visits)
+    if converted is not document:
+        visits = list(walk(converted.root, schema(Recipe), registry))
+    return converted, visits
 
 
 def _built(recipe: Recipe) -> tuple[Node, list[Problem]]:
@@ -104,16 +113,17 @@ def _has_errors(problems: Iterable[Problem]) -> bool:
     return any(problem.severity == "error" for problem in problems)
 
 
-def _schema_problems(document: Document, registry: Registry, read_problems: list[Problem]) -> list[Problem]:
+def _schema_problems(
+    document: Document, registry: Registry, visits: Sequence[Visit], read_problems: list[Problem]
+) -> list[Problem]:
     """Returns the problems of reading, of the schemas of the recipe and its components, and of keys that depend."""
     root = schema(Recipe)
-    earlier = [*read_problems, *adjust.variable_problems(document, root, registry)]
-    earlier += adjust.number_problems(document, root, registry)
-    visits = {visit.path: visit for visit in walk(document.root, root, registry) if visit.kind}
+    earlier = [*read_problems, *adjust.variable_problems(visits), *adjust.number_problems(visits)]
+    named = {visit.path: visit for visit in visits if visit.kind}
     partial = any(problem.path == EXTENDS for problem in read_problems)
-    diagnosis = Diagnosis(document, visits, registry, partial)
+    diagnosis = Diagnosis(document, named, registry, partial)
     later = list(diagnosis.problems(document.data, root))
-    for visit in visits.values():
+    for visit in named.values():
         later += _option_problems(visit, document, diagnosis, registry)
     later += checks.key_problems(document)
     reported = {problem.where for problem in earlier}  # one problem per value is enough
@@ -135,16 +145,15 @@ def _option_problems(visit: Visit, document: Document, diagnosis: Diagnosis, reg
         yield from diagnosis.problems(use.with_, options, (*visit.path, "with"))
 
 
-def _typed(document: Document, registry: Registry) -> tuple[Recipe | None, list[Problem]]:
+def _typed(document: Document, registry: Registry, visits: Sequence[Visit]) -> tuple[Recipe | None, list[Problem]]:
     """Returns the typed recipe, and the problems that its components report."""
-    document = adjust.make_paths_absolute(document, schema(Recipe), registry)
+    document = adjust.make_paths_absolute(document, visits)
     try:
         recipe = complete.recipe(typed_recipe(document.data), registry)
     except UserError as error:
         return None, [_placed(problem, document, ()) for problem in error.problems]
     problems = []
-    visits = list(walk(document.root, schema(Recipe), registry))
-    asked = [(str(visit.kind), visit.path, visit.use()) for visit in visits]
+    asked = [(str(visit.kind), visit.path, _use_at(document, visit)) for visit in visits if visit.kind]
     written = {visit.path[:1] for visit in visits}
     # default components are checked too
     asked += [(kind, (kind,), use) for kind, use in components(recipe) if kind in FIELDS and (kind,) not in written]
@@ -154,6 +163,12 @@ def _typed(document: Document, registry: Registry) -> tuple[Recipe | None, list[
             problems += [_placed(problem, document, path) for problem in reported]
     problems += [_placed(problem, document, ()) for problem in checks.of_backend(recipe, registry)]
     return recipe, problems
+
+
+def _use_at(document: Document, visit: Visit) -> Use | None:
+    """Returns the component at a visited path, with the values that a document has there now."""
+    node = document.find(visit.path)
+    return None if node is None else msgspec.structs.replace(visit, node=node).use()
 
 
 def _placed(problem: Problem, document: Document, path: RecipePath) -> Problem:

@@ -1,8 +1,12 @@
 """Generates answers of a trained model, for `sftrun chat`, `sftrun generate` and `sftrun.generate`."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
+import msgspec
+
+from sftrun.errors import Place, Problem, UserError
 from sftrun.kinds import Loading, Model
 from sftrun.recipe.validate import PathLike
 from sftrun.registry import current
@@ -21,9 +25,22 @@ class Answerer:
         """Returns one answer per conversation."""
         return self._answer([self.encode(messages) for messages in conversations], decoding)
 
-    def in_batches(self, conversations: Sequence[list[Message]], decoding: Decoding) -> Iterator[list[str]]:
-        """Yields the answers of one batch after the other; every conversation is encoded before the first one."""
-        prompts = [self.encode(messages) for messages in conversations]
+    def in_batches(
+        self, conversations: Sequence[list[Message]], decoding: Decoding, places: Sequence[Place] = ()
+    ) -> Iterator[list[str]]:
+        """Yields the answers of one batch after the other; every conversation is encoded before the first one.
+
+        Raises UserError for conversations that cannot be encoded, with the `places` that they were read from.
+        """
+        prompts: list[list[int]] = []
+        problems: list[Problem] = []
+        for messages, place in itertools.zip_longest(conversations, places):
+            try:
+                prompts.append(self.encode(messages))
+            except UserError as error:
+                problems += [msgspec.structs.replace(each, where=each.where or place) for each in error.problems]
+        if problems:
+            raise UserError(problems)
         for start in range(0, len(prompts), decoding.batch_size):
             yield self._answer(prompts[start : start + decoding.batch_size], decoding)
 

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 import sftrun
-from sftrun.builtin.sources import _strict
+from sftrun import strict_json
 
 
 def decode_row(text: bytes, origin: str) -> sftrun.Row | sftrun.BadRow:
@@ -13,8 +13,8 @@ def decode_row(text: bytes, origin: str) -> sftrun.Row | sftrun.BadRow:
     if not text:
         return sftrun.BadRow(origin, "no object stands between two commas, or after the last one")
     try:
-        data = _strict.decode(text)
-    except _strict.NotJsonError as error:
+        data = strict_json.decode(text)
+    except strict_json.NotJsonError as error:
         return sftrun.BadRow(origin, str(error))
     if not isinstance(data, dict):
         return sftrun.BadRow(origin, f"must be a JSON object, not a {type(data).__name__}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 import sftrun
-from sftrun.builtin.sources import _strict
+from sftrun import strict_json
 
 LOOK = 512  # bytes
 WIDE = "convert it, for example with iconv -t utf-8"
@@ -74,5 +74,5 @@ def explain_undecoded(text: str, encoding: str) -> str:
     wrong = next(character for character in text if "\udc80" <= character <= "\udcff")
     if encoding != "utf-8":
         return f"is not {encoding} text: the byte 0x{ord(wrong) - 0xDC00:02x}; set encoding"
-    reason = _strict.find_wrong_byte(raw) or "not UTF-8 text"
+    reason = strict_json.find_wrong_byte(raw) or "not UTF-8 text"
     return f"is {reason.partition(' at column')[0]}; set encoding"

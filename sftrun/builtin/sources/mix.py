@@ -78,12 +78,12 @@ class Mix:
 
     def rows(self, split: str) -> Iterator[AnyRow]:
         indices = [index for index, source in enumerate(self.sources) if split in source.splits()]
-        streams = [Stream(self.sources[index], index, split) for index in indices]
+        streams = (Stream(self.sources[index], index, split) for index in indices)
         if self.options.weights is None:
-            return itertools.chain.from_iterable(map(_read_all, streams))
+            return itertools.chain.from_iterable(map(_read_all, streams))  # one is open at a time
         weights = [self.options.weights[index] for index in indices]
         ends = self.options.stopping if split == "train" else "each"
-        return _draw(streams, weights, ends, random.Random(f"{self.options.seed} {split}"))
+        return _draw(list(streams), weights, ends, random.Random(f"{self.options.seed} {split}"))
 
     def fingerprint(self) -> str:
         o = self.options

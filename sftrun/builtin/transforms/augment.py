@@ -123,7 +123,7 @@ def _read_phrases(file: Path) -> Phrases:
     except UnicodeDecodeError:
         raise sftrun.UserError(f"augment: {file} is not UTF-8 text") from None
     if file.suffix == ".txt":
-        phrases = Phrases([line.strip() for line in text.splitlines() if line.strip()])
+        phrases = Phrases([line.strip() for line in text.split("\n") if line.strip()])
     else:
         phrases = _parse_phrases(text, file)
     _check_phrases(phrases, file)

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+__all__ = ["NotJsonError", "decode", "find_wrong_byte"]
+
 DEEPEST = 200  # levels of nesting; what reads a row goes one call deeper for each
 
 
