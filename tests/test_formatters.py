@@ -305,3 +305,9 @@ def test_a_row_that_needs_no_reading_gives_the_conversation_that_reading_it_give
     conversation = [{"role": "system", "content": "s"}, ASK, ANSWER]
     assert chat({"messages": conversation}) == chat({"messages": [{**each, "name": None} for each in conversation]})
     assert chat({"messages": conversation}) == Conversation(conversation, "train.jsonl:1")
+
+
+def test_arguments_with_a_key_twice_are_refused():
+    call = {"function": {"name": "find", "arguments": '{"city": "Oslo", "city": "Rome"}'}}
+    row = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+    assert "tool_calls[0].arguments is not valid JSON: an object has the key 'city' twice" in refused(row)

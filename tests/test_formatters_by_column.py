@@ -333,3 +333,14 @@ def test_the_rows_and_recipes_of_the_page_fit(sftrun, write, use, part):
     assert [bool(formatted(use, row, **options).messages) for row in rows] == [True] * len(rows)
     assert rows
     assert recipes
+
+
+def test_tools_of_a_row_of_columns_reach_the_template():
+    spec = {"type": "function", "function": {"name": "find", "parameters": {"type": "object", "properties": {}}}}
+    made = sftrun.create("formatter", sftrun.Use(use="columns", with_={"user": "{q}", "assistant": "{a}"}))
+    found = made.format(
+        sftrun.Row({"q": "?", "a": "!", "tools": [spec], "chat_template_kwargs": {"think": False}}, "x:1")
+    )
+    assert (found.tools, found.template_kwargs) == ([spec], {"think": False})
+    used = sftrun.create("formatter", sftrun.Use(use="columns", with_={"user": "{q} {tools}", "assistant": "{a}"}))
+    assert used.format(sftrun.Row({"q": "?", "a": "!", "tools": "a hammer"}, "x:1")).tools is None

@@ -4,9 +4,8 @@ import json
 import math
 from typing import Any
 
-import msgspec
-
 import sftrun
+from sftrun import strict_json
 
 DEEPEST = 64  # levels of nesting; no schema or argument is deeper, and recursion could overflow the stack
 KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
@@ -31,9 +30,9 @@ def quote_value(value: Any) -> str:
 def parse_json(text: str, where: str) -> Any:
     """Parses a JSON text; raises RowError if it is invalid."""
     try:
-        value = msgspec.json.decode(text)
-    except (ValueError, RecursionError) as error:
-        raise sftrun.RowError(f"{where} is not valid JSON: {error}") from None
+        value = strict_json.decode(text.encode())
+    except strict_json.NotJsonError as error:
+        raise sftrun.RowError(f"{where} is not valid JSON: {str(error).removeprefix('not valid JSON: ')}") from None
     _check_depth(value, where, DEEPEST)
     return value
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import sftrun
-from sftrun.builtin.formatters import _columns, _media
+from sftrun.builtin.formatters import _columns, _media, _tools
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
@@ -60,7 +60,8 @@ class Columns:
                 raise _columns.make_empty_answer(" and ".join(template.list_columns()))
             if not is_empty or role != "system":
                 messages.append({"role": role, "content": template.fill(row.data)})
-        return sftrun.Conversation(messages, row.origin)
+        others = {name: value for name, value in row.data.items() if name not in self.used}
+        return sftrun.Conversation(messages, row.origin, _tools.read_tools(others), _tools.read_template_kwargs(others))
 
 
 def _list_turns(options: ColumnsOptions) -> tuple[Turn, ...]:
