@@ -149,3 +149,8 @@ def test_a_full_disk_is_recognised_in_the_error_of_a_library(run):
 def test_a_read_only_folder_is_an_error_of_the_user(run):
     with pytest.raises(UserError, match=r"Read-only file system.*check who may write there"):
         run_in_worker("workers:read_only", run, print)
+
+
+def test_a_worker_that_leaves_with_code_0_has_not_done_its_work(run):
+    with pytest.raises(WorkerError, match="the worker ended with code 0"):
+        run_in_worker("workers:leaves_with_code_0", run, print)

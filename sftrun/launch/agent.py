@@ -30,7 +30,7 @@ from sftrun.errors import Interrupted, UserError
 from sftrun.events import Event, Failure, Restarted
 from sftrun.kinds import Emit
 from sftrun.launch import failures, workers
-from sftrun.launch.failures import INTERRUPTED
+from sftrun.launch.failures import DONE, INTERRUPTED
 from sftrun.launch.rendezvous import Rendezvous
 from sftrun.launch.workers import Ranks
 
@@ -88,7 +88,7 @@ class Rank:
     def find_failure(self) -> Failure | None:
         """Returns the failure that the rank reported, or else its exit code as one; None if it has not failed."""
         code = self.poll()
-        if code in (None, 0, INTERRUPTED):
+        if code in (None, DONE, INTERRUPTED):
             return None
         if self.failure is None:
             self._receive(failures.describe_exit(code or 0, self.oom_kills))

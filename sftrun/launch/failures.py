@@ -15,6 +15,7 @@ from sftrun.launch.signals import SIGNALS
 from sftrun.runs.directory import RunDir
 
 TAIL = 15  # lines of run.log that an error shows
+DONE = 64  # exit code of a worker whose work is done: code of a plugin may end the process with 0
 INTERRUPTED = 130  # exit code of a worker that a signal stopped
 
 

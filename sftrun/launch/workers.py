@@ -92,7 +92,7 @@ def run_in_worker(target: str, run: RunDir, emit: Emit, ranks: Ranks | None = No
         finally:
             SIGNALS.process = None
             os.close(parent_end)
-        if code or failure:
+        if code != failures.DONE or failure:
             raise failures.explain(failure, code, oom_kills, run)
 
 
@@ -175,6 +175,7 @@ def serve(job: Callable[[Emit], None], descriptor: int, lifeline: int) -> None:
         else:
             emit(failures.describe(error, oom_kills))
         sys.exit(1)
+    sys.exit(failures.DONE)
 
 
 def _end_with_parent(lifeline: int) -> None:
