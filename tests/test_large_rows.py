@@ -8,6 +8,8 @@ import sys
 import pyarrow as pa
 import pytest
 from conftest import talk
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 SMALL = [talk(f"q {number}", f"a {number}") for number in range(30)]
@@ -119,3 +121,24 @@ def test_a_length_that_no_model_has_is_refused(write, sftrun, length):
     said = sftrun("validate", write(SMALL, model={"max_seq_len": length}))
     assert said.code == 1
     assert "max_seq_len" in said.err
+
+
+def test_tokens_of_a_huge_text_are_counted_piece_by_piece(prepare, tmp_path):
+    (tmp_path / "data.jsonl").write_text(with_row(talk("write", words(10 * MIB))))
+    transforms = [{"use": "filter", "with": {"max_tokens": 1000}}]
+    code, said, peak = prepare("jsonl", "data.jsonl", transforms=transforms)
+    assert (code, peak < 500) == (0, True), (said, peak)
+    (entry,) = map(json.loads, (tmp_path / "out/prepared/ledger.jsonl").read_text().splitlines())
+    assert (entry["action"], entry["origin"]) == ("filtered", "data.jsonl:31")
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ab \n", max_size=400), st.integers(20, 60))
+def test_pieces_of_a_text_are_the_text(text, size):
+    from sftrun.data.tokens import tokenizer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "PIECE", size)
+        pieces = list(tokenizer._cut(text))
+    assert "".join(pieces) == text
+    assert all(0 < len(piece) <= size for piece in pieces[:-1])

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -29,6 +29,7 @@ DEFAULT, TOOL_USE = "default", "tool_use"  # names of templates that transformer
 MORE_TEMPLATES = "additional_chat_templates"  # folder of the others, as transformers saves them
 BUILT_IN = Path(__file__).parent.parent / "masks" / "templates"
 CODE = ("*.py",)  # fetched too with `model.trust_remote_code`
+PIECE = 1 << 18  # characters that `count` tokenizes at once
 NAME = ("model", "name")  # path in the recipe, for problems
 
 
@@ -83,8 +84,11 @@ class Tokenizer:
         return self.engine.encode_batch_fast(list(texts), add_special_tokens=False)
 
     def count(self, text: str) -> int:
-        """Counts the tokens of a text."""
-        return len(self.engine.encode(text, add_special_tokens=False))
+        """Counts the tokens of a text; of more than PIECE characters piece by piece, cut at white space.
+
+        So memory is bounded. A cut may change the count by a token or two.
+        """
+        return sum(len(self.engine.encode(piece, add_special_tokens=False)) for piece in _cut(text))
 
     @cached_property
     def added(self) -> dict[int, str]:
@@ -151,6 +155,18 @@ class Tokenizer:
         """Returns the id of a special token by its role (`eos_token`), or None."""
         token = self.special.get(name)
         return None if token is None else self.engine.token_to_id(token)
+
+
+def _cut(text: str) -> Iterator[str]:
+    """Yields the pieces of a text, each of at most PIECE characters, cut where white space begins if there is any."""
+    start = 0
+    while len(text) - start > PIECE:
+        spaces = (text.rfind(space, start + PIECE // 2, start + PIECE) for space in (" ", "\n", "\t"))
+        end = max(spaces)
+        end = end if end > start else start + PIECE
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def load_tokenizer(model: ModelOptions) -> Tokenizer:
