@@ -259,3 +259,17 @@ def test_the_fast_parser_reads_what_the_slow_one_reads_or_leaves_it_to_it(text):
     node = slow.document()
     assert not slow.problems
     assert node == quick.node
+
+
+def test_a_pipe_is_no_recipe_and_nobody_waits_for_it(errors, tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    assert [str(problem) for problem in check_file("pipe.yaml").problems] == ["error: pipe.yaml is a pipe, not a file"]
+    (found,) = errors(SMALL + b"extends: pipe.yaml\n")
+    assert "pipe.yaml is a pipe, not a file" in found
+
+
+def test_a_base_that_was_changed_is_read_again(errors, tmp_path):
+    for epochs, count in ((1, 0), (-1, 1), (2, 0)):
+        (tmp_path / "base.yaml").write_text(f"train: {{epochs: {epochs}}}\n")
+        for _ in range(2):
+            assert len(errors(SMALL + b"extends: base.yaml\n")) == count

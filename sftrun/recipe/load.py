@@ -6,12 +6,16 @@ from pathlib import Path
 import msgspec
 
 from sftrun.errors import Place, Problem, RecipePath, UserError
+from sftrun.files import Signature, read_signature
 from sftrun.recipe.compose import LINE_BREAK, compose
 from sftrun.recipe.document import Node, Origin
 from sftrun.recipe.merge import merge
 
 MAX_BYTES = 1_000_000  # bytes of one file
 EXTENDS: RecipePath = ("extends",)
+SHELL_PIPES = ("/dev/fd/", "/proc/")
+
+_bases: dict[tuple[str, Path, Signature], Node] = {}  # a thousand recipes may extend one
 
 
 def display_path(path: Path) -> str:
@@ -24,6 +28,7 @@ def display_path(path: Path) -> str:
 
 def read_text(path: Path) -> str:
     """Returns the text of a recipe file; raises UserError if it cannot be read."""
+    _refuse_pipe(path)
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -41,6 +46,12 @@ def read_text(path: Path) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         place = Place(display_path(path), line)
         raise UserError(Problem("not UTF-8 text", place, hint="save the file as UTF-8")) from None
+
+
+def _refuse_pipe(path: Path) -> None:
+    """Raises UserError for a pipe, on which reading may wait forever; the shell's `<(command)` is none of them."""
+    if path.is_fifo() and not str(path).startswith(SHELL_PIPES):
+        raise UserError(f"{display_path(path)} is a pipe, not a file")
 
 
 def read_file(path: Path) -> tuple[Node, list[Problem]]:
@@ -77,8 +88,19 @@ def _merge_into_base(node: Node, problems: list[Problem], chain: tuple[Path, ...
     except UserError as error:
         unreadable = [Problem(problem.message, link.place, EXTENDS, problem.hint) for problem in error.problems]
         return node, problems + unreadable
-    base, base_problems = _read(target, chain)
+    base, base_problems = _read_base(target, chain)
     return merge(base, node), problems + base_problems
+
+
+def _read_base(path: Path, chain: tuple[Path, ...]) -> tuple[Node, list[Problem]]:
+    """Reads a recipe that another extends; one that extends none and has no problems is read once."""
+    key = display_path(path), path, read_signature(path)
+    if key in _bases:
+        return _bases[key], []
+    node, problems = _read(path, chain)
+    if not problems and EXTENDS[0] not in node.keys:
+        _bases[key] = node
+    return node, problems
 
 
 def _check_base(target: Path, chain: tuple[Path, ...]) -> None:
@@ -86,6 +108,7 @@ def _check_base(target: Path, chain: tuple[Path, ...]) -> None:
     names = " → ".join(display_path(path) for path in (*chain, target))
     if target.resolve() in [path.resolve() for path in chain]:
         raise UserError(f"extends is circular: {names}")
+    _refuse_pipe(target)
     try:
         with target.open("rb"):
             return
