@@ -51,13 +51,14 @@ def prepare(work: StageWork) -> None:
         store.copy_entry(entry or _prepare_entry(recipe, pipeline, parts), run.prepared)
     _check_lost(recipe, pipeline, run)
     _report_rows(pipeline, run, emit)
-    _warn_of_date(recipe, pipeline, run, emit)
-    _warn_of_variables(pipeline, run, emit)
-    _check_masks(recipe, pipeline, run, emit)
-    _warn_of_borders(pipeline, run, emit)
-    _check_expected(recipe, run)
-    mask = run.read_json("prepared/proof.json")["hash"]
-    run.add_facts("prepare", model=run.read_json(BEGUN)["model"], prepared={"key": key, **parts}, mask=mask)
+    proof = run.read_json("prepared/proof.json")
+    _warn_of_date(recipe, pipeline, proof["date"], emit)
+    _warn_of_variables(pipeline, proof["unread_variables"], emit)
+    _check_masks(recipe, pipeline, proof["crosscheck"], emit)
+    _warn_of_borders(pipeline, proof["borders"], emit)
+    _check_expected(recipe, proof)
+    model = run.read_json(BEGUN)["model"]
+    run.add_facts("prepare", model=model, prepared={"key": key, **parts}, mask=proof["hash"])
     manifest.write(run)
 
 
@@ -88,25 +89,23 @@ def check_components(work: StageWork) -> None:
         work.emit(events.Warned(message=str(problem)))
 
 
-def _check_masks(recipe: Recipe, pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
+def _check_masks(recipe: Recipe, pipeline: Pipeline, crosscheck: dict[str, Any], emit: Emit) -> None:
     """Reports rows whose cross-check differs: as a warning, or with `data.crosscheck: error` as an error."""
-    proof = run.read_json("prepared/proof.json")["crosscheck"]
-    if not proof["differ"]:
+    if not crosscheck["differ"]:
         return
     problems = [
         Problem(each["reason"], Place(pipeline.source.locate(each["origin"])), hint=HINTS[each["kind"]])
-        for each in proof["disagreements"]
+        for each in crosscheck["disagreements"]
     ]
-    compared = proof["generation"] + proof["prefix"]
-    message = f"cross-check: {proof['differ']} of {compared} compared rows have another mask"
+    compared = crosscheck["generation"] + crosscheck["prefix"]
+    message = f"cross-check: {crosscheck['differ']} of {compared} compared rows have another mask"
     if recipe.data.crosscheck == "error":
         raise UserError([Problem(message, path=("data", "crosscheck")), *problems])
     first = problems[0]
     emit(events.Warned(message=f"{message}; first: {first.where}: {first.message}; {first.hint}"))
 
 
-def _warn_of_date(recipe: Recipe, pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
-    date = run.read_json("prepared/proof.json")["date"]
+def _warn_of_date(recipe: Recipe, pipeline: Pipeline, date: str | None, emit: Emit) -> None:
     if date is None:
         return
     then = "expect_mask fails then" if recipe.expect_mask else "so do the ids and the mask"
@@ -114,22 +113,21 @@ def _warn_of_date(recipe: Recipe, pipeline: Pipeline, run: RunDir, emit: Emit) -
     emit(events.Warned(message=f"{message}; {pipeline.date_advice}"))
 
 
-def _warn_of_variables(pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
-    for name, origin in run.read_json("prepared/proof.json")["unread_variables"].items():
+def _warn_of_variables(pipeline: Pipeline, unread: dict[str, str], emit: Emit) -> None:
+    for name, origin in unread.items():
         message = f"the chat template does not read the variable {name}, which has no effect"
         emit(events.Warned(message=f"{message}; first: {pipeline.source.locate(origin)}"))
 
 
-def _warn_of_borders(pipeline: Pipeline, run: RunDir, emit: Emit) -> None:
+def _warn_of_borders(pipeline: Pipeline, borders: dict[str, Any], emit: Emit) -> None:
     """Reports rows that lose a token at a border, with the first of each split."""
-    for split, found in run.read_json("prepared/proof.json")["borders"].items():
+    for split, found in borders.items():
         where = pipeline.source.locate(found["origin"])
         message = f"{split}: {found['rows']} rows lose the token at the border of a trained text"
         emit(events.Warned(message=f"{message}; first: {where}: {found['reason']}; {found['hint']}"))
 
 
-def _check_expected(recipe: Recipe, run: RunDir) -> None:
-    proof = run.read_json("prepared/proof.json")
+def _check_expected(recipe: Recipe, proof: dict[str, Any]) -> None:
     found, date = proof["hash"], proof["date"]
     if recipe.expect_mask not in (None, found):
         changed = "rows, template, tokenizer or masker have changed"
@@ -144,7 +142,7 @@ def key_parts(recipe: Recipe, pipeline: Pipeline, registry: Registry) -> dict[st
     """Returns the parts of the cache key: everything that the prepared samples depend on."""
     uses = {"formatter": [recipe.formatter], "masker": [recipe.masker], "transform": recipe.transforms}
     return {
-        "code": _hash_code([*(PACKAGE / "data").rglob("*.py"), Path(__file__)]),
+        "code": _hash_code([*(PACKAGE / "data").rglob("*.py"), PACKAGE / "strict_json.py", Path(__file__)]),
         "source": {"use": recipe.source.use, "fingerprint": pipeline.source.fingerprint()},
         "transform_files": _fingerprint_transforms(pipeline),
         "components": [_component(registry, kind, use) for kind, named in uses.items() for use in named],

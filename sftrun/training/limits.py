@@ -46,6 +46,14 @@ def check_recipe(recipe: sftrun.Recipe) -> Iterator[sftrun.Problem]:
         yield sftrun.Problem(message, path=("train", "dataloader_prefetch"))
 
 
+def check_prepared(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[sftrun.Problem]:
+    """Yields problems of prepared data: few validation rows, or rows longer than the model has positions for."""
+    from sftrun.training import positions
+
+    yield from check_data(recipe, run)
+    yield from positions.check_positions(recipe, run)
+
+
 def check_data(recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterator[sftrun.Problem]:
     """Yields problems for options that need a validation loss, if the prepared data have no validation rows."""
     wanted = {"early_stopping": recipe.train.early_stopping, "keep_best": recipe.train.keep_best}

@@ -96,10 +96,7 @@ class Bnb:
         yield from strategies.missing_packages(recipe)
 
     def check_prepared(self, recipe: sftrun.Recipe, run: sftrun.RunDir) -> Iterable[sftrun.Problem]:
-        from sftrun.training import positions
-
-        yield from limits.check_data(recipe, run)
-        yield from positions.check_positions(recipe, run)
+        return limits.check_prepared(recipe, run)
 
     def train(self, work: sftrun.kinds.Training) -> None:
         from sftrun.training import train

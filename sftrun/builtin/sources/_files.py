@@ -1,5 +1,6 @@
 """Shared parts of sources of files: finding and reading files, and splitting off validation rows."""
 
+import abc
 import codecs
 import contextlib
 import functools
@@ -41,7 +42,7 @@ class FileOptions(sftrun.Options):
     ] = 0.05
 
 
-class FileSource:
+class FileSource(abc.ABC):
     """A source that reads files, split by split; a subclass adds `suffixes` and `rows`."""
 
     suffixes: ClassVar[tuple[str, ...]]
@@ -109,9 +110,9 @@ class FileSource:
 
         return _holdout.find_holdout(self.options.val_share, read)
 
+    @abc.abstractmethod
     def rows(self, split: str) -> Iterator[sftrun.Row | sftrun.BadRow]:
         """Yields the rows of a split, those that `make_filter` selects."""
-        raise NotImplementedError
 
     def _refuse_wrong_layout(self) -> None:
         wrong = [problem for problem in self.layout.problems if problem.severity == "error"]
