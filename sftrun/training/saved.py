@@ -40,16 +40,18 @@ def save(
 
 
 def write_in_base_dtype(
-    model: Any, recipe: sftrun.Recipe, folder: Path, state_dict: dict[str, torch.Tensor] | None = None
+    model: Any, work: sftrun.kinds.Training, folder: Path, state_dict: dict[str, torch.Tensor] | None = None
 ) -> None:
     """Writes a fully tuned model in the dtype of its base; training keeps its weights in fp32.
 
-    `state_dict` has the weights of a sharded model. Weights too large for the dtype stay in fp32, all of them.
+    `state_dict` has the weights of a sharded model. If one is too large for the dtype, all stay in fp32; it is said.
     """
-    dtype = getattr(torch, base_model.weights_dtype(recipe))
+    dtype = getattr(torch, base_model.weights_dtype(work.recipe))
     weights = model.state_dict() if state_dict is None else state_dict
     cast = _cast(weights, dtype)
     if not all(bool(each.isfinite().all()) for each in cast.values() if each.is_floating_point()):
+        said = f"some weights are too large for {dtype}, the dtype of the base: model/ has fp32, and needs more memory"
+        work.emit(sftrun.events.Warned(message=said.replace("torch.", "")))
         dtype, cast = torch.float32, weights
     model.save_pretrained(folder, state_dict=cast)
     config = json.loads((folder / "config.json").read_text("utf-8"))

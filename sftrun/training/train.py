@@ -58,7 +58,7 @@ def train(work: sftrun.kinds.Training, quantisation: dict[str, Any] | None = Non
     if strategy:
         check = functools.partial(isolation.check_isolation, precision=compute.precision(recipe)) if packed else None
         trainer.add_callback(apply.StartChecks(trainer, check))
-    keeper.train(trainer, functools.partial(_save, trainer, adapter, recipe, run, quantisation))
+    keeper.train(trainer, functools.partial(_save, trainer, adapter, work, quantisation))
     if ranks.is_first():
         run.add_facts("train", used=used, parameters=saved.count(trainer.model))
     ranks.finish()
@@ -67,14 +67,13 @@ def train(work: sftrun.kinds.Training, quantisation: dict[str, Any] | None = Non
 def _save(
     trainer: Any,
     adapter: Adapter | None,
-    recipe: sftrun.Recipe,
-    run: sftrun.RunDir,
+    work: sftrun.kinds.Training,
     quantisation: dict[str, Any] | None,
 ) -> None:
     weights = apply.gather_weights(trainer)
     if ranks.is_first():
-        write = adapter.save if adapter else functools.partial(saved.write_in_base_dtype, trainer.model, recipe)
-        saved.save(trainer.model, functools.partial(write, state_dict=weights), recipe, run, quantisation)
+        write = adapter.save if adapter else functools.partial(saved.write_in_base_dtype, trainer.model, work)
+        saved.save(trainer.model, functools.partial(write, state_dict=weights), work.recipe, work.run, quantisation)
 
 
 def arguments(recipe: sftrun.Recipe, run: sftrun.RunDir, rows: int) -> SFTConfig:
