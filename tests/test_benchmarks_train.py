@@ -36,3 +36,22 @@ def test_the_benchmark_for_a_gpu_runs_in_small(tmp_path):
     assert {"sftrun", "trl", "trl-plain"} <= set(medians)
     assert all(each["tokens_per_s"] > 0 for each in medians.values())
     assert json.loads(file.read_text())["llama-8b-lora"]["rounds"]
+
+
+def test_what_only_a_gpu_shows_runs_in_small_on_a_cpu(tmp_path):
+    env = {**os.environ, "SMALL": "--small", "PYTHON": sys.executable, "SITE": str(tmp_path / "site"), "LIMIT": "500"}
+    done = subprocess.run(
+        [FOLDER / "on_gpu.sh", tmp_path, "install", "tests", "full"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=env,
+    )
+    assert done.returncode == 0, done.stdout
+    assert [line.split(":")[0] for line in (tmp_path / "stages.txt").read_text().splitlines()] == [
+        "install",
+        "tests",
+        "full",
+    ]
+    assert json.loads((tmp_path / "gpu.json").read_text())["qwen-0.5b-full"]["sftrun_over"]["trl"] > 0
+    assert "skipped" in (tmp_path / "tests.log").read_text()
