@@ -39,9 +39,9 @@ REAL = {"lora": 2e-4, "full": 1e-5}  # learning rates for a real model
 SETTINGS: dict[str, list[str]] = {
     "default": [],
     "warmup 0": ["train.warmup=0"],
-    "ungrouped": ["train.group_by_length=false"],
-    "both": ["train.warmup=0", "train.group_by_length=false"],
     "grouped": ["train.group_by_length=true"],
+    "grouped, warmup 0": ["train.group_by_length=true", "train.warmup=0"],
+    "linear": ["train.scheduler=linear"],
 }
 
 

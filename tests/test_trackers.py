@@ -629,7 +629,7 @@ def test_a_whole_run_is_in_every_tracker_and_no_secret_is(tmp_path):
         "TRACKIO_DIR": str(tmp_path / "trackio"),
     }
     for _ in range(2):  # the second time the run is done, and resumed
-        run = whole(tmp_path / "run", f"trackers={json.dumps(trackers)}", **environment)
+        run = whole(tmp_path / "run", "train.warmup=1", f"trackers={json.dumps(trackers)}", **environment)
     assert warnings(run) == []
     recorded = [(event["step"], event["loss"]) for event in run.events() if event["event"] == "step"]
     for kind in (WandbRun, MlflowRun, TrackioRun):

@@ -7,7 +7,6 @@ from sftrun.errors import UserError
 from sftrun.options import Count, Meta, Options
 
 Strategy = Literal["no", "steps", "epoch"]
-GROUPED_FROM = 100  # optimizer steps in an epoch, from which on rows are grouped by length by default
 ROUNDING = 1e-9  # steps; 0.29 × 100 is a little less than 29
 
 
@@ -65,12 +64,12 @@ class TrainOptions(Options):
         Count, Meta(description="Gradient accumulation: micro-batches of each process in one optimizer step.")
     ] = 1
     group_by_length: Annotated[
-        bool | None,
+        bool,
         Meta(
-            description="Batch rows of similar length, to save padding; null for true if an epoch has at least "
-            f"{GROUPED_FROM} optimizer steps, as fewer steps learn less from such batches. No effect on packed rows."
+            description="Batch rows of similar length, to save padding; a short training learns a little less from "
+            "such batches. No effect on packed rows."
         ),
-    ] = None
+    ] = False
     max_grad_norm: Annotated[float, Meta(ge=0, description="Clip gradients to this norm; 0 for no limit.")] = 1.0
     on_oom: Annotated[
         Literal["error", "shrink"],
@@ -186,10 +185,6 @@ class TrainOptions(Options):
     def warmup_steps(self, steps: int) -> int:
         """Returns the length of the warm-up in a training of `steps` optimizer steps."""
         return math.floor(self.warmup * steps + ROUNDING) if self.warmup < 1 else int(self.warmup)
-
-    def groups_by_length(self, epoch_steps: int) -> bool:
-        """Returns True if rows of similar lengths share a batch, in epochs of so many optimizer steps."""
-        return epoch_steps >= GROUPED_FROM if self.group_by_length is None else self.group_by_length
 
     def step_rows(self, processes: int) -> int:
         """Returns the rows of one optimizer step, over all processes."""

@@ -64,9 +64,7 @@ class RunTrainer:
 
         The rows of an optimizer step do not depend on its split into micro-batches.
         """
-        train = self.keeper.recipe.train
-        grouped = train.groups_by_length(train.epoch_steps(len(self.rows), ranks.world_size()))
-        if not grouped or isinstance(self.rows, PackedRows):
+        if not self.keeper.recipe.train.group_by_length or isinstance(self.rows, PackedRows):
             return batches.ShuffledSampler(len(self.rows), self.args.seed, len(self.train_dataset))
         step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return batches.LengthGroupedSampler(self.rows.lengths, step, self.args.seed, len(self.train_dataset))
