@@ -103,6 +103,7 @@ def call(hub, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_and_its_resume_keep_the_commit_that_prepare_has_found(write, hub, call, tmp_path):
     file, out = write(ROWS, model={"name": "me/model"}, train=TRAIN, evaluators=["loss"]), tmp_path / "run"
     said = call(file, "--out", out)

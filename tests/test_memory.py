@@ -113,6 +113,7 @@ def test_the_search_starts_at_the_estimate_and_is_corrected_by_measurements(take
     assert (found[0] if found else None) == max(fitting, default=None)
 
 
+@pytest.mark.slow
 def test_smaller_batches_give_the_same_curve(recipe, tmp_path):
     """Memory runs out in step 3 with 8 rows; training resumes from step 2 with 4 rows accumulated twice."""
     whole = run(recipe(), out=tmp_path / "whole")

@@ -40,6 +40,7 @@ def test_messages_are_refused_with_what_to_set(recipe, sftrun, tmp_path, command
     assert not (tmp_path / "run/model").exists()
 
 
+@pytest.mark.slow
 def test_pairs_of_texts_can_be_answered_without_a_template(recipe, sftrun, tmp_path):
     rows = {"train": [{"prompt": "1, 2, ", "completion": "3"}] * 4, "val": [{"prompt": "4, 5, ", "completion": "6"}]}
     pairs = {**TEXT, "formatter": "prompt-completion", "masker": "completion"}

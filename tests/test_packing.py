@@ -153,6 +153,7 @@ def test_a_batch_of_packs_is_one_row_whose_positions_start_again():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.older
 def test_rows_share_sequences_when_the_recipe_says_so(recipe, prepared):
     """A step is of packs, every token is counted, and the model that is saved knows nothing of packing."""

@@ -162,6 +162,7 @@ def test_changes_keep_the_training_the_same_if_that_is_enough(recipe):
     assert all(size <= 0.8 * needed for _, size in found)
 
 
+@pytest.mark.slow
 def test_a_model_too_large_is_refused_from_its_config_alone(write, sftrun, folder):
     sizes = {"hidden_size": 16384, "intermediate_size": 2**20, "num_hidden_layers": 8, "num_attention_heads": 128}
     path = folder(vocab_size=768, **sizes)

@@ -49,6 +49,7 @@ def test_what_is_wrong_with_it_has_a_place(recipe):
         sftrun.run(wrong)
 
 
+@pytest.mark.slow
 def test_it_is_inspected_prepared_and_planned_as_a_file_is(recipe, tmp_path):
     first = next(iter(sftrun.inspect(recipe)))
     number = first.conversation.messages[0]["content"].removeprefix("What is ").removesuffix("?")

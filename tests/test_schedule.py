@@ -102,6 +102,7 @@ def test_a_share_of_the_steps_is_not_lost_to_rounding(write):
     assert recipe.train.warmup_steps(100) == 29
 
 
+@pytest.mark.slow
 def test_the_plan_says_how_long_the_warm_up_is(write, sftrun):
     recipe = write(ROWS, tuning={"mode": "full"}, train={"epochs": 1, "warmup": 2})
     planned = sftrun("plan", recipe, "--json")

@@ -100,6 +100,7 @@ def same(run, other):
     assert run.facts("train")["parameters"] == other.facts("train")["parameters"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
 def test_two_processes_that_share_a_model_learn_what_one_learns(name, alone, shared):
     """On packed rows, with activations computed twice: the check that sequences do not see each other ran too."""
@@ -111,6 +112,7 @@ def test_an_adapter_on_a_shared_base_learns_what_it_learns_in_one_process(name, 
     same(shared(name, **LORA), alone(**LORA))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
 def test_a_shared_model_goes_on_from_its_checkpoint_to_the_very_same_weights(name, shared, tmp_path):
     whole = shared(name)

@@ -82,6 +82,7 @@ def test_events_count_every_token_that_was_trained(full):
     )
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_weights_byte_for_byte_and_another_seed_does_not(recipe, full):
     import sftrun
 
@@ -280,6 +281,7 @@ def test_a_few_rows_without_a_validation_split_train_and_it_is_said(sftrun, writ
     assert (tmp_path / "out/model/model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_early_stopping_that_comes_too_late_to_stop_anything_is_said(sftrun, write, tmp_path):
     train = {"epochs": 2, "batch_size": 8, "early_stopping": {"patience": 2}}
     rows = {"train": ROWS[:16], "val": ROWS[16:20]}
