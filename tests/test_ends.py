@@ -334,3 +334,41 @@ def test_the_end_of_an_empty_answer_must_not_join_with_the_header(sftrun, write,
     said = sftrun("prepare", write([talk("a", "b"), talk("a", "", "c", "d")], **keys), "--out", tmp_path / "refused")
     assert said.code == 1
     assert "train.jsonl:2: error: message 1 (assistant) is empty: only its end of turn would be trained" in said.err
+
+
+REASONS = (
+    LOOP
+    + "<|{{ m.role }}|>\n{{ m.content }}<|e|>\n{% endfor %}"
+    + ("{% if add_generation_prompt %}<|assistant|>\nHere are my reasoning steps:\n{% endif %}")
+)
+
+
+@pytest.mark.parametrize("answer", ["Here is a rhyme", "Here", "Hexagon", "Here are my own words"])
+def test_an_answer_that_begins_like_the_generation_prompt_is_trained_whole(answer):
+    """A prompt may hold the beginning of an answer, such as `<think>`, but then all of what it adds."""
+    rendered = Renderer(Template(REASONS, {})).render(Conversation([user("A rhyme?"), assistant(answer)]))
+    assert "".join(rendered.text[s.start : s.end] for s in rendered.spans if s.generated) == f"{answer}<|e|>"
+
+
+TWO_TURNS = LOOP + (
+    "{% if m.tool_calls %}<|bot|>{% for call in m.tool_calls %}<call>{{ call.function.name }}</call>{% endfor %}</s>"
+    "{% endif %}"
+    "{% if m.role == 'assistant' and m.content is not none %}<|bot|>{{ m.content }}</s>"
+    "{% elif m.role != 'assistant' %}<|{{ m.role }}|>{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|bot|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(("content", "is_right"), [("", False), ("Wait.", False), (None, True)])
+def test_a_stop_token_in_the_middle_of_an_answer_is_refused_with_the_remedy(content, is_right):
+    """DeepSeek's distilled models have such a template: a call with any content becomes two turns."""
+    call = {"role": "assistant", "content": content, "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+    row = Conversation([user("?"), call, {"role": "tool", "content": "rain"}, assistant("Rain.")])
+    renderer = Renderer(Template(TWO_TURNS, {"eos_token": "</s>"}))
+    if is_right:
+        rendered = renderer.render(row)
+        trained = "".join(rendered.text[s.start : s.end] for s in rendered.spans if s.generated)
+        assert trained == "<call>look</call></s>Rain.</s>"
+    else:
+        with pytest.raises(RowError, match=r"stop token '</s>' in the middle of it.* null|opens it with '<\|bot\|>'"):
+            renderer.render(row)

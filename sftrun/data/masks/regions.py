@@ -66,6 +66,7 @@ def _find_region(survey: Survey, message: int, ends: Ends) -> Region:
         end, ending = _find_written_token(survey, message, end, ends.eot_token)
     _check_other_messages(survey, message, start, end)
     _check_own_texts(survey, message, end)
+    _check_stop(survey, message, start, end - len(ending))
     return Region(message, start, end - len(ending), end, left if start in own else "")
 
 
@@ -181,6 +182,15 @@ def _check_other_messages(survey: Survey, message: int, start: int, end: int) ->
         if start <= at < end and owner != message:
             other = f"message {owner} ({survey.stand_ins.role(owner)})"
             raise survey.make_refusal(message, f"the template puts the text of {other} into it")
+
+
+def _check_stop(survey: Survey, message: int, start: int, cut: int) -> None:
+    """Raises RowError if the template writes the stop token before the end of a region: no model goes on after it."""
+    token = survey.eos_token
+    if token and token in survey.full.text[start:cut]:
+        why = f"the template writes the stop token {token!r} in the middle of it, as if it were two turns"
+        advice = "if one of its texts is empty, leave it out or set it to null"
+        raise survey.make_refusal(message, f"{why}; {advice}")
 
 
 def _check_own_texts(survey: Survey, message: int, end: int) -> None:

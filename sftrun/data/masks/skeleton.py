@@ -175,12 +175,18 @@ class Skeleton:
         """Removes from generated spans the text that the generation prompt already holds: it may end with `<think>`."""
         found: list[Span] = []
         for span, tile in zip(spans, self.tiles, strict=True):
-            cut = span.start + count_shared(tile.left, text[span.start : span.end]) if tile.left else span.start
+            cut = span.start + _count_repeated(tile.left, text[span.start : span.end])
             if cut > span.start:
                 found.append(Span(span.start, cut, span.message, span.role, train=span.train))
             if cut < span.end or span.end_of_turn:
                 found.append(msgspec.structs.replace(span, start=cut))
         return found
+
+
+def _count_repeated(prompt: str, answer: str) -> int:
+    """Counts the characters of an answer that repeat the end of its prompt, such as `<think>`: all of it, or none."""
+    size = count_shared(prompt, answer) if prompt else 0
+    return size if size >= len(prompt.rstrip()) else 0
 
 
 def _iter_variants(text: str) -> Iterator[str]:

@@ -84,6 +84,11 @@ class Survey:
         """Returns True if the model's files say that it stops at a token."""
         return token in self._template.stop_tokens
 
+    @property
+    def eos_token(self) -> str:
+        """The tokenizer's end-of-sequence token; empty if it has none."""
+        return self._template.variables.get("eos_token", "")
+
     def find_own(self, marked: MarkedText, message: int) -> list[int]:
         """Returns the positions of a message's texts."""
         return [start for start, number in marked.slots if self.stand_ins.slots[number].message == message]
