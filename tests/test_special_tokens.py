@@ -41,4 +41,5 @@ def test_a_pad_token_that_no_id_stands_for_is_named_and_not_written_to_the_model
     attempt = trained(tokenizer_class="PreTrainedTokenizerFast", pad_token="[PAD]", eos_token="<|im_end|>")
     (message,) = special_warnings(attempt)
     assert message.startswith("pad_token '[PAD]' of tokenizer_config.json is not in tokenizer.json")
-    assert json.loads((attempt.run.model / "config.json").read_text())["pad_token_id"] == tiny.PADDING
+    written = json.loads((attempt.run.model / "config.json").read_text()).get("pad_token_id")
+    assert written in (tiny.PADDING, None)  # transformers 5.17 removes the one of the base
