@@ -24,6 +24,7 @@ def llama(tmp_path: Path) -> Path:
     import tokenizers
     import trl
 
+    from sftrun.recipe.model import ModelOptions
     from sftrun.tools import shrink
 
     whole, small = tmp_path / "config", tmp_path / "llama"
@@ -38,7 +39,7 @@ def llama(tmp_path: Path) -> Path:
     (whole / "tokenizer_config.json").write_text(json.dumps(special))
     ids = {"bos_token_id": engine.token_to_id(MARKS[0]), "eos_token_id": engine.token_to_id(MARKS[1])}
     (whole / "config.json").write_text(json.dumps({**CONFIG, **ids, "vocab_size": engine.get_vocab_size()}))
-    shrink.save_tiny_model(whole, small, seed=0)
+    shrink.save_tiny_model(whole, small, 0, ModelOptions(name=str(whole)))
     return small
 
 
