@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 from conversations import KINDS, as_lists
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import sftrun
@@ -229,6 +229,7 @@ def answers(subject: Subject, messages: list[Message]) -> list[str] | None:
     return list(texts.values())
 
 
+@example(name="nemotron_3_5_lightning", turns=[("", "\x850 ")], first="")
 @settings(max_examples=150, deadline=None)
 @given(name=st.sampled_from([*TWINS, *ALONE]), turns=TURNS, first=st.sampled_from(["", "Be terse."]))
 def test_what_is_trained_is_the_answers_and_their_ends(name: str, turns: list[tuple[str, str]], first: str):
@@ -239,7 +240,8 @@ def test_what_is_trained_is_the_answers_and_their_ends(name: str, turns: list[tu
     assume(known is not None and found is not None)
     for frame, trained, (_, answer) in zip(known, found, turns, strict=True):
         before, after = frame.split("\x01")
-        trims = {answer.strip(), answer.lstrip(), answer.strip("\n"), answer.lstrip("\n"), answer.rstrip("\n")}
+        trims = {answer.strip(), answer.lstrip(), answer.rstrip()}
+        trims |= {answer.strip("\n"), answer.lstrip("\n"), answer.rstrip("\n")}
         fits = {before + kept + after for kept in {answer, *trims}}
         assert trained in fits | {each.lstrip("\n") for each in fits}
 
