@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sftrun.errors import UserError
 
@@ -26,6 +26,7 @@ __all__ = [
     "first_line",
     "is_disk_full",
     "is_utf8",
+    "iter_lines",
     "printable",
     "read_sealed",
     "seal",
@@ -36,6 +37,8 @@ __all__ = [
 UNFINISHED_FOLDER = re.compile(r"\..+\.[0-9a-f]{8}")  # the name that `hidden_folder` gives
 UNFINISHED_FILE = re.compile(r"\..+\.(json|yaml|html|md|jsonl)\.\d+")  # a file and the process that wrote it
 CLONE = 0x40049409  # FICLONE of Linux: two files share their blocks until one of them changes
+LONGEST_LINE = 1 << 26  # bytes; a longer line is not read into memory
+BLOCK = 1 << 20  # bytes of such a line that are skipped at a time
 SETTLED = 2.0  # seconds; a younger file may change again within the resolution of its time stamps
 
 SEAL = "sha256"  # key of a sealed file: the hash of the others
@@ -98,6 +101,17 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         raise
     sync_to_disk(folder.parent)
+
+
+def iter_lines(stream: IO[bytes]) -> Iterator[bytes | None]:
+    """Yields the lines of a file; None for a line that is longer than LONGEST_LINE, which is skipped."""
+    while line := stream.readline(LONGEST_LINE):
+        if len(line) < LONGEST_LINE or line.endswith(b"\n"):
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = stream.readline(BLOCK)
+        yield None
 
 
 def hidden_folder(folder: Path) -> Path:

@@ -1,11 +1,9 @@
 """`sftrun chat`: a chat with the model of a run."""
 
-import re
+import contextlib
 import sys
 
 import click
-
-UNDECODED = re.compile("[\ud800-\udfff]")
 
 
 @click.command()
@@ -48,6 +46,7 @@ def _read_line() -> str:
         if sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline().strip()
-        if not UNDECODED.search(line):
+        with contextlib.suppress(UnicodeEncodeError):
+            line.encode()
             return line
         print("this line is not text in the terminal's encoding, and was not sent", file=sys.stderr)

@@ -31,14 +31,13 @@ class LengthPolicy:
         self, recipe: Recipe, split: str, add: Callable[[Entry], None], fatal: Callable[[str, str], None]
     ) -> None:
         self.limit = recipe.model.max_seq_len
-        self.is_error = recipe.data.on_too_long == "error"
-        self.limit_is_final = recipe.data.on_too_long in ("drop", "error")
+        self.on_too_long = recipe.data.on_too_long
         self.handle_too_long = {
             "drop": self._drop_long,
             "truncate": self._truncate,
             "split": self._split,
             "error": self._report_too_long,
-        }[recipe.data.on_too_long]
+        }[self.on_too_long]
         self.split = split
         self.add = add
         self.fatal = fatal
@@ -52,7 +51,7 @@ class LengthPolicy:
         if size <= LARGE:
             return True
         largest = max(LARGEST, PER_TOKEN * self.limit)
-        if self.limit_is_final and self._begins_too_long(text[:largest], count):
+        if self.on_too_long in ("drop", "error") and self._begins_too_long(text[:largest], count):
             self._report_large(origin, size)
             return False
         if size > largest:
@@ -68,11 +67,11 @@ class LengthPolicy:
         return False
 
     def _report_large(self, origin: str, size: int) -> None:
-        found = f"has more than {self.limit} tokens in {size:,} characters"
-        if self.is_error:
-            self.fatal(origin, f"{found}; model.max_seq_len is {self.limit}")
+        found = f"more than {self.limit} tokens in {size:,} characters"
+        if self.on_too_long == "error":
+            self.fatal(origin, f"has {found}; model.max_seq_len is {self.limit}")
         else:
-            self.add(Entry(self.split, origin, "dropped", "too long", found.removeprefix("has ")))
+            self.add(Entry(self.split, origin, "dropped", "too long", found))
 
     def apply(self, origin: str, row: offsets.TokenizedText) -> list[Piece]:
         """Returns the samples that a row becomes: none, one, or with `split` several."""

@@ -1,15 +1,14 @@
 """Reads files of prompts: JSON lines with `messages` or `prompt`, or one prompt a line."""
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sftrun import strict_json
 from sftrun.errors import Place, Problem, UserError
+from sftrun.files import LONGEST_LINE, iter_lines
 from sftrun.types import Message
 
-LONGEST = 1 << 26  # bytes of a line
 BOM = b"\xef\xbb\xbf"
 
 
@@ -43,12 +42,10 @@ def read_prompts(file: Path) -> list[Prompt]:
 
 def _iter_lines(file: Path) -> Iterator[tuple[int, bytes]]:
     with file.open("rb") as lines:
-        for number in itertools.count(1):
-            line = lines.readline(LONGEST)
-            if len(line) == LONGEST:
-                raise UserError(Problem(f"the line has {LONGEST >> 20} MiB or more", Place(str(file), number)))
-            if not line:
-                return
+        for number, line in enumerate(iter_lines(lines), 1):
+            if line is None:
+                message = f"the line has more than {LONGEST_LINE >> 20} MiB"
+                raise UserError(Problem(message, Place(str(file), number)))
             text = (line.removeprefix(BOM) if number == 1 else line).strip()
             if text:
                 yield number, text

@@ -6,8 +6,9 @@ from typing import IO, NoReturn
 
 import msgspec
 
+from sftrun.files import LONGEST_LINE
+
 BLOCK = 1 << 20  # bytes read at a time
-LONGEST = 1 << 26  # bytes of an element
 BOM = b"\xef\xbb\xbf"
 TURNS = ("messages", "conversations")  # keys of one conversation, whose elements are no rows
 # Matches a string or a structural character; a lone quote begins a string that continues in the next block.
@@ -76,9 +77,9 @@ class Array:
                 at = len(self.data)
             if self.data.find(b"\n", at) >= 0:
                 raise BrokenError("a string is not closed")
-            if len(self.data) - self.start > LONGEST:
+            if len(self.data) - self.start > LONGEST_LINE:
                 raise BrokenError(
-                    f"an element has more than {LONGEST >> 20} MiB, and is not read", "split it, or use jsonl"
+                    f"an element has more than {LONGEST_LINE >> 20} MiB, and is not read", "split it, or use jsonl"
                 )
             block = self.stream.read(max(BLOCK, len(self.data) - self.start))
             if not block:

@@ -18,7 +18,7 @@ import sftrun
 from sftrun.builtin.sources import _holdout, _layout, _names, _start
 
 BLOCK = 1 << 20  # bytes read at a time
-LONGEST_ROW = 1 << 26  # bytes, or characters of a text; a longer row is not read into memory
+LONGEST_ROW = sftrun.files.LONGEST_LINE  # bytes, or characters of a text; a longer row is not read into memory
 TOO_LARGE = f"a row has more than {LONGEST_ROW >> 20} MiB, and is not read"
 NUL = "contains a NUL character: it is not text, or in another encoding"
 UNDECODED = re.compile("[\ud800-\udfff]")
@@ -147,17 +147,6 @@ def open_bytes(file: Path) -> io.BufferedReader:
         codec = {".gz": "gzip", ".zst": "zstd"}[file.suffix]
         raw: Any = pa.input_stream(str(file), compression=codec)
         return io.BufferedReader(raw, BLOCK)
-
-
-def iter_lines(stream: io.BufferedReader) -> Iterator[bytes | None]:
-    """Yields the lines of a file; None for a line that is longer than LONGEST_ROW, which is skipped."""
-    while line := stream.readline(LONGEST_ROW):
-        if len(line) < LONGEST_ROW or line.endswith(b"\n"):
-            yield line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = stream.readline(BLOCK)
-        yield None
 
 
 def iter_text_lines(file: Path, text: io.TextIOBase) -> Iterator[str]:

@@ -31,7 +31,7 @@ class Jsonl(_files.FileSource):
         try:
             with _files.open_bytes(file) as lines:
                 _files.refuse_other_kind(file, lines)
-                for number, line in enumerate(_files.iter_lines(lines), 1):
+                for number, line in enumerate(sftrun.files.iter_lines(lines), 1):
                     if line is None:
                         if is_chosen is None or is_chosen(f"{name}:{number}".encode()):
                             yield sftrun.BadRow(f"{name}:{number}", _files.TOO_LARGE)
